@@ -1,0 +1,72 @@
+"""Every bound and period of the RPC layer, as frozen values with the reason for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from synapse_p2p.exceptions import ConfigError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """Bounds of one encrypted session, and its patience."""
+
+    max_control_frame_bytes: int = 64 * KIB
+    max_task_frame_bytes: int = 4 * MIB  # larger payloads are streams
+    max_calls_served: int = 64  # handlers that one peer keeps running
+    max_calls_queued: int = 256  # calls of one peer that wait for a free place; beyond: busy
+    remembered_ids: int = 1024  # a late message for a call that ended this recently is no fault
+    max_records: int = 2**20  # of one direction under one key
+    handshake_timeout_s: float = 5.0
+    idle_ping_s: float = 120.0  # silence after which we ask whether the peer is there
+    ping_timeout_s: float = 20.0  # silence after that ping at which the session is given up
+    write_stall_s: float = 10.0  # no progress while writing this long aborts
+    goodbye_timeout_s: float = 1.0  # how long a close waits for the last bytes to leave
+
+    def __post_init__(self) -> None:
+        _all_positive(self)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """How many peers stay connected, and how hard we dial."""
+
+    max_sessions: int = 256  # opened and accepted; past it the least recently used idle one goes
+    max_idle_sessions: int = 64  # kept though nothing is in flight; least recently used out first
+    dial_timeout_s: float = 2.0  # connect alone; the handshake has its own limit
+    check_dial_timeout_s: float = 5.0
+    redial_pause_s: float = 1.0  # after a failed dial the same address answers `unavailable` at once this long ...
+    max_redial_pause_s: float = 30.0  # ... doubling up to this
+    max_remembered_failures: int = 1024
+
+    def __post_init__(self) -> None:
+        _all_positive(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Bounds and patience of a listener."""
+
+    session: SessionConfig = field(default_factory=SessionConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    header_timeout_s: float = 10.0  # from connect to a whole length or preamble
+    min_body_bytes_per_s: int = 16 * KIB  # slower senders of a body are cut off ...
+    body_grace_s: float = 10.0  # ... after this much on top
+    write_stall_s: float = 10.0
+    stop_timeout_s: float = 1.0  # how long a stop waits for handlers that ignore being cancelled
+    max_plain_connections: int = 512
+    handler_threads: int = 8  # for plain `def` handlers
+    max_handlers: int = 256  # running at once over all connections
+
+    def __post_init__(self) -> None:
+        _all_positive(self)
+
+
+def _all_positive(config: SessionConfig | PoolConfig | ServerConfig) -> None:
+    for knob in fields(config):
+        value = getattr(config, knob.name)
+        if isinstance(value, (int, float)) and not value > 0:  # so put, it refuses NaN as well
+            raise ConfigError(f"{type(config).__name__}.{knob.name} is {value}; it has to be above 0")

@@ -1,0 +1,28 @@
+"""What a handler may know of the call it serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from synapse_p2p.identity import NodeID
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """Who called, from where, and how long the answer is wanted.
+
+    A handler receives it in a parameter annotated `CallContext`. `peer` is proved by the handshake; it is None for a
+    plain caller, who is anonymous. `address` is where the call came from, as we saw it. `listen_address` is where the
+    caller says it listens (the observed host with its announced port), None for a client; nobody has dialed it yet.
+    `deadline` is on the clock of `Runtime.now`, in seconds.
+    """
+
+    peer: NodeID | None
+    address: str
+    listen_address: str | None = None
+    network: str = ""
+    deadline: float | None = None
+    traceparent: str | None = None
+    delegation: Any = field(default=None, compare=False)
+    swarm: Any = field(default=None, compare=False)

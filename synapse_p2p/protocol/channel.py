@@ -1,0 +1,73 @@
+"""The encrypted flow after a handshake: what we say sealed into records, what arrives opened.
+
+    record:  u16 length (17 to 65,535) | ciphertext with its 16-byte tag
+
+Pure. A whole flush is sealed as one record, because sealing costs per record, not per byte. Any fault ends the channel:
+the counter of the cipher makes a record that is repeated, dropped or out of order undecipherable. Source: Noise section
+13 (length field), and docs/spec/wire.md.
+"""
+
+from __future__ import annotations
+
+from synapse_p2p.exceptions import ProtocolViolation
+from synapse_p2p.protocol.noise import TAG_SIZE_BYTES, CipherState
+
+LENGTH_BYTES = 2
+MAX_CIPHERTEXT_BYTES = 65_535
+MAX_PLAINTEXT_BYTES = MAX_CIPHERTEXT_BYTES - TAG_SIZE_BYTES
+
+
+class SecureChannel:
+    """Both directions of one connection. Invariant: what is buffered is less than one record."""
+
+    __slots__ = ("_buffer", "_max_records", "_receive", "_send")
+
+    def __init__(self, send: CipherState, receive: CipherState, *, max_records: int) -> None:
+        self._send = send
+        self._receive = receive
+        self._max_records = max_records
+        self._buffer = bytearray()
+
+    def seal(self, plaintext: bytes) -> bytes:
+        """Records that carry `plaintext`, as few as can be. Raises ProtocolViolation past the last record of a key."""
+        if len(plaintext) <= MAX_PLAINTEXT_BYTES:
+            return self._seal_one(plaintext)
+        return b"".join(
+            self._seal_one(plaintext[start : start + MAX_PLAINTEXT_BYTES])
+            for start in range(0, len(plaintext), MAX_PLAINTEXT_BYTES)
+        )
+
+    def is_nearly_used_up(self) -> bool:
+        """Whether few records are left to send: time to say goodbye and dial anew."""
+        return self._send.nonce >= self._max_records - self._max_records // 1024 - 1
+
+    def open(self, data: bytes) -> bytes:
+        """What the whole records in `data` (with what was left over before) say, joined.
+
+        Raises ProtocolViolation at the first bad record; nothing of that call is delivered then.
+        """
+        if self._buffer:
+            self._buffer += data
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        position = 0
+        opened: list[bytes] = []
+        while len(data) - position >= LENGTH_BYTES:
+            start = position + LENGTH_BYTES
+            size_bytes = int.from_bytes(data[position:start], "big")
+            if size_bytes <= TAG_SIZE_BYTES:
+                raise ProtocolViolation(f"a record of {size_bytes} bytes is too short")
+            if len(data) < start + size_bytes:
+                break
+            if self._receive.nonce >= self._max_records:
+                raise ProtocolViolation("more records than one key may carry")
+            opened.append(self._receive.decrypt(data[start : start + size_bytes]))
+            position = start + size_bytes
+        self._buffer += data[position:]
+        return opened[0] if len(opened) == 1 else b"".join(opened)
+
+    def _seal_one(self, plaintext: bytes) -> bytes:
+        if self._send.nonce >= self._max_records:
+            raise ProtocolViolation("more records than one key may carry")
+        ciphertext = self._send.encrypt(plaintext)
+        return len(ciphertext).to_bytes(LENGTH_BYTES, "big") + ciphertext

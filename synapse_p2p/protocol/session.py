@@ -1,0 +1,468 @@
+"""The calls of one session: what is asked, what is served, and how each ends exactly once.
+
+Pure: plaintext of the channel and `now` go in; events, plaintext to send and the next deadline come out. Both ends
+call, whoever dialed. Layout: docs/spec/wire.md.
+
+A call of ours:      asked -> answered | failed | expired (its deadline) | dropped (cancelled by us, or the session
+ended). A call of theirs:    arrived -> waiting (all places taken) -> running -> answered | failed | withdrawn
+(cancelled, expired). The session itself:  open -> closing (we said or heard GOODBYE, or the connection is gone).
+Nothing starts after that.
+
+A message for a call that ended among the last 1,024 of its side is late, not wrong; any other stray id is a violation.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+from synapse_p2p.config import SessionConfig
+from synapse_p2p.exceptions import FrameTooLarge, ProtocolViolation
+from synapse_p2p.protocol.wire import (
+    MAX_ID,
+    Call,
+    Cancel,
+    Fail,
+    FrameKind,
+    FrameReader,
+    Goodbye,
+    Message,
+    Ping,
+    Pong,
+    Result,
+    Unknown,
+    decode_message,
+    encode_frame,
+    encode_message,
+)
+
+CONTROL_PREFIX = "_dht."  # calls to these endpoints travel as control frames
+MAX_DEADLINE_MS = 10 * 365 * 86_400 * 1000
+
+
+class Code(StrEnum):
+    """How a call may fail. A code of a later release reads as `internal_error`."""
+
+    BAD_REQUEST = "bad_request"
+    NOT_FOUND = "not_found"
+    FORBIDDEN = "forbidden"
+    BUSY = "busy"
+    TOO_LARGE = "too_large"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    CANCELLED = "cancelled"
+    UNAVAILABLE = "unavailable"
+    FAILED = "failed"
+    INTERNAL_ERROR = "internal_error"
+
+
+_CODES = frozenset(Code)
+
+
+@dataclass(frozen=True, slots=True)
+class CallArrived:
+    """Run this; answer with `answer` or `fail`. `deadline` is on our clock, None for no limit."""
+
+    call: Call
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallWithdrawn:
+    """Stop running call `id`: it was cancelled or its time is up. It takes no answer any more."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallAnswered:
+    """Our call `id` returned."""
+
+    id: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailed:
+    """Our call `id` did not return. `may_have_started` matters for `unavailable` alone."""
+
+    id: int
+    code: Code
+    message: str
+    details: Mapping[str, Any]
+    may_have_started: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CallExpired:
+    """The deadline of our call `id` passed; the peer was told to stop."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerClosed:
+    """The peer said goodbye. Close the connection."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSilent:
+    """The peer answered no ping. Close the connection."""
+
+
+Event: TypeAlias = CallArrived | CallWithdrawn | CallAnswered | CallFailed | CallExpired | PeerClosed | PeerSilent
+
+
+class Session:
+    """The state of one session. Feed it, then take `events()` and `data_to_send()`; ask `next_deadline()`, then `poll`.
+
+    Invariant: every id in `_ours` will get exactly one CallAnswered, CallFailed or CallExpired unless `cancel` takes it
+    out.
+    """
+
+    def __init__(self, *, is_dialer: bool, now: float, config: SessionConfig) -> None:
+        self._config = config
+        self._next_id = 2 if is_dialer else 1  # even for the dialer, odd for the listener; 0 belongs to no call
+        self._last_peer_id = -1 if is_dialer else 0
+        self._ours: dict[int, None] = {}
+        self._running: dict[int, None] = {}
+        self._waiting: OrderedDict[int, CallArrived] = OrderedDict()
+        self._ended_ours: OrderedDict[int, None] = OrderedDict()
+        self._ended_theirs: OrderedDict[int, None] = OrderedDict()
+        self._deadlines: list[tuple[float, int]] = []
+        self._reader = FrameReader(
+            max_control_frame_bytes=config.max_control_frame_bytes, max_task_frame_bytes=config.max_task_frame_bytes
+        )
+        self._control: list[bytes] = []
+        self._tasks: dict[int, bytes] = {}  # one frame per id at most: a call of ours or an answer to theirs
+        self._control_ids: dict[int, None] = {}  # calls in flight whose messages are control frames
+        self._events: list[Event] = []
+        self._last_received = now
+        self._pinged_at: float | None = None
+        self.is_closing = False
+        self.is_draining = False  # what runs may finish, what arrives is refused
+
+    # What we do
+
+    def call(
+        self,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        now: float,
+        deadline: float | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Ask the peer; the id of the call. `deadline` travels as the time that is left.
+
+        Raises what `wire.pack` raises for a value that cannot travel and FrameTooLarge for one too large; nothing is
+        sent then.
+        """
+        assert not self.is_closing, "a closing session takes no calls"
+        travelling = dict(options or {})
+        if deadline is not None:
+            travelling["deadline_ms"] = max(1, round((deadline - now) * 1000))
+        call_id = self._next_id
+        kind = FrameKind.CONTROL if endpoint.startswith(CONTROL_PREFIX) else FrameKind.TASK
+        self._queue(kind, call_id, Call(call_id, endpoint, args, kwargs, travelling))
+        self._next_id += 2
+        self._ours[call_id] = None
+        if kind is FrameKind.CONTROL:
+            self._control_ids[call_id] = None
+        if deadline is not None:
+            self._watch(deadline, call_id)
+        return call_id
+
+    def cancel(self, call_id: int) -> None:
+        """We want no answer to our call any more. A call that is not in flight is left alone."""
+        if call_id in self._ours:
+            self._end_ours(call_id)
+            self._withdraw_from_peer(call_id)
+
+    def answer(self, call_id: int, value: Any) -> None:
+        """The peer's call returned. Raises as `call` does; then say `fail`. A withdrawn call is left alone."""
+        if call_id in self._running:
+            self._queue(self._kind_of(call_id), call_id, Result(call_id, value))
+            self._end_theirs(call_id)
+
+    def fail(self, call_id: int, code: Code, message: str, details: Mapping[str, Any] | None = None) -> None:
+        """The peer's call did not return. A withdrawn call is left alone."""
+        if call_id in self._running:
+            self._refuse(call_id, code, message, details)
+
+    def goodbye(self, code: str, text: str = "") -> None:
+        """End the session in good order: what runs is refused, calls of ours end as unavailable, the peer is told."""
+        if self.is_closing:
+            return
+        for call_id in list(self._waiting):
+            self._refuse(call_id, Code.UNAVAILABLE, "the node is stopping", {"may_have_started": False})
+        for call_id in list(self._running):
+            self._events.append(CallWithdrawn(call_id))
+            self._refuse(call_id, Code.UNAVAILABLE, "the node is stopping", {"may_have_started": True})
+        self._control_after_tasks(Goodbye(code, text))
+        self._close("we closed the session")
+
+    def connection_lost(self) -> None:
+        """The connection is gone without a goodbye: everything in flight ends."""
+        self._close("the connection was lost")
+
+    # What happens
+
+    def receive_data(self, plaintext: bytes, now: float) -> None:
+        """Bytes of the channel. Raises ProtocolViolation where the peer broke the rules; events before that stand."""
+        self._last_received = now
+        self._pinged_at = None
+        for kind, body in self._reader.feed(plaintext):
+            if self.is_closing:
+                return
+            self._on_message(decode_message(body, kind), kind, now)
+
+    def poll(self, now: float) -> None:
+        """Let time pass: deadlines, and silence."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, call_id = heapq.heappop(self._deadlines)
+            self._expire(call_id)
+        if self.is_closing:
+            return
+        if self._pinged_at is not None:
+            if now - self._pinged_at >= self._config.ping_timeout_s:
+                self._events.append(PeerSilent())
+                self._close("the peer is silent")
+        elif now - self._last_received >= self._config.idle_ping_s:
+            self.ping(now)
+
+    def ping(self, now: float) -> None:
+        """Ask whether the peer is there; it has `ping_timeout_s` to say anything at all."""
+        if not self.is_closing and self._pinged_at is None:
+            self._pinged_at = now
+            self._control.append(encode_frame(FrameKind.CONTROL, encode_message(Ping())))
+
+    def next_deadline(self) -> float | None:
+        """When to call `poll` next; None once the session is closing."""
+        while self._deadlines and not self._is_open(self._deadlines[0][1]):
+            heapq.heappop(self._deadlines)  # ended in time
+        if self.is_closing:
+            return None
+        if self._pinged_at is not None:
+            silence = self._pinged_at + self._config.ping_timeout_s
+        else:
+            silence = self._last_received + self._config.idle_ping_s
+        return min(silence, self._deadlines[0][0]) if self._deadlines else silence
+
+    def events(self) -> list[Event]:
+        """What happened since the last time, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def data_to_send(self) -> bytes:
+        """Frames to seal and write now, control frames first; empty when there is nothing."""
+        if not self._control and not self._tasks:
+            return b""
+        data = b"".join((*self._control, *self._tasks.values()))
+        self._control.clear()
+        self._tasks.clear()
+        return data
+
+    def has_data_to_send(self) -> bool:
+        """Whether anything waits to be written."""
+        return bool(self._control or self._tasks)
+
+    @property
+    def calls_in_flight(self) -> int:
+        """Calls of ours that have not ended."""
+        return len(self._ours)
+
+    @property
+    def calls_served(self) -> int:
+        """Calls of theirs that have not ended."""
+        return len(self._running) + len(self._waiting)
+
+    def check_invariants(self) -> None:
+        """Assert what must always hold; for tests."""
+        assert not (self._running.keys() & self._waiting.keys())
+        assert len(self._running) <= self._config.max_calls_served
+        assert len(self._waiting) <= self._config.max_calls_queued
+        assert max(len(self._ended_ours), len(self._ended_theirs)) <= self._config.remembered_ids
+        assert all(call_id % 2 == self._next_id % 2 for call_id in self._ours)
+        assert all(call_id % 2 != self._next_id % 2 for call_id in (*self._running, *self._waiting))
+        assert not (self.is_closing and (self._ours or self._running or self._waiting))
+        assert all(self._is_open(call_id) for call_id in self._control_ids)
+
+    def _on_message(self, message: Message, kind: FrameKind, now: float) -> None:
+        match message:
+            case Call():
+                self._on_call(message, kind, now)
+            case Result(id, value):
+                if self._take_end(id):
+                    self._events.append(CallAnswered(id, value))
+            case Fail(id):
+                if self._take_end(id):
+                    self._events.append(_failed(message))
+            case Cancel(id):
+                self._on_cancel(id)
+            case Ping():
+                self._control.append(encode_frame(FrameKind.CONTROL, encode_message(Pong())))
+            case Pong():
+                pass  # that anything arrived was noted already
+            case Goodbye(code, text):
+                self._events.append(PeerClosed(code, text))
+                self._close(f"the peer closed the session ({code})", may_have_started=False)
+            case Unknown(_, id):
+                self._on_unknown(id)
+
+    def _on_call(self, call: Call, kind: FrameKind, now: float) -> None:
+        if self._is_own(call.id) or call.id <= self._last_peer_id or call.id > MAX_ID:
+            raise ProtocolViolation(f"call id {call.id} is not a fresh one of the caller's")
+        self._last_peer_id = call.id
+        deadline = None
+        match call.options.get("deadline_ms"):
+            case int() as left_ms if 0 <= left_ms <= MAX_DEADLINE_MS:
+                deadline = now + left_ms / 1000
+                self._watch(deadline, call.id)
+        if kind is FrameKind.CONTROL:
+            self._control_ids[call.id] = None
+        arrived = CallArrived(call, deadline)
+        if self.is_draining:
+            self._refuse(call.id, Code.UNAVAILABLE, "the node is stopping", {"may_have_started": False})
+        elif len(self._running) < self._config.max_calls_served:
+            self._run(arrived)
+        elif len(self._waiting) < self._config.max_calls_queued:
+            self._waiting[call.id] = arrived
+        else:
+            self._refuse(call.id, Code.BUSY, "too many calls of yours are waiting here")
+
+    def _on_cancel(self, call_id: int) -> None:
+        if self._is_own(call_id):
+            raise ProtocolViolation(f"a cancel for call {call_id}, which is ours")
+        if call_id in self._ended_theirs:
+            return
+        if not self._is_open(call_id):
+            raise ProtocolViolation(f"a cancel for call {call_id}, which is not in flight")
+        if call_id in self._running:
+            self._events.append(CallWithdrawn(call_id))
+        self._end_theirs(call_id)
+
+    def _on_unknown(self, call_id: int) -> None:
+        """The rules of evolution: with an id of the peer's it wants an answer, else it wants none."""
+        if call_id == 0 or self._is_own(call_id) or call_id in self._ended_theirs:
+            return
+        if call_id in self._running:
+            self._events.append(CallWithdrawn(call_id))
+        self._last_peer_id = max(self._last_peer_id, call_id)
+        self._refuse(call_id, Code.NOT_FOUND, "a message of a type that this release does not serve")
+
+    def _take_end(self, call_id: int) -> bool:
+        """Whether this answer ends a call of ours now. Late ones are ignored, strays raise."""
+        if call_id in self._ours:
+            self._end_ours(call_id)
+            return True
+        if call_id in self._ended_ours:
+            return False
+        raise ProtocolViolation(f"an answer to call {call_id}, which is not in flight")
+
+    def _expire(self, call_id: int) -> None:
+        if call_id in self._ours:
+            self._end_ours(call_id)
+            self._withdraw_from_peer(call_id)
+            self._events.append(CallExpired(call_id))
+        elif call_id in self._running or call_id in self._waiting:
+            if call_id in self._running:
+                self._events.append(CallWithdrawn(call_id))
+            self._refuse(call_id, Code.DEADLINE_EXCEEDED, "the caller's deadline passed")
+
+    def _close(self, why: str, *, may_have_started: bool = True) -> None:
+        if self.is_closing:
+            return
+        self.is_closing = True
+        for call_id in list(self._ours):
+            never_left = self._tasks.pop(call_id, None) is not None
+            self._end_ours(call_id)
+            started = may_have_started and not never_left
+            self._events.append(CallFailed(call_id, Code.UNAVAILABLE, why, {}, started))
+        self._events.extend(CallWithdrawn(call_id) for call_id in self._running)
+        for call_id in [*self._running, *self._waiting]:
+            self._remember(call_id)
+        self._running.clear()
+        self._waiting.clear()
+        self._control_ids.clear()
+        self._deadlines.clear()
+
+    def _withdraw_from_peer(self, call_id: int) -> None:
+        # A call that has not left needs no cancel: a cancel must never overtake its call.
+        if self._tasks.pop(call_id, None) is None and not self.is_closing:
+            self._control.append(encode_frame(FrameKind.CONTROL, encode_message(Cancel(call_id))))
+
+    def _refuse(self, call_id: int, code: Code, message: str, details: Mapping[str, Any] | None = None) -> None:
+        """End a call of theirs, in whatever state, with a failure."""
+        self._queue(self._kind_of(call_id), call_id, Fail(call_id, code, message, details or None))
+        self._end_theirs(call_id)
+
+    def _run(self, arrived: CallArrived) -> None:
+        self._running[arrived.call.id] = None
+        self._events.append(arrived)
+
+    def _end_ours(self, call_id: int) -> None:
+        del self._ours[call_id]
+        self._remember(call_id)
+
+    def _end_theirs(self, call_id: int) -> None:
+        self._running.pop(call_id, None)
+        self._waiting.pop(call_id, None)
+        self._remember(call_id)
+        while self._waiting and len(self._running) < self._config.max_calls_served and not self.is_closing:
+            _, arrived = self._waiting.popitem(last=False)
+            self._run(arrived)
+
+    def _remember(self, call_id: int) -> None:
+        self._control_ids.pop(call_id, None)
+        ended = self._ended_ours if self._is_own(call_id) else self._ended_theirs
+        ended[call_id] = None
+        if len(ended) > self._config.remembered_ids:
+            ended.popitem(last=False)
+
+    def _watch(self, deadline: float, call_id: int) -> None:
+        # Calls mostly end long before their deadline: without this the heap would hold every call of the last minutes.
+        if len(self._deadlines) > 64 + 2 * (len(self._ours) + len(self._running) + len(self._waiting)):
+            self._deadlines = [entry for entry in self._deadlines if self._is_open(entry[1])]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (deadline, call_id))
+
+    def _queue(self, kind: FrameKind, call_id: int, message: Message) -> None:
+        body = encode_message(message)
+        limit_bytes = (
+            self._config.max_control_frame_bytes if kind is FrameKind.CONTROL else self._config.max_task_frame_bytes
+        )
+        if len(body) > limit_bytes:
+            raise FrameTooLarge(limit_bytes=limit_bytes, actual_bytes=len(body))
+        frame = encode_frame(kind, body)
+        if kind is FrameKind.CONTROL:
+            self._control.append(frame)
+        else:
+            self._tasks[call_id] = frame
+
+    def _control_after_tasks(self, message: Message) -> None:
+        # A goodbye is the last word: control frames go first, so it goes with the tasks. Id 0 is no call's.
+        self._tasks[0] = encode_frame(FrameKind.CONTROL, encode_message(message))
+
+    def _kind_of(self, call_id: int) -> FrameKind:
+        return FrameKind.CONTROL if call_id in self._control_ids else FrameKind.TASK
+
+    def _is_own(self, call_id: int) -> bool:
+        return call_id % 2 == self._next_id % 2
+
+    def _is_open(self, call_id: int) -> bool:
+        return call_id in self._ours or call_id in self._running or call_id in self._waiting
+
+
+def _failed(message: Fail) -> CallFailed:
+    code = Code(message.code) if message.code in _CODES else Code.INTERNAL_ERROR
+    details = message.details or {}
+    may_have_started = details.get("may_have_started") is not False
+    return CallFailed(message.id, code, message.message, details, may_have_started)

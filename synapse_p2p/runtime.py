@@ -1,0 +1,36 @@
+"""The clock and the chance of a process: the one file that reads the real ones.
+
+Everything else is handed a Runtime, so that a simulation can hand it another.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Where time and chance come from.
+
+    `now` is monotonic seconds, for timeouts; `unix_now` wall seconds, for signed times alone. `rng` never makes a key;
+    `token_bytes(n)` does.
+    """
+
+    now: Callable[[], float]
+    unix_now: Callable[[], float]
+    rng: random.Random
+    token_bytes: Callable[[int], bytes]
+
+
+def system_runtime() -> Runtime:
+    """The real clock and the operating system's randomness."""
+    return Runtime(
+        now=time.monotonic,
+        unix_now=time.time,
+        rng=random.Random(secrets.randbits(64)),
+        token_bytes=secrets.token_bytes,
+    )

@@ -1,0 +1,472 @@
+"""Pumps one session: bytes of a stream through handshake, channel and session, and the calls of tasks through it.
+
+Owns the timers and the tasks of one connection; decides nothing that `protocol/` decides. A connection ends once, and
+with it every call in flight on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+from synapse_p2p.background import TaskScope
+from synapse_p2p.config import SessionConfig
+from synapse_p2p.context import CallContext
+from synapse_p2p.exceptions import (
+    ConfigError,
+    FrameTooLarge,
+    HandshakeFailed,
+    PeerUnavailable,
+    ProtocolViolation,
+    RemoteError,
+    Timeout,
+)
+from synapse_p2p.protocol.channel import SecureChannel
+from synapse_p2p.protocol.handshake import Established, Handshake, PeerProof
+from synapse_p2p.protocol.session import (
+    CallAnswered,
+    CallArrived,
+    CallExpired,
+    CallFailed,
+    CallWithdrawn,
+    Code,
+    Event,
+    PeerClosed,
+    PeerSilent,
+    Session,
+)
+from synapse_p2p.protocol.wire import Call
+from synapse_p2p.runtime import Runtime
+from synapse_p2p.transport.base import ByteStream, format_address, parse_address
+
+logger = logging.getLogger(__name__)
+
+MountedHandler: TypeAlias = Callable[[Mapping[str, Any], CallContext], Any]
+
+
+class CallServer(Protocol):
+    """Who runs the calls that arrive on a connection."""
+
+    def mounted(self, endpoint: str) -> MountedHandler | None:
+        """The package's handler for an endpoint: a plain function that returns at once, run without a task."""
+        ...
+
+    async def serve_session_call(self, call: Call, context: CallContext) -> Any:
+        """The value to answer with. Raises RemoteError for the failure to answer with, and nothing else."""
+        ...
+
+
+class SessionConnection:
+    """A Receiver: one encrypted connection to one proved peer.
+
+    `on_established` and `on_closed` are called once each, in that order; a connection whose handshake fails is only
+    closed.
+    """
+
+    def __init__(
+        self,
+        make_handshake: Callable[[str], Handshake],
+        *,
+        is_dialer: bool,
+        server: CallServer,
+        scope: TaskScope,
+        runtime: Runtime,
+        config: SessionConfig,
+        network: str,
+        on_established: Callable[[SessionConnection], None],
+        on_closed: Callable[[SessionConnection], None],
+    ) -> None:
+        self.is_dialer = is_dialer
+        self.address = ""
+        self.listen_address: str | None = None
+        self.failure: Exception | None = None  # why it ended, where that was a fault
+        self.last_used = runtime.now()
+        self._make_handshake = make_handshake
+        self._server = server
+        self._scope = scope
+        self._runtime = runtime
+        self._config = config
+        self._network = network
+        self._on_established = on_established
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._stream: ByteStream | None = None
+        self._handshake: Handshake | None = None
+        self._channel: SecureChannel | None = None
+        self._session: Session | None = None
+        self._peer: PeerProof | None = None
+        self._context: CallContext | None = None
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._serving: dict[int, asyncio.Task[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._is_flush_scheduled = False
+        self._established: asyncio.Future[None] | None = (
+            None  # made for whoever waits; nobody does on the listener's side
+        )
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+
+    # What the owner sees
+
+    @property
+    def peer(self) -> PeerProof:
+        """The proved peer; only after the handshake."""
+        assert self._peer is not None, "the handshake is not over"
+        return self._peer
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls can be made now."""
+        return self._session is not None and not self._session.is_closing and not self._session.is_draining
+
+    @property
+    def is_established(self) -> bool:
+        """Whether the handshake succeeded, ever."""
+        return self._peer is not None
+
+    @property
+    def calls_in_flight(self) -> int:
+        """Calls in both directions that have not ended."""
+        return 0 if self._session is None else self._session.calls_in_flight + self._session.calls_served
+
+    async def call(
+        self,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        timeout_s: float | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The peer's answer. Raises RemoteError, Timeout, PeerUnavailable; ConfigError for arguments that cannot
+        travel.
+        """
+        session = self._session
+        if session is None or not self.is_open:
+            raise PeerUnavailable(f"the session with {self.address} is closed")
+        now = self.last_used = self._runtime.now()
+        deadline = None if timeout_s is None else now + timeout_s
+        try:
+            call_id = session.call(endpoint, args, kwargs, now=now, deadline=deadline, options=options)
+        except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(_explain_unsendable(endpoint, args, kwargs, error)) from error
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._calls[call_id] = future
+        self._pump(at_once=session.calls_in_flight == 1)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self._calls.pop(call_id, None) is not None:
+                session.cancel(call_id)
+                self._pump(at_once=False)
+            raise
+
+    def drain(self) -> None:
+        """Refuse new calls of the peer; those that run go on."""
+        if self._session is not None:
+            self._session.is_draining = True
+
+    def close(self, code: str = "closing", text: str = "") -> None:
+        """Say goodbye and close once that has left. Calls in flight end; `wait_closed` waits for the rest."""
+        if self._session is not None and not self._session.is_closing:
+            self._session.goodbye(code, text)
+            self._pump(at_once=True)
+        if self._stream is not None and not self._stream.is_closing():
+            self._stream.close()
+            self._set_timer(self._config.goodbye_timeout_s, self.abort)
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._stream is not None:
+            self._stream.abort()
+
+    async def wait_established(self) -> None:
+        """Return when the peer is proved. Raises HandshakeFailed or PeerUnavailable when it will not be."""
+        if not self.is_established:
+            if self.failure is not None:
+                raise self.failure
+            self._established = self._loop.create_future()
+            await self._established
+
+    async def wait_closed(self) -> None:
+        """Return when the stream is gone."""
+        await asyncio.shield(self._closed)
+
+    # What the stream tells us
+
+    def connection_made(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self.address = stream.peer_address
+        self._handshake = self._make_handshake(self.address)
+        self._handshake.start()
+        self._write_handshake()
+        self._set_timer(self._config.handshake_timeout_s, self._on_handshake_timeout)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if self._channel is None:
+                established = self._continue_handshake(data)
+                if established is None:
+                    return
+                self._begin_session(established)
+                data = established.surplus
+            if data:
+                self._receive(data)
+        except ProtocolViolation as error:
+            self._fail(error)
+
+    def eof_received(self) -> bool | None:
+        return None  # close our half too; connection_lost follows
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
+        if self.failure is None and not self.is_established:
+            self.failure = HandshakeFailed("closed", f"{self.address} closed the connection during the handshake")
+        self._give_up_waiting()
+        if self._session is not None:
+            self._session.connection_lost()
+            self._dispatch(self._session.events())
+        if not self._closed.done():
+            self._closed.set_result(None)
+            self._on_closed(self)
+
+    def pause_writing(self) -> None:
+        self._stall_timer = self._loop.call_later(self._config.write_stall_s, self._on_write_stall)
+
+    def resume_writing(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+
+    # The handshake
+
+    def _continue_handshake(self, data: bytes) -> Established | None:
+        assert self._handshake is not None
+        try:
+            return self._handshake.receive_data(data)
+        finally:
+            self._write_handshake()  # on a failure too: it may hold a refusal
+
+    def _write_handshake(self) -> None:
+        assert self._handshake is not None and self._stream is not None
+        if data := self._handshake.data_to_send():
+            self._stream.write(data)
+
+    def _begin_session(self, established: Established) -> None:
+        self._handshake = None
+        self._peer = established.peer
+        self._channel = SecureChannel(established.send, established.receive, max_records=self._config.max_records)
+        self._session = Session(is_dialer=self.is_dialer, now=self._runtime.now(), config=self._config)
+        parameters = established.peer.parameters
+        if parameters.mode == "node" and parameters.port:
+            self.listen_address = format_address(parse_address(self.address)[0], parameters.port)
+        self._context = CallContext(
+            peer=established.peer.node_id,
+            address=self.address,
+            listen_address=self.listen_address,
+            network=self._network,
+        )
+        if self._timer is not None:
+            self._timer.cancel()
+        self._arm_timer()
+        self._on_established(self)
+        if self._established is not None and not self._established.done():
+            self._established.set_result(None)
+
+    def _give_up_waiting(self) -> None:
+        if self._established is not None and not self._established.done() and self.failure is not None:
+            self._established.set_exception(self.failure)
+
+    def _on_handshake_timeout(self) -> None:
+        self._fail(HandshakeFailed("timeout", f"{self.address} did not finish the handshake in time"))
+
+    # The session
+
+    def _receive(self, data: bytes) -> None:
+        assert self._channel is not None and self._session is not None
+        session = self._session
+        try:
+            session.receive_data(self._channel.open(data), self._runtime.now())
+        finally:
+            # What came before a fault stands; what it caused is sent after all of it was looked at.
+            self._pump(at_once=True)
+
+    def _pump(self, *, at_once: bool) -> None:
+        """Tell what happened, then send what there is to send: now, or with everything else of this turn of the
+        loop.
+        """
+        session = self._session
+        assert session is not None
+        while events := session.events():
+            self._dispatch(events)
+        if session.has_data_to_send():
+            if at_once or session.is_closing:
+                self._flush()
+            elif not self._is_flush_scheduled:
+                self._is_flush_scheduled = True
+                self._loop.call_soon(self._flush_scheduled)
+        self._arm_timer()
+
+    def _flush_scheduled(self) -> None:
+        self._is_flush_scheduled = False
+        self._flush()
+
+    def _flush(self) -> None:
+        assert self._session is not None and self._channel is not None and self._stream is not None
+        data = self._session.data_to_send()
+        if not data or self._stream.is_closing():
+            return
+        try:
+            self._stream.write(self._channel.seal(data))
+        except ProtocolViolation as error:
+            self._fail(error)
+            return
+        if self._channel.is_nearly_used_up() and self.is_open:
+            self.close("used_up", "this session has carried as many records as one key may")
+
+    def _dispatch(self, events: list[Event]) -> None:
+        for event in events:
+            match event:
+                case CallArrived(call, deadline):
+                    self._serve(call, deadline)
+                case CallWithdrawn(id):
+                    if (task := self._serving.pop(id, None)) is not None:
+                        task.cancel()
+                case CallAnswered(id, value):
+                    future = self._calls.pop(id, None)
+                    if future is not None and not future.done():
+                        future.set_result(value)
+                case CallFailed(id):
+                    self._fail_call(id, _error_of(event, self.address))
+                case CallExpired(id):
+                    self._fail_call(id, Timeout(f"{self.address} did not answer in the time given"))
+                case PeerClosed(code, text):
+                    logger.debug("session with %s closed by the peer: %.64r %.128r", self.address, code, text)
+                    self._close_stream()
+                case PeerSilent():
+                    self._fail(PeerUnavailable(f"{self.address} is silent"))
+
+    def _fail_call(self, call_id: int, error: Exception) -> None:
+        future = self._calls.pop(call_id, None)
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+    def _serve(self, call: Call, deadline: float | None) -> None:
+        session, context = self._session, self._context
+        assert session is not None and context is not None
+        self.last_used = self._runtime.now()
+        handler = self._server.mounted(call.endpoint)
+        if handler is not None:
+            try:
+                value = handler(call.kwargs, context)
+            except RemoteError as error:
+                session.fail(call.id, Code(error.code), error.message, error.details)
+            else:
+                self._answer(call, value)
+            return
+        if deadline is not None:
+            context = CallContext(context.peer, context.address, context.listen_address, context.network, deadline)
+        self._serving[call.id] = self._scope.spawn(self._run(call, context), name=f"call {call.endpoint[:64]}")
+
+    async def _run(self, call: Call, context: CallContext) -> None:
+        session = self._session
+        assert session is not None
+        try:
+            value = await self._server.serve_session_call(call, context)
+        except RemoteError as error:
+            session.fail(call.id, Code(error.code), error.message, error.details)
+        else:
+            self._answer(call, value)
+        finally:
+            self._serving.pop(call.id, None)
+        if not session.is_closing:
+            self._pump(at_once=session.calls_served == 0)
+
+    def _answer(self, call: Call, value: Any) -> None:
+        assert self._session is not None
+        try:
+            self._session.answer(call.id, value)
+        except FrameTooLarge as error:
+            text = f"the result of {call.endpoint} is too large: {error.actual_bytes} > {error.limit_bytes} bytes"
+            self._session.fail(call.id, Code.TOO_LARGE, text)
+        except (TypeError, ValueError, OverflowError) as error:
+            logger.error("the result of %s cannot be sent: %s", call.endpoint, error)
+            self._session.fail(call.id, Code.INTERNAL_ERROR, f"the result of {call.endpoint} cannot be sent")
+
+    # The end
+
+    def _fail(self, error: Exception) -> None:
+        if self.failure is None:
+            self.failure = error
+            logger.debug("connection with %s ended: %s", self.address, error)
+        self._give_up_waiting()
+        if self._session is not None:
+            self._session.connection_lost()
+            self._dispatch(self._session.events())
+        self._close_stream()
+
+    def _close_stream(self) -> None:
+        # Not abort: a refusal or an answer may be on its way. The timer sees to it that the wait is short.
+        if self._stream is not None and not self._stream.is_closing():
+            self._stream.close()
+            self._set_timer(self._config.goodbye_timeout_s, self.abort)
+
+    def _on_write_stall(self) -> None:
+        self._fail(PeerUnavailable(f"{self.address} reads nothing"))
+        self.abort()
+
+    # Time
+
+    def _arm_timer(self) -> None:
+        assert self._session is not None
+        deadline = self._session.next_deadline()
+        if deadline is None:
+            return
+        # A timer that fires early asks again, so only an earlier deadline needs a new one.
+        if self._timer is None or self._timer.cancelled() or deadline < self._timer_at:
+            self._set_timer(max(0.0, deadline - self._runtime.now()), self._on_timer)
+            self._timer_at = deadline
+
+    def _on_timer(self) -> None:
+        assert self._session is not None
+        self._timer = None
+        self._session.poll(self._runtime.now())
+        self._pump(at_once=True)
+
+    def _set_timer(self, delay_s: float, callback: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay_s, callback)
+        self._timer_at = self._runtime.now() + delay_s
+
+
+def _error_of(event: CallFailed, address: str) -> Exception:
+    if event.code is Code.UNAVAILABLE:
+        return PeerUnavailable(f"{address}: {event.message}", may_have_started=event.may_have_started)
+    if event.code is Code.DEADLINE_EXCEEDED:
+        return Timeout(f"{address}: {event.message}")
+    details = dict(event.details)
+    return RemoteError(
+        event.code,
+        event.message,
+        reason=_text(details.pop("reason", None)),
+        reference=_text(details.pop("reference", None)),
+        details=details,
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _explain_unsendable(endpoint: str, args: list[Any], kwargs: dict[str, Any], error: Exception) -> str:
+    if isinstance(error, FrameTooLarge):
+        return (
+            f"the arguments of {endpoint} take {error.actual_bytes} bytes; one call carries {error.limit_bytes} "
+            "at most: send the data in several calls"
+        )
+    return f"the arguments of {endpoint} cannot be sent: {error}"

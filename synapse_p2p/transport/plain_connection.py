@@ -1,0 +1,293 @@
+"""Accepted connections until it is known what they are, and the plain ones to their end.
+
+Owns their timers, the set of them and its bounds. The first byte decides: a session goes to whoever takes
+sessions, all else is a plain exchange, which `protocol/plain.py` leads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from synapse_p2p.background import TaskScope
+from synapse_p2p.config import ServerConfig
+from synapse_p2p.messages import Code, Refusal, RPCRequest
+from synapse_p2p.protocol.plain import GiveUp, PlainExchange, Reply, Serve, Wait
+from synapse_p2p.runtime import Runtime
+from synapse_p2p.transport.base import ByteStream, format_address
+
+logger = logging.getLogger(__name__)
+
+SESSION_FIRST_BYTE = 0xA5
+MAX_BUFFERED_BYTES = 64 * 1024 * 1024  # of unfinished requests, over all connections of a server
+STOP_TIMEOUT_S = 0.5  # for handlers to end once they are cancelled
+LINGER_S = 1.0  # how long a caller refused early may go on sending before it is cut off
+READ_SIZE_BYTES = 64 * 1024
+
+MakeExchange: TypeAlias = Callable[[str], PlainExchange]
+"""A new exchange with the caller at an address."""
+Respond: TypeAlias = Callable[[RPCRequest, str], Awaitable[bytes]]
+"""The framed response to a request from an address. Raises CancelledError alone."""
+TakeSession: TypeAlias = Callable[[ByteStream, bytes], bool]
+"""Take over a stream that began with these bytes; false when sessions are not served here."""
+
+
+class PlainConnections:
+    """The connections of one listener that are no sessions, oldest first.
+
+    Invariant: at most `max_plain_connections` of them. A newcomer beyond takes the place of the oldest that has not
+    sent its request yet, so that callers who connect and say nothing keep nobody out.
+    """
+
+    def __init__(
+        self,
+        *,
+        make_exchange: MakeExchange,
+        respond: Respond,
+        take_session: TakeSession,
+        runtime: Runtime,
+        config: ServerConfig,
+    ) -> None:
+        self.make_exchange = make_exchange
+        self.respond = respond
+        self.take_session = take_session
+        self.now = runtime.now
+        self.config = config
+        self.scope = TaskScope("plain calls")
+        self.buffered_bytes = 0
+        self._connections: dict[PlainConnection, None] = {}
+        self._has_changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def accept(self) -> PlainConnection:
+        """The receiver of a new connection."""
+        return PlainConnection(self)
+
+    def admit(self, connection: PlainConnection) -> bool:
+        """Whether a new connection may stay."""
+        if len(self._connections) >= self.config.max_plain_connections:
+            oldest = next((held for held in self._connections if not held.is_serving), None)
+            if oldest is None:
+                return False
+            self.forget(oldest)
+            oldest.abort("made room for a newer connection")
+        self._connections[connection] = None
+        return True
+
+    def forget(self, connection: PlainConnection) -> None:
+        """It is closed, or has become a session."""
+        self._connections.pop(connection, None)
+        self._has_changed.set()
+
+    async def close(self, grace: float) -> None:
+        """Let calls that run finish for `grace` seconds, then end all that is left. Bounded in time.
+
+        A handler that stops its own server is left to answer its caller.
+        """
+        for connection in self._others():
+            if not connection.is_serving:
+                connection.abort("the server stops")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self.scope.drain()
+                await self._wait_until_empty()
+        for connection in self._others():
+            connection.abort("the server stops")
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self.scope.close()
+                await self._wait_until_empty()
+        except TimeoutError:
+            logger.warning("%d handlers ignore that they were cancelled; stopping without them", len(self.scope))
+
+    async def _wait_until_empty(self) -> None:
+        while self._others():
+            self._has_changed.clear()
+            await self._has_changed.wait()
+
+    def _others(self) -> list[PlainConnection]:
+        own = asyncio.current_task()
+        return [connection for connection in self._connections if connection.task is not own]
+
+
+class PlainConnection:
+    """A Receiver: one accepted connection."""
+
+    def __init__(self, owner: PlainConnections) -> None:
+        self.task: asyncio.Task[None] | None = None  # runs the handler
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._stream: ByteStream | None = None
+        self._exchange: PlainExchange | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._counted_bytes = 0
+        self._has_replied = False
+        self._is_lost = False
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether a handler works for this caller, or its answer is on the way."""
+        return self.task is not None
+
+    def abort(self, reason: str) -> None:
+        """Close at once."""
+        if self._stream is not None:
+            logger.debug("plain connection from %s closed: %s", self._stream.peer_address, reason)
+            self._stream.abort()
+
+    def connection_made(self, stream: ByteStream) -> None:
+        self._stream = stream
+        if not self._owner.admit(self):
+            self.abort("too many connections")
+            return
+        self._exchange = self._owner.make_exchange(stream.peer_address)
+        self._step()
+
+    def data_received(self, data: bytes) -> None:
+        stream, exchange = self._stream, self._exchange
+        if stream is None or exchange is None:
+            return
+        is_first = self._counted_bytes == 0 and not self.is_serving and not self._has_replied
+        if is_first and data[0] == SESSION_FIRST_BYTE and self._owner.take_session(stream, data):
+            self._leave()
+            return
+        exchange.receive_data(data, self._owner.now())
+        self._count(exchange.buffered_bytes())
+        if self._owner.buffered_bytes > MAX_BUFFERED_BYTES:
+            exchange.refuse(Refusal(Code.BUSY, "too many large requests at once; try again later"))
+        self._step()
+
+    def eof_received(self) -> bool | None:
+        if self._exchange is None or self._has_replied:
+            return False
+        self._exchange.receive_eof()
+        self._step()
+        # A caller may close its half once it has asked; the answer still goes out.
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
+        self._leave()
+        if self.task is not None:
+            self.task.cancel()  # nobody is left to answer
+
+    def pause_writing(self) -> None:
+        """One answer is written and nothing follows it: there is nothing to hold back."""
+
+    def resume_writing(self) -> None:
+        """See `pause_writing`."""
+
+    def _step(self) -> None:
+        """Do the one thing that the exchange says is next."""
+        assert self._exchange is not None
+        match self._exchange.poll(self._owner.now()):
+            case Wait(until):
+                if not self._has_replied:
+                    self._set_timer(until - self._owner.now(), self._step)
+            case Serve(request):
+                self._set_timer(math.inf, self._step)
+                self.task = self._owner.scope.spawn(self._serve(request), name=f"plain {request.endpoint[:64]}")
+            case Reply(frame, is_early):
+                self._reply(frame, is_early)
+            case GiveUp(reason):
+                self.abort(reason)
+        self._count(self._exchange.buffered_bytes())
+
+    async def _serve(self, request: RPCRequest) -> None:
+        assert self._exchange is not None
+        assert self._stream is not None
+        frame = await self._owner.respond(request, self._stream.peer_address)
+        # Lost all the same when the handler ignored that it was cancelled.
+        if not self._is_lost:
+            self._exchange.on_response(frame)
+            self._step()
+
+    def _reply(self, frame: bytes, is_early: bool) -> None:
+        assert self._stream is not None
+        self._has_replied = True
+        self._stream.write(frame)
+        if is_early:
+            # Closing on unread bytes resets the connection, and the caller may lose the answer with it.
+            self._set_timer(LINGER_S, self._finish)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Close once all has left, or when nothing leaves any more."""
+        assert self._stream is not None
+        self._stream.close()
+        unsent_bytes = self._stream.unsent_bytes()
+
+        def check_progress() -> None:
+            assert self._stream is not None
+            if 0 < unsent_bytes <= self._stream.unsent_bytes():
+                self.abort("the caller reads nothing")
+            else:
+                self._finish()
+
+        self._set_timer(self._owner.config.write_stall_s, check_progress)
+
+    def _set_timer(self, delay_s: float, callback: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if delay_s == math.inf else self._loop.call_later(max(0.0, delay_s), callback)
+
+    def _count(self, buffered_bytes: int) -> None:
+        self._owner.buffered_bytes += buffered_bytes - self._counted_bytes
+        self._counted_bytes = buffered_bytes
+
+    def _leave(self) -> None:
+        self._set_timer(math.inf, self._step)
+        self._count(0)
+        self._owner.forget(self)
+
+
+async def serve_streams(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    *,
+    make_exchange: MakeExchange,
+    respond: Respond,
+    runtime: Runtime,
+    config: ServerConfig,
+) -> None:
+    """One plain exchange over asyncio streams, for programs of release 1.3 that accept connections themselves."""
+    peer_name = writer.get_extra_info("peername")
+    address = format_address(*peer_name[:2]) if peer_name else "unknown:0"
+    exchange = make_exchange(address)
+    try:
+        while True:
+            match exchange.poll(runtime.now()):
+                case Wait(until):
+                    await _read_into(exchange, reader, until, runtime)
+                case Serve(request):
+                    exchange.on_response(await respond(request, address))
+                case Reply(frame):
+                    writer.write(frame)
+                    async with asyncio.timeout(config.write_stall_s):
+                        await writer.drain()
+                    return
+                case GiveUp():
+                    return
+    except (ConnectionError, TimeoutError) as error:
+        logger.debug("plain connection from %s ended: %s", address, error)
+        writer.transport.abort()
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def _read_into(exchange: PlainExchange, reader: asyncio.StreamReader, until: float, runtime: Runtime) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(until - runtime.now()):
+            if data := await reader.read(READ_SIZE_BYTES):
+                exchange.receive_data(data, runtime.now())
+            else:
+                exchange.receive_eof()
