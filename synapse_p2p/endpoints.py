@@ -1,0 +1,271 @@
+"""The functions that a server offers, and the running of them.
+
+Owns names, threads for plain functions, and the end of every exception that a handler raises. Does not own
+who may call: that is decided before. A call comes in as a request and goes out as an Outcome, on any wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import difflib
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from synapse_p2p.context import CallContext
+from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError, RemoteError, SynapseError
+from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
+from synapse_p2p.parameters import Parameters, analyse
+from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
+
+__all__ = [
+    "Answer",
+    "Endpoint",
+    "EndpointDirectory",
+    "EndpointMetadata",
+    "MountedHandler",
+    "Outcome",
+    "Refusal",
+]
+
+logger = logging.getLogger(__name__)
+
+RESERVED_PREFIXES = ("_synapse.", "_agent.", "_node.", "_dht.", "_swarm.")
+REFERENCE_SIZE_BYTES = 4
+MAX_COMPARED_CHARS = 64  # of an unknown name, when the nearest known one is sought
+
+MountedHandler: TypeAlias = Callable[[Mapping[str, Any], CallContext], Any]
+"""A package's endpoint: the map of named arguments and the context in, the answer out, at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointMetadata:
+    """What `_synapse.methods` tells of an endpoint."""
+
+    name: str
+    publish: bool = True
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A function that can be called from afar, analysed once."""
+
+    function: Callable[..., Any]
+    metadata: EndpointMetadata
+    parameters: Parameters
+    is_async: bool
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], metadata: EndpointMetadata, *, injects_names: bool = True) -> Endpoint:
+        """Raises ConfigError for a function that cannot be called from afar."""
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            raise ConfigError(f"{metadata.name!r} is a generator; an endpoint returns one value, such as a list")
+        if not callable(function):
+            raise ConfigError(f"{metadata.name!r} is not a function but of type {type(function).__name__}")
+        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__ is a function to us
+        )
+        return cls(function, metadata, analyse(function, injects_names=injects_names), is_async)
+
+
+class _RefusedError(SynapseError):
+    """A call that ends with a refusal that is worded already."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+class EndpointDirectory(Mapping[str, Callable[..., Any]]):
+    """Names and their functions; read as a mapping it is the `endpoint_directory` of release 1.3.
+
+    Invariants: a name is either registered or mounted; at most `max_handlers` calls run at once, and at most
+    `handler_threads` of them in threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        token_bytes: Callable[[int], bytes],
+        handler_threads: int = 8,
+        max_handlers: int = 256,
+        expose_errors: bool = False,
+    ) -> None:
+        if handler_threads < 1:
+            raise ConfigError(f"handler_threads is {handler_threads}; it has to be 1 or more")
+        self._token_bytes = token_bytes
+        self._handler_threads = handler_threads
+        self._max_handlers = max_handlers
+        self._expose_errors = expose_errors
+        self._endpoints: dict[str, Endpoint] = {}
+        self._mounted: dict[str, MountedHandler] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._running_count = 0
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self._endpoints[name].function
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._endpoints)
+
+    def __len__(self) -> int:
+        return len(self._endpoints)
+
+    def metadata(self) -> dict[str, EndpointMetadata]:
+        """What is known of each registered endpoint, by name; a copy."""
+        return {name: endpoint.metadata for name, endpoint in self._endpoints.items()}
+
+    def published(self) -> list[dict[str, Any]]:
+        """Name, publish and description of the endpoints that are public, in the order of registration."""
+        return [asdict(endpoint.metadata) for endpoint in self._endpoints.values() if endpoint.metadata.publish]
+
+    def register(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *,
+        publish: bool = True,
+        description: str = "",
+        reserved: bool = False,
+    ) -> None:
+        """Offer a function under a name; one that is taken goes to the newcomer, with a warning.
+
+        `reserved` is for the package's own names. Raises ConfigError for a name or a function that cannot be.
+        """
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_ENDPOINT_CHARS:
+            raise ConfigError(f"an endpoint's name is text of 1 to {MAX_ENDPOINT_CHARS} characters, not {name!r:.80}")
+        if name.startswith(RESERVED_PREFIXES) and not reserved:
+            raise ConfigError(f"{name!r} begins like the names of the package ({', '.join(RESERVED_PREFIXES)})")
+        description = description or inspect.getdoc(function) or ""
+        endpoint = Endpoint.of(function, EndpointMetadata(name, publish, description))
+        if name in self._endpoints:
+            logger.warning("endpoint %s is registered again; the newer function takes its place", name)
+        self._endpoints[name] = endpoint
+
+    def mount(self, prefix: str, handlers: Mapping[str, MountedHandler]) -> None:
+        """Offer a package's handlers, by their full names, in the place of any mounted under these before.
+
+        They run inside the event loop and have to return at once. Raises ConfigError for a prefix that is not
+        reserved, a name that is registered or does not start with it, or a coroutine function.
+        """
+        if prefix not in RESERVED_PREFIXES:
+            raise ConfigError(f"{prefix!r} is not a prefix for packages ({', '.join(RESERVED_PREFIXES)})")
+        for name, handler in handlers.items():
+            if not name.startswith(prefix):
+                raise ConfigError(f"endpoints mounted under {prefix!r} are named in full, as in {prefix + 'ping'!r}")
+            if name in self._endpoints:
+                raise ConfigError(f"{name!r} is registered already")
+            if inspect.iscoroutinefunction(handler):
+                raise ConfigError(f"{name!r} is mounted, so it has to be a plain function that returns at once")
+            self._mounted[name] = functools.partial(self._run_mounted, name, handler)
+
+    def mounted(self, name: str) -> MountedHandler | None:
+        """The mounted handler of a name. It raises RemoteError alone, which is the failure to answer with."""
+        return self._mounted.get(name)
+
+    async def serve(self, request: RPCRequest, context: CallContext) -> Outcome:
+        """Run a call and say how it ended. Raises CancelledError alone: exceptions of handlers end here."""
+        if self._running_count >= self._max_handlers:
+            return Refusal(Code.BUSY, "too many calls are running here; try again later")
+        self._running_count += 1
+        try:
+            return Answer(await self.invoke(request, context))
+        except Exception as error:
+            return self.refusal_of(error, request.endpoint)
+        finally:
+            self._running_count -= 1
+
+    async def invoke(self, request: RPCRequest, context: CallContext) -> Any:
+        """The value that the named function returns. Raises what it raises.
+
+        Arguments that do not fit are an InvalidMessageError, and nothing has run then.
+        """
+        if (mounted := self._mounted.get(request.endpoint)) is not None:
+            return self._invoke_mounted(mounted, request, context)
+        endpoint = self._endpoints.get(request.endpoint)
+        if endpoint is None:
+            raise _RefusedError(self._not_found(request.endpoint))
+        return await self.run(endpoint, request.args, request.kwargs, request=request, context=context)
+
+    async def run(
+        self,
+        endpoint: Endpoint,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        request: RPCRequest,
+        context: CallContext,
+    ) -> Any:
+        """Run a function, registered or not, with what a caller sent and what the server fills in."""
+        positional, named = endpoint.parameters.bind(args, kwargs, request=request, context=context)
+        if endpoint.is_async:
+            return await endpoint.function(*positional, **named)
+        result = await self._run_in_thread(functools.partial(endpoint.function, *positional, **named))
+        # A plain function that wraps an async one returns what is still to be awaited.
+        return await result if inspect.isawaitable(result) else result
+
+    def refusal_of(self, error: Exception, name: str) -> Refusal:
+        """What the caller is told of an error. One that nobody meant is logged, once, and stays here."""
+        match error:
+            case _RefusedError():
+                return error.refusal
+            case InvalidMessageError():
+                return Refusal(Code.BAD_REQUEST, str(error))
+            case CallError():
+                return Refusal(Code.FAILED, error.message, {**error.details, "reason": error.reason})
+        reference = self._token_bytes(REFERENCE_SIZE_BYTES).hex()
+        logger.error("endpoint %.80s failed (reference %s)", name, reference, exc_info=error)
+        message = f"internal error (reference {reference})"
+        if self._expose_errors:
+            message = f"{type(error).__name__}: {error} (reference {reference})"
+        return Refusal(Code.INTERNAL_ERROR, message, {"reference": reference})
+
+    def close(self) -> None:
+        """Let the threads go. Those that run a handler end with it; calls that wait for one are cancelled."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _run_mounted(self, name: str, handler: MountedHandler, kwargs: Mapping[str, Any], context: CallContext) -> Any:
+        try:
+            return handler(kwargs, context)
+        except RemoteError:
+            raise
+        except Exception as error:
+            refusal = self.refusal_of(error, name)
+            raise RemoteError(refusal.code, refusal.message, details=refusal.details) from error
+
+    def _invoke_mounted(self, handler: MountedHandler, request: RPCRequest, context: CallContext) -> Any:
+        if request.args:
+            raise InvalidMessageError(f"{request.endpoint} takes named arguments alone")
+        try:
+            return handler(request.kwargs, context)
+        except RemoteError as error:
+            raise _RefusedError(Refusal(Code(error.code), error.message, error.details)) from error
+
+    async def _run_in_thread(self, function: Callable[[], Any]) -> Any:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._handler_threads, thread_name_prefix="synapse-handler")
+        run = functools.partial(contextvars.copy_context().run, _call, function)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, run)
+
+    def _not_found(self, name: str) -> Refusal:
+        # The nearest name is a published one: the others are not given away.
+        names = [known for known, endpoint in self._endpoints.items() if endpoint.metadata.publish]
+        nearest = difflib.get_close_matches(name[:MAX_COMPARED_CHARS], names, n=1)
+        details = {"nearest": nearest[0]} if nearest else {}
+        return Refusal(Code.NOT_FOUND, f"Unregistered endpoint called: {name}", details)
+
+
+def _call(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except StopIteration as error:
+        # A Future of Python 3.11 cannot carry this one, and whoever waits for it would wait for ever.
+        raise RuntimeError("the handler raised StopIteration") from error

@@ -1,0 +1,66 @@
+"""What one call looks like: the request and response of the plain wire, and the end of a call on any wire.
+
+Owns shapes; bytes belong to the serializers, codes to the session. The classes RPC* are those of release
+1.3, and the order of their fields is the order of the keys on the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from synapse_p2p.protocol.session import Code
+
+
+@dataclass(slots=True)
+class RPCError:
+    """Why a call failed. On the plain wire `code` is `bad_request` or `internal_error`, nothing else."""
+
+    code: str
+    message: str
+
+
+@dataclass(slots=True)
+class RPCRequest:
+    """Please run `endpoint`. `id` is the caller's and comes back in the response."""
+
+    endpoint: str
+    id: str = ""
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    type: Literal["request"] = "request"
+
+
+@dataclass(slots=True)
+class RPCResponse:
+    """How it went. `id` is empty when the request could not be read."""
+
+    id: str
+    ok: bool
+    result: Any | None = None
+    error: RPCError | None = None
+    type: Literal["response"] = "response"
+
+
+RemoteProcedureCall = RPCRequest
+RPCMessage: TypeAlias = RPCRequest | RPCResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The call returned."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The call did not return. `message` and `details` are fit for a stranger's eyes."""
+
+    code: Code
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+Outcome: TypeAlias = Answer | Refusal

@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import logging
+import threading
+from typing import Any
+
+import pytest
+
+from synapse_p2p.context import CallContext
+from synapse_p2p.endpoints import RESERVED_PREFIXES, EndpointDirectory, EndpointMetadata
+from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError, RemoteError
+from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
+
+CONTEXT = CallContext(peer=None, address="127.0.0.1:80")
+
+
+def directory(**options: Any) -> EndpointDirectory:
+    return EndpointDirectory(token_bytes=lambda count: b"\xab" * count, **options)
+
+
+async def serve(endpoints: EndpointDirectory, name: str, *args: Any, **kwargs: Any) -> Outcome:
+    return await endpoints.serve(RPCRequest(endpoint=name, id="7", args=list(args), kwargs=kwargs), CONTEXT)
+
+
+# Registration
+
+
+def test_it_reads_as_a_mapping_from_names_to_functions():
+    endpoints = directory()
+
+    def add(a, b):
+        """Add two numbers."""
+        return a + b
+
+    endpoints.register("sum", add)
+
+    assert "sum" in endpoints
+    assert list(endpoints) == ["sum"]
+    assert endpoints["sum"] is add
+    assert endpoints.metadata() == {"sum": EndpointMetadata("sum", publish=True, description="Add two numbers.")}
+
+
+def test_only_public_endpoints_are_published():
+    endpoints = directory()
+    endpoints.register("shown", print, description="words")
+    endpoints.register("hidden", print, publish=False)
+
+    assert endpoints.published() == [{"name": "shown", "publish": True, "description": "words"}]
+
+
+@pytest.mark.parametrize("prefix", RESERVED_PREFIXES)
+def test_a_users_name_may_not_begin_like_the_packages_own(prefix: str):
+    with pytest.raises(ConfigError, match="names of the package"):
+        directory().register(prefix + "mine", print)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 257, None])
+def test_a_name_that_could_not_be_called_is_refused(name: Any):
+    with pytest.raises(ConfigError, match="1 to 256 characters"):
+        directory().register(name, print)
+
+
+async def test_a_name_that_is_taken_goes_to_the_newcomer_with_a_warning(caplog: pytest.LogCaptureFixture):
+    endpoints = directory()
+
+    async def older():
+        return "older"
+
+    async def newer():
+        return "newer"
+
+    endpoints.register("same", older)
+    endpoints.register("same", newer)
+
+    assert await serve(endpoints, "same") == Answer("newer")
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_generators_are_refused_when_they_are_registered():
+    async def stream():
+        yield 1
+
+    def count():
+        yield 1
+
+    with pytest.raises(ConfigError, match="'stream' is a generator"):
+        directory().register("stream", stream)
+    with pytest.raises(ConfigError, match="'count' is a generator"):
+        directory().register("count", count)
+
+
+def test_what_is_no_function_is_refused():
+    with pytest.raises(ConfigError, match="not a function but of type int"):
+        directory().register("seven", 7)
+
+
+# Running
+
+
+async def test_an_async_function_is_awaited():
+    endpoints = directory()
+
+    async def add(a, b, scale=1):
+        return (a + b) * scale
+
+    endpoints.register("sum", add)
+
+    assert await serve(endpoints, "sum", 2, 3, scale=2) == Answer(10)
+
+
+async def test_a_plain_function_runs_in_a_thread_with_the_callers_context():
+    endpoints = directory(handler_threads=1)
+    variable = contextvars.ContextVar("variable", default="unset")
+
+    def where():
+        return threading.current_thread() is threading.main_thread(), variable.get()
+
+    endpoints.register("where", where)
+    variable.set("set")
+
+    assert await serve(endpoints, "where") == Answer((False, "set"))
+    endpoints.close()
+
+
+async def test_a_plain_function_that_blocks_does_not_hold_up_the_loop():
+    endpoints = directory(handler_threads=1)
+    release = threading.Event()
+    endpoints.register("block", lambda: release.wait(10))
+    endpoints.register("free", functools.partial(asyncio.sleep, 0, "free"))
+
+    blocked = asyncio.create_task(serve(endpoints, "block"))
+    free = await serve(endpoints, "free")
+    release.set()
+
+    assert free == Answer("free")
+    assert await blocked == Answer(True)
+    endpoints.close()
+
+
+async def test_at_most_the_given_number_of_threads_run():
+    endpoints = directory(handler_threads=2)
+    running, peak, lock = 0, 0, threading.Lock()
+    both_in = threading.Barrier(2)
+
+    def work():
+        nonlocal running, peak
+        with lock:
+            running += 1
+            peak = max(peak, running)
+        both_in.wait(10)
+        with lock:
+            running -= 1
+
+    endpoints.register("work", work)
+    await asyncio.gather(*(serve(endpoints, "work") for _ in range(6)))
+
+    assert peak == 2
+    endpoints.close()
+
+
+async def test_what_a_plain_function_leaves_to_await_is_awaited():
+    endpoints = directory()
+
+    async def inner():
+        return "inner"
+
+    endpoints.register("wrapper", lambda: inner())
+
+    assert await serve(endpoints, "wrapper") == Answer("inner")
+    endpoints.close()
+
+
+async def test_a_callable_object_is_an_endpoint():
+    class Greeter:
+        async def __call__(self, name):
+            return f"hello {name}"
+
+    endpoints = directory()
+    endpoints.register("greet", Greeter())
+
+    assert await serve(endpoints, "greet", "you") == Answer("hello you")
+
+
+async def test_nothing_runs_when_the_arguments_do_not_fit():
+    endpoints = directory()
+    has_run = False
+
+    async def once(a):
+        nonlocal has_run
+        has_run = True
+
+    endpoints.register("once", once)
+    outcome = await serve(endpoints, "once", 1, 2)
+
+    assert isinstance(outcome, Refusal)
+    assert outcome.code is Code.BAD_REQUEST
+    assert not has_run
+
+
+# The ends of exceptions
+
+
+async def test_an_unknown_name_is_answered_with_the_nearest_public_one():
+    endpoints = directory()
+    endpoints.register("summarize", print)
+    endpoints.register("summarise.secret", print, publish=False)
+
+    outcome = await serve(endpoints, "summarise")
+
+    assert outcome == Refusal(Code.NOT_FOUND, "Unregistered endpoint called: summarise", {"nearest": "summarize"})
+
+
+async def test_an_unpublished_name_is_not_given_away():
+    endpoints = directory()
+    endpoints.register("secret", print, publish=False)
+
+    assert await serve(endpoints, "secre") == Refusal(Code.NOT_FOUND, "Unregistered endpoint called: secre")
+
+
+async def test_a_handlers_own_refusal_reaches_the_caller_in_its_words():
+    endpoints = directory()
+
+    async def refuse():
+        raise CallError("out_of_budget", "come back tomorrow", details={"left": 0, "reason": "overwritten"})
+
+    endpoints.register("refuse", refuse)
+
+    assert await serve(endpoints, "refuse") == Refusal(
+        Code.FAILED, "come back tomorrow", {"left": 0, "reason": "out_of_budget"}
+    )
+
+
+async def test_a_handler_may_call_a_request_bad():
+    endpoints = directory()
+
+    async def strict(a):
+        raise InvalidMessageError("a is a positive number")
+
+    endpoints.register("strict", strict)
+
+    assert await serve(endpoints, "strict", 0) == Refusal(Code.BAD_REQUEST, "a is a positive number")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("canary"), RemoteError("failed", "canary"), TimeoutError("canary"), StopIteration("canary")],
+)
+@pytest.mark.parametrize("in_thread", [True, False])
+async def test_any_other_exception_stays_in_the_log_under_a_reference(
+    error: Exception, in_thread: bool, caplog: pytest.LogCaptureFixture
+):
+    endpoints = directory()
+
+    def plain():
+        raise error
+
+    async def awaited():
+        raise error
+
+    endpoints.register("boom", plain if in_thread else awaited)
+    outcome = await serve(endpoints, "boom")
+
+    assert outcome == Refusal(Code.INTERNAL_ERROR, "internal error (reference abababab)", {"reference": "abababab"})
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "abababab" in caplog.text
+    assert "canary" in caplog.text
+    endpoints.close()
+
+
+async def test_errors_can_be_exposed_while_developing():
+    endpoints = directory(expose_errors=True)
+
+    async def boom():
+        raise ValueError("canary")
+
+    endpoints.register("boom", boom)
+    outcome = await serve(endpoints, "boom")
+
+    assert isinstance(outcome, Refusal)
+    assert outcome.message == "ValueError: canary (reference abababab)"
+
+
+async def test_cancellation_is_no_outcome():
+    endpoints = directory(max_handlers=1)
+    started = asyncio.Event()
+
+    async def wait_for_ever():
+        started.set()
+        await asyncio.Event().wait()
+
+    endpoints.register("wait", wait_for_ever)
+    call = asyncio.create_task(serve(endpoints, "wait"))
+    await started.wait()
+    call.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert (await serve(endpoints, "nobody")).code is Code.NOT_FOUND  # the place is free again
+
+
+async def test_calls_beyond_the_bound_are_told_that_we_are_busy():
+    endpoints = directory(max_handlers=1)
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def wait():
+        started.set()
+        await release.wait()
+        return "done"
+
+    endpoints.register("wait", wait)
+    first = asyncio.create_task(serve(endpoints, "wait"))
+    await started.wait()
+
+    second = await serve(endpoints, "wait")
+    release.set()
+
+    assert isinstance(second, Refusal)
+    assert second.code is Code.BUSY
+    assert await first == Answer("done")
+
+
+# Mounted handlers
+
+
+async def test_a_mounted_handler_gets_the_named_arguments_and_the_context():
+    endpoints = directory()
+    endpoints.mount("_dht.", {"_dht.ping": lambda request, context: [dict(request), context.address]})
+
+    assert await serve(endpoints, "_dht.ping", nonce=1) == Answer([{"nonce": 1}, "127.0.0.1:80"])
+    assert "_dht.ping" not in endpoints
+
+
+async def test_a_mounted_handler_takes_no_positional_arguments():
+    endpoints = directory()
+    endpoints.mount("_dht.", {"_dht.ping": lambda request, context: "pong"})
+
+    outcome = await serve(endpoints, "_dht.ping", 1)
+
+    assert isinstance(outcome, Refusal)
+    assert outcome.code is Code.BAD_REQUEST
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (InvalidMessageError("no key"), Code.BAD_REQUEST, "no key"),
+        (CallError("wrong_key", "not mine"), Code.FAILED, "not mine"),
+        (RemoteError("forbidden", "not for you"), Code.FORBIDDEN, "not for you"),
+        (ValueError("canary"), Code.INTERNAL_ERROR, "internal error (reference abababab)"),
+    ],
+)
+async def test_a_mounted_handler_fails_with_a_remote_error_alone(error: Exception, code: Code, message: str):
+    def handler(request: Any, context: Any):
+        raise error
+
+    endpoints = directory()
+    endpoints.mount("_dht.", {"_dht.store": handler})
+    mounted = endpoints.mounted("_dht.store")
+    assert mounted is not None
+
+    with pytest.raises(RemoteError) as caught:
+        mounted({}, CONTEXT)
+    outcome = await serve(endpoints, "_dht.store")
+
+    assert (caught.value.code, caught.value.message) == (code, message)
+    assert isinstance(outcome, Refusal)
+    assert (outcome.code, outcome.message) == (code, message)
+
+
+def test_what_cannot_be_mounted_is_refused():
+    async def awaited(request: Any, context: Any):
+        return None
+
+    endpoints = directory()
+    endpoints.register("_agent.info", print, reserved=True)
+
+    with pytest.raises(ConfigError, match="not a prefix for packages"):
+        endpoints.mount("mine.", {"x": lambda request, context: None})
+    with pytest.raises(ConfigError, match="named in full"):
+        endpoints.mount("_dht.", {"ping": lambda request, context: None})
+    with pytest.raises(ConfigError, match="registered already"):
+        endpoints.mount("_agent.", {"_agent.info": lambda request, context: None})
+    with pytest.raises(ConfigError, match="plain function"):
+        endpoints.mount("_dht.", {"_dht.x": awaited})
+
+
+def test_mounting_again_takes_the_place_of_what_was_there():
+    endpoints = directory()
+    endpoints.mount("_dht.", {"_dht.ping": lambda request, context: "old"})
+    endpoints.mount("_dht.", {"_dht.ping": lambda request, context: "new"})
+
+    mounted = endpoints.mounted("_dht.ping")
+
+    assert mounted is not None
+    assert mounted({}, CONTEXT) == "new"
+    assert endpoints.mounted("_dht.pong") is None
