@@ -1,0 +1,36 @@
+"""The overlay: join a swarm through any node, find agents by what they can do, ask them."""
+
+from dht.agents.record import AgentRecord, Reach
+from dht.bootstrap import JoinReport, SeedReport, SeedState
+from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
+from dht.contact import Contact
+from dht.exceptions import JoinFailed, NoAgentFound, RecordRefused
+from dht.node import DHTNode
+from dht.results import Answer, Attempt, AttemptEnd, FindResult, FoundAgent, SwarmMode, SwarmStatus
+from dht.swarm import Swarm, SwarmConfig
+
+__all__ = [
+    "AgentRecord",
+    "Answer",
+    "Attempt",
+    "AttemptEnd",
+    "Contact",
+    "DHTConfig",
+    "DHTNode",
+    "FindResult",
+    "FoundAgent",
+    "JoinFailed",
+    "JoinReport",
+    "LookupConfig",
+    "NoAgentFound",
+    "Reach",
+    "RecordConfig",
+    "RecordRefused",
+    "RoutingConfig",
+    "SeedReport",
+    "SeedState",
+    "Swarm",
+    "SwarmConfig",
+    "SwarmMode",
+    "SwarmStatus",
+]

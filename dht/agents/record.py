@@ -1,0 +1,276 @@
+"""The agent record: "agent A can do this until T, and is reached there", signed by A.
+
+Pure. Owns the bounds of a record and its body on the wire, a MsgPack map:
+
+    key, seq, issued, expires, network, addresses, reach, name, role, description,
+    capabilities: [[name, version, attributes, digest, ...], ...]
+
+Times are Unix milliseconds. Unknown keys and trailing elements are ignored here and stay in the signed bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeAlias, TypeVar
+
+from dht.config import MAX_AGENT_RECORD_SIZE_BYTES, RecordConfig
+from dht.contact import MAX_ADDRESSES
+from dht.exceptions import RecordRefused
+from dht.records import RecordKind, Refusal, open_envelope, seal
+from synapse_p2p.capability import ancestors, normalize_capability
+from synapse_p2p.exceptions import ConfigError, InvalidMessageError
+from synapse_p2p.identity import PUBLIC_KEY_SIZE_BYTES, Identity, NodeID, node_id_of
+from synapse_p2p.protocol.wire import CONTROL_LIMITS, pack, unpack
+from synapse_p2p.transport.base import is_literal_address
+
+NETWORK_ID_SIZE_BYTES = 16
+DIGEST_SIZE_BYTES = 32
+MAX_NAME_CHARS = 64
+MAX_ROLE_CHARS = 64
+MAX_DESCRIPTION_CHARS = 200
+MAX_VERSION_CHARS = 32
+MAX_CAPABILITIES = 16
+MAX_CAPABILITY_KEYS = 32
+"""Distinct names an agent is stored under: its capabilities and all their ancestors."""
+MAX_ATTRIBUTES = 8
+MAX_ATTRIBUTE_CHARS = 64
+"""Of an attribute's name, and of its value where that is text."""
+MAX_INT = 2**63 - 1
+
+Scalar: TypeAlias = str | int | float | bool
+_T = TypeVar("_T")
+
+
+class Reach(StrEnum):
+    """How an agent can be reached."""
+
+    DIRECT = "direct"  # dial one of its addresses
+    NONE = "none"  # it cannot be dialed; only who holds a session with it reaches it
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityClaim:
+    """One thing an agent says it can do. `digest` is SHA-256 of its schemas, or empty where it has none.
+
+    Raises ConfigError for a name that is not in its normal form, and for anything over its bound.
+    """
+
+    name: str
+    version: str = ""
+    attributes: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
+    digest: bytes = b""
+
+    def __post_init__(self) -> None:
+        normal = normalize_capability(self.name)
+        if normal != self.name:
+            raise ConfigError(f"capability {self.name!r} is not in its normal form; write {normal!r}")
+        _check_length(f"the version of {self.name!r}", self.version, MAX_VERSION_CHARS)
+        if len(self.digest) not in (0, DIGEST_SIZE_BYTES):
+            raise ConfigError(
+                f"the digest of {self.name!r} has {len(self.digest)} bytes, not {DIGEST_SIZE_BYTES} or none"
+            )
+        if len(self.attributes) > MAX_ATTRIBUTES:
+            raise ConfigError(
+                f"{self.name!r} has {len(self.attributes)} attributes; at most {MAX_ATTRIBUTES} fit a record"
+            )
+        for key, value in self.attributes.items():
+            _check_attribute(self.name, key, value)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRecord:
+    """What an agent publishes about itself. Building one that breaks a bound raises ConfigError.
+
+    `seq` grows with every version an owner signs. `addresses` are IP literals with ports; an agent with reach
+    `none` may have none.
+    """
+
+    public_key: bytes
+    seq: int
+    issued_ms: int
+    expires_ms: int
+    network_id: bytes
+    addresses: tuple[str, ...]
+    reach: Reach
+    name: str
+    role: str
+    description: str
+    capabilities: tuple[CapabilityClaim, ...]
+
+    def __post_init__(self) -> None:
+        _check_size("a public key", self.public_key, PUBLIC_KEY_SIZE_BYTES)
+        _check_size("a network id", self.network_id, NETWORK_ID_SIZE_BYTES)
+        if not 0 < self.seq <= MAX_INT:
+            raise ConfigError(f"a record's seq is 1 to 2^63 - 1, not {self.seq}")
+        if not 0 <= self.issued_ms < self.expires_ms <= MAX_INT:
+            raise ConfigError("a record expires after it was issued; both are Unix milliseconds")
+        self._check_addresses()
+        _check_length("an agent's name", self.name, MAX_NAME_CHARS)
+        _check_length("an agent's role", self.role, MAX_ROLE_CHARS)
+        _check_length("an agent's description", self.description, MAX_DESCRIPTION_CHARS)
+        self._check_capabilities()
+
+    @property
+    def owner(self) -> NodeID:
+        """Whose record this is: the NodeID of its public key."""
+        return node_id_of(self.public_key)
+
+    def indexed_names(self) -> tuple[str, ...]:
+        """The names under which searchers find this record: capabilities and all their ancestors, sorted."""
+        names = {claim.name for claim in self.capabilities}
+        return tuple(sorted(names.union(*(ancestors(name) for name in names))))
+
+    def seal(self, identity: Identity) -> bytes:
+        """The signed envelope. Raises ConfigError for another's identity and for too large a record."""
+        if identity.public_key != self.public_key:
+            raise ConfigError("a record is sealed by the identity whose public key it carries")
+        envelope = seal(RecordKind.AGENT, self._encode_body(), identity)
+        if len(envelope) > MAX_AGENT_RECORD_SIZE_BYTES:
+            raise ConfigError(
+                f"this record has {len(envelope)} bytes and at most {MAX_AGENT_RECORD_SIZE_BYTES} travel"
+                ": shorten its description, or offer fewer capabilities or attributes"
+            )
+        return envelope
+
+    def _check_addresses(self) -> None:
+        if len(self.addresses) > MAX_ADDRESSES:
+            raise ConfigError(f"a record has at most {MAX_ADDRESSES} addresses, not {len(self.addresses)}")
+        if self.reach is Reach.DIRECT and not self.addresses:
+            raise ConfigError(
+                "an agent with reach 'direct' needs an address; one that cannot be dialed has reach 'none'"
+            )
+        for address in self.addresses:
+            if not is_literal_address(address):
+                raise ConfigError(f"{address!r} is not an IP address with a port, as in 10.0.0.5:9999 or [::1]:9999")
+
+    def _check_capabilities(self) -> None:
+        names = [claim.name for claim in self.capabilities]
+        if len(names) > MAX_CAPABILITIES:
+            raise ConfigError(f"an agent has at most {MAX_CAPABILITIES} capabilities, not {len(names)}")
+        if len(set(names)) < len(names):
+            raise ConfigError("an agent lists each capability once")
+        key_count = len(self.indexed_names())
+        if key_count > MAX_CAPABILITY_KEYS:
+            raise ConfigError(
+                f"these capabilities and the names above them are {key_count} keys, and an agent has at most "
+                f"{MAX_CAPABILITY_KEYS}: use fewer levels"
+            )
+
+    def _encode_body(self) -> bytes:
+        return pack(
+            {
+                "key": self.public_key,
+                "seq": self.seq,
+                "issued": self.issued_ms,
+                "expires": self.expires_ms,
+                "network": self.network_id,
+                "addresses": list(self.addresses),
+                "reach": str(self.reach),
+                "name": self.name,
+                "role": self.role,
+                "description": self.description,
+                "capabilities": [
+                    [claim.name, claim.version, dict(claim.attributes), claim.digest] for claim in self.capabilities
+                ],
+            }
+        )
+
+
+def read_agent_record(envelope: bytes, *, network_id: bytes, unix_ms: int, config: RecordConfig) -> AgentRecord:
+    """The record in an envelope, checked in full; `unix_ms` is our wall clock.
+
+    Raises RecordRefused with one of: too_large, malformed, unknown_kind, wrong_network, expired,
+    from_the_future, life_too_long, bad_signature. The signature comes last, as it costs more than all else
+    together.
+    """
+    opened = open_envelope(envelope, config.max_agent_record_bytes)
+    try:
+        body = unpack(opened.body, CONTROL_LIMITS)
+    except InvalidMessageError as error:
+        raise RecordRefused(Refusal.MALFORMED, str(error)) from error
+    if type(body) is not dict:
+        raise RecordRefused(Refusal.MALFORMED, "a record's body is a map")
+    if _field(body, "network", bytes) != network_id:
+        raise RecordRefused(Refusal.WRONG_NETWORK)
+    _check_times(_field(body, "issued", int), _field(body, "expires", int), unix_ms, config)
+    try:
+        record = _decode_body(body)
+    except ConfigError as error:
+        raise RecordRefused(Refusal.MALFORMED, str(error)) from error
+    opened.check_signature(record.public_key)
+    return record
+
+
+def _check_times(issued_ms: int, expires_ms: int, unix_ms: int, config: RecordConfig) -> None:
+    if expires_ms <= unix_ms:
+        raise RecordRefused(Refusal.EXPIRED)
+    if issued_ms - unix_ms > config.max_future_s * 1000:
+        raise RecordRefused(Refusal.FROM_THE_FUTURE)
+    if expires_ms - unix_ms > config.max_lease_s * 1000:
+        raise RecordRefused(Refusal.LIFE_TOO_LONG)
+
+
+def _decode_body(body: dict[Any, Any]) -> AgentRecord:
+    addresses = _field(body, "addresses", list)
+    if not all(type(address) is str for address in addresses):
+        raise RecordRefused(Refusal.MALFORMED, "addresses are text")
+    return AgentRecord(
+        public_key=_field(body, "key", bytes),
+        seq=_field(body, "seq", int),
+        issued_ms=_field(body, "issued", int),
+        expires_ms=_field(body, "expires", int),
+        network_id=_field(body, "network", bytes),
+        addresses=tuple(addresses),
+        reach=_decode_reach(_field(body, "reach", str)),
+        name=_field(body, "name", str),
+        role=_field(body, "role", str),
+        description=_field(body, "description", str),
+        capabilities=tuple(_decode_claim(item) for item in _field(body, "capabilities", list)),
+    )
+
+
+def _decode_reach(text: str) -> Reach:
+    """A way of reaching agents that this release does not know is no way for it."""
+    return Reach.DIRECT if text == Reach.DIRECT else Reach.NONE
+
+
+def _decode_claim(value: Any) -> CapabilityClaim:
+    match value:
+        case [str() as name, str() as version, dict() as attributes, bytes() as digest, *_]:
+            return CapabilityClaim(name, version, attributes, digest)
+    raise RecordRefused(Refusal.MALFORMED, "a capability is [name, version, attributes, digest]")
+
+
+def _field(body: dict[Any, Any], name: str, kind: type[_T]) -> _T:
+    value = body.get(name)
+    if type(value) is not kind:  # not isinstance: True is an int to Python and no number to us
+        raise RecordRefused(Refusal.MALFORMED, f"{name} is missing or of another type")
+    return value
+
+
+def _check_attribute(capability: str, key: Any, value: Any) -> None:
+    if type(key) is not str or len(key) > MAX_ATTRIBUTE_CHARS:
+        raise ConfigError(f"an attribute's name is text of at most {MAX_ATTRIBUTE_CHARS} characters ({capability!r})")
+    if type(value) not in (str, int, float, bool):
+        raise ConfigError(
+            f"attribute {key!r} of {capability!r} is {type(value).__name__}, not text, a number or a bool"
+        )
+    if type(value) is str and len(value) > MAX_ATTRIBUTE_CHARS:
+        raise ConfigError(f"attribute {key!r} of {capability!r} has more than {MAX_ATTRIBUTE_CHARS} characters")
+    if type(value) is int and not -MAX_INT <= value <= MAX_INT:
+        raise ConfigError(f"attribute {key!r} of {capability!r} is a number of more than 63 bits")
+    if type(value) is float and not math.isfinite(value):
+        raise ConfigError(f"attribute {key!r} of {capability!r} is {value}, and nothing compares with that")
+
+
+def _check_length(what: str, text: str, max_chars: int) -> None:
+    if len(text) > max_chars:
+        raise ConfigError(f"{what} has {len(text)} characters; at most {max_chars} are allowed")
+
+
+def _check_size(what: str, value: bytes, size_bytes: int) -> None:
+    if len(value) != size_bytes:
+        raise ConfigError(f"{what} has {size_bytes} bytes, not {len(value)}")

@@ -1,0 +1,43 @@
+"""The overlay's own errors. Pure; the root and the rest of the tree are in `synapse_p2p.exceptions`.
+
+SynapseError
+|-- JoinFailed       no seed let us into the swarm; the report says why, seed by seed
+|-- NoAgentFound     nobody to ask with that capability, and whether the search was complete
+`-- RecordRefused    a signed record is not kept, or not believed, and the reason
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synapse_p2p.exceptions import SynapseError
+
+
+class JoinFailed(SynapseError):
+    """The swarm was not joined in time. `report` tells for each seed what happened; its text is ours."""
+
+    def __init__(self, report: Any) -> None:
+        super().__init__(str(report))
+        self.report = report
+
+
+class NoAgentFound(SynapseError):
+    """No agent with this capability answered.
+
+    `complete` is True where the search ran to its end, so that there was none to find; `reason` says in words
+    what happened.
+    """
+
+    def __init__(self, capability: str, *, complete: bool, reason: str) -> None:
+        super().__init__(f"no agent found for {capability!r}: {reason}")
+        self.capability = capability
+        self.complete = complete
+        self.reason = reason
+
+
+class RecordRefused(SynapseError):
+    """A record is refused. `reason` is the word that travels (a `records.Refusal`); the text never does."""
+
+    def __init__(self, reason: str, text: str = "") -> None:
+        super().__init__(f"{reason}: {text}" if text else str(reason))
+        self.reason = reason

@@ -1,0 +1,46 @@
+"""The id space: 256-bit points, the XOR distance between them, and keys drawn or hashed into it.
+
+Pure. A node's id and a record's key are points of the same space, written as 32 bytes, big-endian.
+Source: Maymounkov and Mazieres, "Kademlia" (2002), section 2.1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from random import Random
+
+Key: TypeAlias = bytes
+"""32 bytes: a point of the id space."""
+
+ID_BITS = 256
+KEY_SIZE_BYTES = 32
+
+
+def distance(a: bytes, b: bytes) -> int:
+    """XOR of two points as a number below 2^256. No two points are equally far from a third."""
+    return int.from_bytes(a, "big") ^ int.from_bytes(b, "big")
+
+
+def common_prefix_length(a: bytes, b: bytes) -> int:
+    """How many leading bits two points share: 0 to 256, and 256 for equal points alone."""
+    return ID_BITS - distance(a, b).bit_length()
+
+
+def random_key_in_bucket(own_id: bytes, index: int, rng: Random) -> Key:
+    """A random key that shares exactly `index` leading bits with `own_id`: a point of k-bucket `index`.
+
+    Raises ValueError where no key does, that is outside 0 to 255.
+    """
+    if not 0 <= index < ID_BITS:
+        raise ValueError(f"a k-bucket's index is 0 to {ID_BITS - 1}, not {index}")
+    free_bits = ID_BITS - 1 - index
+    flipped = (int.from_bytes(own_id, "big") >> free_bits) ^ 1
+    return (flipped << free_bits | rng.getrandbits(free_bits)).to_bytes(KEY_SIZE_BYTES, "big")
+
+
+def content_key(value: bytes) -> Key:
+    """The key of a value that is found by what it is: its SHA-256."""
+    return hashlib.sha256(value).digest()

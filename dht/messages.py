@@ -1,0 +1,304 @@
+"""Requests and answers of the `_dht.` endpoints, as frozen values with a bound on every field.
+
+Pure. A request travels as the keyword arguments of a call, an answer as its result, each a map whose keys are
+the field names. Unknown keys are ignored; a missing key is the field's default, and None travels as nil.
+Everything else of a wrong type or size raises InvalidMessageError, which names the field. Layout:
+docs/spec/dht.md.
+
+    _dht.ping        {}          -> PingAnswer
+    _dht.find_node   FindNode    -> FindNodeAnswer
+    _dht.find_value  FindValue   -> FindValueAnswer
+    _dht.store       Store       -> StoreAnswer
+    _dht.exchange    Exchange    -> ExchangeAnswer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dht.agents.index import MAX_SHARD_DEPTH
+from dht.contact import Contact, decode_contacts, encode_contact
+from dht.keyspace import KEY_SIZE_BYTES, Key
+from synapse_p2p.exceptions import InvalidMessageError
+
+MAX_CONTACTS = 64
+"""In one answer: more than the k of a plain one, for a radius may ask for a whole neighbourhood."""
+MAX_EXCHANGE_COUNT = 20
+MAX_RECORDS = 1000
+MAX_RECORD_SIZE_BYTES = 17 * 1024
+"""The largest value of any kind, 16 KiB, with its envelope. Each kind has a bound of its own below this."""
+MAX_CAPABILITY_CHARS = 128
+MAX_PREFIX_SIZE_BYTES = MAX_SHARD_DEPTH // 8
+MAX_NONCE_SIZE_BYTES = 16
+MAX_REFUSAL_CHARS = 64
+MAX_INT = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class PingAnswer:
+    """Alive. `unix_ms` is the answerer's wall clock."""
+
+    unix_ms: int
+
+    def to_map(self) -> dict[str, Any]:
+        return {"unix_ms": self.unix_ms}
+
+    @classmethod
+    def from_map(cls, mapping: Any) -> PingAnswer:
+        return cls(unix_ms=_int(_map(mapping), "unix_ms"))
+
+
+@dataclass(frozen=True, slots=True)
+class FindNode:
+    """Whom do you know near `target`? `radius` is a distance as 32 bytes; it is carried and not yet used."""
+
+    target: Key
+    radius: Key | None = None
+
+    def to_map(self) -> dict[str, Any]:
+        return {"target": self.target, "radius": self.radius}
+
+    @classmethod
+    def from_map(cls, mapping: Any) -> FindNode:
+        fields = _map(mapping)
+        radius = None if fields.get("radius") is None else _key(fields, "radius")
+        return cls(target=_key(fields, "target"), radius=radius)
+
+
+@dataclass(frozen=True, slots=True)
+class FindNodeAnswer:
+    """Contacts near the target, nearest first."""
+
+    contacts: tuple[Contact, ...]
+
+    def to_map(self) -> dict[str, Any]:
+        return {"contacts": [encode_contact(contact) for contact in self.contacts]}
+
+    @classmethod
+    def from_map(cls, mapping: Any) -> FindNodeAnswer:
+        return cls(contacts=_contacts(_map(mapping), MAX_CONTACTS))
+
+
+@dataclass(frozen=True, slots=True)
+class FindValue:
+    """What do you hold under `key`, and whom do you know near it?
+
+    For a capability: its name, the shard's `depth` and `prefix` bits (left-aligned), the `nonce` that decides
+    which sample is drawn, and `limit`, the most records wanted (0: as many as fit).
+    """
+
+    key: Key
+    capability: str | None = None
+    depth: int = 0
+    prefix: bytes = b""
+    nonce: bytes = b""
+    limit: int = 0
+
+    def to_map(self) -> dict[str, Any]:
+        return {
+            "key": self.key,
+            "capability": self.capability,
+            "depth": self.depth,
+            "prefix": self.prefix,
+            "nonce": self.nonce,
+            "limit": self.limit,
+        }
+
+    @classmethod
+    def from_map(cls, mapping: Any) -> FindValue:
+        fields = _map(mapping)
+        return cls(
+            key=_key(fields, "key"),
+            capability=_text_or_none(fields, "capability", MAX_CAPABILITY_CHARS),
+            depth=_int(fields, "depth", default=0, max_value=MAX_SHARD_DEPTH),
+            prefix=_bytes(fields, "prefix", MAX_PREFIX_SIZE_BYTES, default=b""),
+            nonce=_bytes(fields, "nonce", MAX_NONCE_SIZE_BYTES, default=b""),
+            limit=_int(fields, "limit", default=0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FindValueAnswer:
+    """Records held under the key, and contacts near it, nearest first.
+
+    `count` is how many are held, of which `records` may be a part; `depth` the median depth that they name;
+    `full` whether one was dropped lately for want of room; `estimate` how many providers there are in all, as
+    far as this storer can tell.
+    """
+
+    records: tuple[bytes, ...]
+    count: int
+    depth: int
+    full: bool
+    estimate: int
+    contacts: tuple[Contact, ...]
+
+    def to_map(self) -> dict[str, Any]:
+        return {
+            "records": list(self.records),
+            "count": self.count,
+            "depth": self.depth,
+            "full": self.full,
+            "estimate": self.estimate,
+            "contacts": [encode_contact(contact) for contact in self.contacts],
+        }
+
+    @classmethod
+    def from_map(cls, mapping: Any) -> FindValueAnswer:
+        fields = _map(mapping)
+        return cls(
+            records=_records(fields),
+            count=_int(fields, "count"),
+            depth=_int(fields, "depth", max_value=MAX_SHARD_DEPTH),
+            full=_bool(fields, "full"),
+            estimate=_int(fields, "estimate"),
+            contacts=_contacts(fields, MAX_CONTACTS),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Please keep this record; for an agent record, under the key of this capability at this depth."""
+
+    record: bytes
+    capability: str | None
+    depth: int = 0
+
+    def to_map(self) -> dict[str, Any]:
+        return {"record": self.record, "capability": self.capability, "depth": self.depth}
+
+    @classmethod
+    def from_map(cls, mapping: Any) -> Store:
+        fields = _map(mapping)
+        return cls(
+            record=_bytes(fields, "record", MAX_RECORD_SIZE_BYTES),
+            capability=_text_or_none(fields, "capability", MAX_CAPABILITY_CHARS),
+            depth=_int(fields, "depth", default=0, max_value=MAX_SHARD_DEPTH),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAnswer:
+    """Kept, or the word why not (see `records.Refusal`; a newer release may say others).
+
+    `newer` is the record held where ours was refused as stale. `contacts` are near the key, nearest first.
+    """
+
+    stored: bool
+    refusal: str | None
+    newer: bytes | None
+    contacts: tuple[Contact, ...]
+
+    def to_map(self) -> dict[str, Any]:
+        return {
+            "stored": self.stored,
+            "refusal": None if self.refusal is None else str(self.refusal),
+            "newer": self.newer,
+            "contacts": [encode_contact(contact) for contact in self.contacts],
+        }
+
+    @classmethod
+    def from_map(cls, mapping: Any) -> StoreAnswer:
+        fields = _map(mapping)
+        newer = None if fields.get("newer") is None else _bytes(fields, "newer", MAX_RECORD_SIZE_BYTES)
+        return cls(
+            stored=_bool(fields, "stored"),
+            refusal=_text_or_none(fields, "refusal", MAX_REFUSAL_CHARS),
+            newer=newer,
+            contacts=_contacts(fields, MAX_CONTACTS),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Name me up to `count` good peers at random, not only near ones."""
+
+    count: int
+
+    def to_map(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    @classmethod
+    def from_map(cls, mapping: Any) -> Exchange:
+        return cls(count=_int(_map(mapping), "count", min_value=1, max_value=MAX_EXCHANGE_COUNT))
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeAnswer:
+    """Some peers, in random order."""
+
+    contacts: tuple[Contact, ...]
+
+    def to_map(self) -> dict[str, Any]:
+        return {"contacts": [encode_contact(contact) for contact in self.contacts]}
+
+    @classmethod
+    def from_map(cls, mapping: Any) -> ExchangeAnswer:
+        return cls(contacts=_contacts(_map(mapping), MAX_EXCHANGE_COUNT))
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidMessageError("a request or answer of the overlay is a map")
+    return value
+
+
+def _int(
+    fields: Mapping[str, Any],
+    name: str,
+    *,
+    min_value: int = 0,
+    max_value: int = MAX_INT,
+    default: int | None = None,
+) -> int:
+    value = fields.get(name, default)
+    # `type`, not isinstance: True is an int to Python and no count to us.
+    if type(value) is not int or not min_value <= value <= max_value:
+        raise InvalidMessageError(f"{name} is a whole number from {min_value} to {max_value}")
+    return value
+
+
+def _bool(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if type(value) is not bool:
+        raise InvalidMessageError(f"{name} is true or false")
+    return value
+
+
+def _bytes(fields: Mapping[str, Any], name: str, max_size_bytes: int, *, default: bytes | None = None) -> bytes:
+    value = fields.get(name, default)
+    if type(value) is not bytes or len(value) > max_size_bytes:
+        raise InvalidMessageError(f"{name} is at most {max_size_bytes} bytes")
+    return value
+
+
+def _key(fields: Mapping[str, Any], name: str) -> Key:
+    value = fields.get(name)
+    if type(value) is not bytes or len(value) != KEY_SIZE_BYTES:
+        raise InvalidMessageError(f"{name} is {KEY_SIZE_BYTES} bytes")
+    return value
+
+
+def _text_or_none(fields: Mapping[str, Any], name: str, max_chars: int) -> str | None:
+    value = fields.get(name)
+    if value is not None and (type(value) is not str or len(value) > max_chars):
+        raise InvalidMessageError(f"{name} is text of at most {max_chars} characters, or nil")
+    return value
+
+
+def _records(fields: Mapping[str, Any]) -> tuple[bytes, ...]:
+    value = fields.get("records")
+    if type(value) is not list or len(value) > MAX_RECORDS:
+        raise InvalidMessageError(f"records are an array of at most {MAX_RECORDS}")
+    for record in value:
+        if type(record) is not bytes or len(record) > MAX_RECORD_SIZE_BYTES:
+            raise InvalidMessageError(f"records are at most {MAX_RECORD_SIZE_BYTES} bytes each")
+    return tuple(value)
+
+
+def _contacts(fields: Mapping[str, Any], max_count: int) -> tuple[Contact, ...]:
+    if "contacts" not in fields:
+        raise InvalidMessageError("contacts are missing")
+    return tuple(decode_contacts(fields["contacts"], max_count=max_count))

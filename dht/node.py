@@ -1,0 +1,288 @@
+"""A node of the overlay: wires the routing table, the store, those who ask and those who answer. It decides nothing
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dht.admission import Candidates
+from dht.agents.index import capability_key, capability_root, check_belongs
+from dht.agents.record import AgentRecord
+from dht.bootstrap import Bootstrap, JoinReport, SeedAddress
+from dht.config import DHTConfig
+from dht.contact import Contact
+from dht.exceptions import RecordRefused
+from dht.keyspace import Key, distance
+from dht.lookup import LookupMode, LookupOutcome
+from dht.maintenance import Maintenance
+from dht.messages import FindValue, Store
+from dht.requester import UNREACHABLE, Requester
+from dht.responder import Responder
+from dht.routing import RoutingTable
+from dht.store import MemoryRecordStore
+from synapse_p2p.background import TaskScope
+from synapse_p2p.exceptions import InvalidMessageError, RemoteError
+from synapse_p2p.identity import NodeID
+from synapse_p2p.peers import Host
+
+NONCE_SIZE_BYTES = 8
+OFFERING_STORERS = 3
+"""A newcomer is offered a record by this many of its nearest storers: one may be dead, all would be a flood."""
+MAX_CHECK_DIALS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReport:
+    """What became of one record under one key: who was asked, who keeps it, and the reasons of those who refused."""
+
+    capability: str
+    asked: int
+    stored: int
+    refusals: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProvidersFound:
+    """The verified records of a capability's providers, the newest of each, and how the search went.
+
+    `is_truncated` says that some storer held more than it sent.
+    """
+
+    records: tuple[AgentRecord, ...]
+    outcome: LookupOutcome
+    is_truncated: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why these may not be all; empty where they are."""
+        if not self.outcome.complete:
+            return f"{self.outcome.failed} of {self.outcome.asked} nodes asked did not answer"
+        return "a storer holds more providers than fit one answer" if self.is_truncated else ""
+
+
+class DHTNode:
+    """Joins, looks up, publishes and serves. Mount it on a host, then `await start()`.
+
+    A host without an address that others can dial makes a client: it asks, stores for nobody and enters no routing
+    table.
+    """
+
+    def __init__(self, host: Host, *, config: DHTConfig | None = None, store: MemoryRecordStore | None = None) -> None:
+        self._host = host
+        self._config = config or DHTConfig()
+        self.routing_table = RoutingTable(host.identity.node_id, self._config.routing)
+        self.store = store or MemoryRecordStore(self._config.records)
+        self._candidates = Candidates(pause_s=self._config.check_dial_pause_s)
+        self._requester = Requester(
+            host, self.routing_table, self._config, on_added=self._on_added, on_candidate=self._on_candidate
+        )
+        self._responder = Responder(host, self.routing_table, self.store, self._config, on_candidate=self._on_candidate)
+        self._bootstrap = Bootstrap(host, self.routing_table, self._requester, self._config)
+        self._seeds: tuple[SeedAddress, ...] = ()
+        self._check_dials = 0
+        self._scope: TaskScope | None = None
+        self._maintenance: Maintenance | None = None
+        host.mount("_dht.", self._responder.endpoints())
+
+    @property
+    def id(self) -> NodeID:
+        """Who this node is."""
+        return self._host.identity.node_id
+
+    @property
+    def maintenance(self) -> Maintenance:
+        """The node's scheduler; others may give it jobs."""
+        assert self._maintenance is not None, "the node is not started"
+        return self._maintenance
+
+    async def start(self) -> None:
+        """Begin to look after the routing table and the store. A second call does nothing."""
+        if self._scope is None:
+            self._scope = TaskScope(f"node {self.id.hex()[:8]}")
+            self._maintenance = Maintenance(self._host.runtime, self._scope)
+            self._maintenance.every("refresh", self._config.refresh_s / 4, self._refresh)
+            self._maintenance.every("liveness", self._config.liveness_s, self._ping_stale)
+            self._maintenance.every("expire", self._config.expire_s, self._expire)
+
+    async def stop(self) -> None:
+        """End every task of the node. The table and the store stay as they are."""
+        if self._maintenance is not None:
+            self._maintenance.stop()
+        if self._scope is not None:
+            await self._scope.close()
+        self._scope = self._maintenance = None
+
+    async def join(self, seeds: Iterable[str]) -> JoinReport:
+        """Enter the swarm through these addresses, `host:port` or `id@host:port`. Never raises for a seed that
+        fails.
+        """
+        self._seeds = tuple(SeedAddress.parse(seed) for seed in seeds)
+        return await self._bootstrap.join(self._seeds)
+
+    async def find_node(self, node_id: NodeID) -> list[Contact]:
+        """The live contacts nearest to an id, nearest first, at most k."""
+        return list((await self.lookup(node_id, LookupMode.STRICT)).closest)
+
+    async def lookup(self, target: Key, mode: LookupMode) -> LookupOutcome:
+        """One iterative search, with its trace."""
+        return await self._requester.lookup(target, mode)
+
+    async def find_providers(self, capability: str, mode: LookupMode = LookupMode.STRICT) -> ProvidersFound:
+        """Who has a normalised capability. Strict asks all k storers and joins what they say; fast ends at the first
+        that knows.
+        """
+        root = capability_root(self._host.network_id, capability)
+        reading = _Reading(self._responder, capability, root)
+        own = [reading.take(stored.record) for stored in self.store.get(root, self._host.runtime.now())]
+        if any(own) and mode is LookupMode.FAST:
+            outcome = LookupOutcome(root, (), None, 0, 0, found=True, complete=True, trace=())
+            return ProvidersFound(reading.records(), outcome)
+        request = FindValue(root, capability=capability, nonce=self._host.runtime.token_bytes(NONCE_SIZE_BYTES))
+        is_truncated = False
+
+        async def ask(contact: Contact) -> tuple[Sequence[Contact], bool]:
+            nonlocal is_truncated
+            answer = await self._requester.find_value(contact, request)
+            is_truncated |= answer.full or answer.count > len(answer.records)
+            taken = [reading.take(envelope) for envelope in answer.records]
+            return answer.contacts, any(taken)
+
+        outcome = await self._requester.lookup(root, mode, ask=ask)
+        return ProvidersFound(reading.records(), outcome, is_truncated)
+
+    async def publish(self, envelope: bytes, record: AgentRecord, capability: str) -> PublishReport:
+        """Store an agent's record under one of its capabilities, on the k nodes nearest to the key; maybe on ourselves
+        too.
+        """
+        key = capability_key(self._host.network_id, capability, record.owner, 0)
+        outcome = await self._requester.lookup(key, LookupMode.STRICT)
+        storers = list(outcome.closest)
+        k = self._config.lookup.k
+        refusals: list[str] = []
+        stored = 0
+        if self._host.advertised_addresses and self._is_among(k, key, storers):
+            refusal, _ = self._responder.keep(key, envelope, record)
+            stored += refusal is None
+            storers = storers[: k - 1]
+        async with TaskScope("publish") as scope:
+            asked = [scope.spawn_awaited(self._store_at(storer, envelope, capability)) for storer in storers]
+            for answer in asked:
+                refusal_word = await answer
+                stored += refusal_word is None
+                if refusal_word is not None:
+                    refusals.append(refusal_word)
+        return PublishReport(capability, len(storers), stored, tuple(refusals))
+
+    async def _store_at(self, storer: Contact, envelope: bytes, capability: str) -> str | None:
+        """The word of refusal; None when it is kept."""
+        try:
+            answer = await self._requester.store(storer, Store(envelope, capability))
+        except UNREACHABLE:
+            return "unreachable"
+        except (RemoteError, InvalidMessageError):
+            return "bad_answer"
+        return None if answer.stored else answer.refusal or "refused"
+
+    def _is_among(self, count: int, key: Key, others: Sequence[Contact]) -> bool:
+        own_distance = distance(self.id, key)
+        return sum(distance(other.id, key) < own_distance for other in others) < count
+
+    # What a newcomer brings about
+
+    def _on_candidate(self, contact: Contact) -> None:
+        """Somebody was heard of, or heard from, whose address no dial of ours has proved."""
+        known = self.routing_table.get(contact.id)
+        if known is not None and known.addresses[:1] == contact.addresses[:1]:
+            self.routing_table.observe(known, self._host.runtime.now())
+        elif (known is not None or self.routing_table.has_room(contact.id)) and self._scope is not None:
+            self._candidates.offer(contact, self._host.runtime.now())
+            if len(self._candidates) > self._check_dials and self._check_dials < MAX_CHECK_DIALS_AT_ONCE:
+                self._check_dials += 1
+                self._scope.spawn(self._check_candidates(), name="check dials")
+
+    async def _check_candidates(self) -> None:
+        try:
+            while (contact := self._candidates.take(self._host.runtime.now())) is not None:
+                await self._requester.check_dial(contact)
+        finally:
+            self._check_dials -= 1
+
+    def _on_added(self, contact: Contact) -> None:
+        if self._scope is not None and len(self.store):
+            self._scope.spawn(self._offer_records(contact), name="offer records to a newcomer")
+
+    async def _offer_records(self, newcomer: Contact) -> None:
+        """Give a new contact the records that belong to it, where we are among the nearest who hold them."""
+        for key in self.store.held_keys():
+            if not self._should_offer(key, newcomer):
+                continue
+            for stored in self.store.get(key, self._host.runtime.now()):
+                for capability in self._capabilities_under(key, stored.record):
+                    await self._store_at(newcomer, stored.record, capability)
+
+    def _should_offer(self, key: Key, newcomer: Contact) -> bool:
+        nearest = self.routing_table.closest(key, self._config.lookup.k)
+        others = [contact for contact in nearest if contact.id != newcomer.id]
+        return newcomer in nearest and self._is_among(OFFERING_STORERS, key, others)
+
+    def _capabilities_under(self, key: Key, envelope: bytes) -> list[str]:
+        try:
+            record = self._responder.read(envelope)
+        except RecordRefused:
+            return []  # it expired by its owner's clock
+        return [
+            name for name in record.indexed_names() if capability_key(record.network_id, name, record.owner, 0) == key
+        ]
+
+    # What is done again and again
+
+    async def _refresh(self) -> None:
+        if not len(self.routing_table) and self._seeds:
+            await self._bootstrap.join(self._seeds)
+        for index in self.routing_table.stale_buckets(self._host.runtime.now(), self._config.refresh_s):
+            await self._bootstrap.refresh(index)
+
+    async def _ping_stale(self) -> None:
+        for contact in self.routing_table.stale_contacts(self._host.runtime.now()):
+            try:
+                await self._requester.ping(contact)
+            except (*UNREACHABLE, RemoteError, InvalidMessageError):
+                pass  # the requester told the table
+
+    async def _expire(self) -> None:
+        self.store.expire(self._host.runtime.now())
+
+
+class _Reading:
+    """The records of one capability as storers send them, who are not trusted: verified, the newest of each owner."""
+
+    def __init__(self, responder: Responder, capability: str, key: Key) -> None:
+        self._responder = responder
+        self._capability = capability
+        self._key = key
+        self._newest: dict[NodeID, AgentRecord] = {}
+        self._verdicts: dict[bytes, bool] = {}  # k storers send the same bytes: their signature is checked once
+
+    def take(self, envelope: bytes) -> bool:
+        """Whether this is a record of what was asked for."""
+        verdict = self._verdicts.get(envelope)
+        if verdict is None:
+            verdict = self._verdicts[envelope] = self._read(envelope)
+        return verdict
+
+    def records(self) -> tuple[AgentRecord, ...]:
+        """The newest of each owner."""
+        return tuple(self._newest.values())
+
+    def _read(self, envelope: bytes) -> bool:
+        try:
+            record = self._responder.read(envelope)
+            check_belongs(record, self._capability, 0, self._key)
+        except RecordRefused:
+            return False
+        held = self._newest.get(record.owner)
+        if held is None or held.seq < record.seq:
+            self._newest[record.owner] = record
+        return True

@@ -1,0 +1,16 @@
+from dht.exceptions import JoinFailed, NoAgentFound, RecordRefused
+from dht.records import Refusal
+from synapse_p2p.exceptions import SynapseError
+
+
+def test_errors_carry_their_facts():
+    join = JoinFailed({"10.0.0.1:1": "no answer"})
+    nobody = NoAgentFound("python", complete=False, reason="the network is cut")
+    refused = RecordRefused(Refusal.WRONG_KEY, "depth 3")
+
+    assert join.report == {"10.0.0.1:1": "no answer"}
+    assert (nobody.capability, nobody.complete, nobody.reason) == ("python", False, "the network is cut")
+    assert refused.reason == "wrong_key"
+    assert str(refused) == "wrong_key: depth 3"
+    assert str(RecordRefused(Refusal.FULL)) == "full"
+    assert all(isinstance(error, SynapseError) for error in (join, nobody, refused))

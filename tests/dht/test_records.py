@@ -1,0 +1,94 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dht.exceptions import RecordRefused
+from dht.records import Envelope, RecordKind, Refusal, open_envelope, seal
+from synapse_p2p.exceptions import ConfigError
+from synapse_p2p.identity import Identity
+from synapse_p2p.protocol.wire import CONTROL_LIMITS, pack, unpack
+
+OWNER = Identity.from_seed(bytes(32))
+STRANGER = Identity.from_seed(bytes([1] * 32))
+
+
+def refusal_of(data: bytes, max_size_bytes: int = 1500) -> str:
+    with pytest.raises(RecordRefused) as caught:
+        open_envelope(data, max_size_bytes).check_signature(OWNER.public_key)
+    return caught.value.reason
+
+
+@given(st.binary(max_size=1000))
+def test_what_is_sealed_opens_and_proves_its_owner(body: bytes):
+    envelope = open_envelope(seal(RecordKind.AGENT, body, OWNER), 2000)
+
+    envelope.check_signature(OWNER.public_key)
+
+    assert (envelope.kind, envelope.body) == (RecordKind.AGENT, body)
+
+
+def test_signature_is_over_label_and_body():
+    _, body, signature = unpack(seal(RecordKind.AGENT, b"body", OWNER), CONTROL_LIMITS)
+
+    assert body == b"body"
+    assert signature == OWNER.sign(b"synapse-record:v1:agent:", b"body")
+
+
+def test_nobody_else_signed_it():
+    sealed = seal(RecordKind.AGENT, b"body", STRANGER)
+
+    assert refusal_of(sealed) == Refusal.BAD_SIGNATURE
+
+
+@given(st.binary(min_size=1, max_size=60), st.data())
+def test_one_flipped_bit_of_the_body_breaks_the_signature(body: bytes, data: st.DataObject):
+    _, _, signature = unpack(seal(RecordKind.AGENT, body, OWNER), CONTROL_LIMITS)
+    position = data.draw(st.integers(0, len(body) * 8 - 1))
+    changed = (int.from_bytes(body, "big") ^ 1 << position).to_bytes(len(body), "big")
+
+    assert refusal_of(pack([3, changed, signature])) == Refusal.BAD_SIGNATURE
+
+
+def test_elements_from_the_future_are_ignored():
+    kind, body, signature = unpack(seal(RecordKind.AGENT, b"body", OWNER), CONTROL_LIMITS)
+
+    envelope = open_envelope(pack([kind, body, signature, {"later": 1}]), 1500)
+
+    assert envelope == Envelope(RecordKind.AGENT, b"body", signature)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([1, b"", bytes(64)], Refusal.UNKNOWN_KIND),
+        ([2, b"", bytes(64)], Refusal.UNKNOWN_KIND),
+        ([4, b"", bytes(64)], Refusal.UNKNOWN_KIND),
+        ([99, {"another": "shape"}], Refusal.UNKNOWN_KIND),
+        ([3], Refusal.MALFORMED),
+        ([3, b"body"], Refusal.MALFORMED),
+        ([3, "body", bytes(64)], Refusal.MALFORMED),
+        ([3, b"body", bytes(63)], Refusal.MALFORMED),
+        ([True, b"body", bytes(64)], Refusal.MALFORMED),
+        (["agent", b"body", bytes(64)], Refusal.MALFORMED),
+        ({"kind": 3}, Refusal.MALFORMED),
+        ([], Refusal.MALFORMED),
+        (None, Refusal.MALFORMED),
+    ],
+)
+def test_other_shapes_and_kinds_are_refused_by_reason(value: object, reason: Refusal):
+    assert refusal_of(pack(value)) == reason
+
+
+def test_size_is_checked_before_anything_is_decoded():
+    assert refusal_of(b"\xc1" * 11, max_size_bytes=10) == Refusal.TOO_LARGE
+    assert refusal_of(b"\xc1" * 10, max_size_bytes=10) == Refusal.MALFORMED
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise_anything_but_a_refusal(data: bytes):
+    assert refusal_of(data) in set(Refusal)
+
+
+def test_kinds_that_are_not_read_are_not_sealed():
+    with pytest.raises(ConfigError, match="MUTABLE"):
+        seal(RecordKind.MUTABLE, b"body", OWNER)

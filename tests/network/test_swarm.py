@@ -1,0 +1,97 @@
+"""Whole swarms in one process, over encrypted TCP on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from dht import NoAgentFound, Swarm
+from synapse_p2p import AgentNode, CallError, RemoteError
+
+CAPABILITIES = [f"skill-{number}" for number in range(12)]
+
+
+def make_agent(name: str, capabilities: list[str]) -> AgentNode:
+    agent = AgentNode(name=name, role="worker", description="For tests.", capabilities=capabilities)
+
+    @agent.task_handler
+    async def handle(task: str, context: dict) -> dict:
+        if task == "refuse":
+            raise CallError("not_today", "come back tomorrow")
+        return {"by": name, "task": task, "context": context}
+
+    return agent
+
+
+async def start_swarm(*agents: AgentNode) -> list[Swarm]:
+    """The first agent is the seed of all others."""
+    first = Swarm(agents[0])
+    await first.start()
+    seed = agents[0].listening_addresses[0]
+    swarms = [first]
+    for agent in agents[1:]:
+        swarm = Swarm(agent, bootstrap=[seed])
+        await swarm.start()
+        swarms.append(swarm)
+    return swarms
+
+
+async def stop_all(swarms: list[Swarm]) -> None:
+    await asyncio.gather(*(swarm.stop(grace=0) for swarm in swarms))
+
+
+async def test_every_find_from_every_one_of_forty_agents_is_exact():
+    rng = random.Random(40)
+    offered = {f"agent-{number}": rng.sample(CAPABILITIES, 3) for number in range(40)}
+    swarms = await start_swarm(*(make_agent(name, capabilities) for name, capabilities in offered.items()))
+
+    wrong = []
+    for searcher, swarm in zip(offered, swarms, strict=True):
+        for capability in CAPABILITIES:
+            found = await swarm.find(capability)
+            expected = {name for name, skills in offered.items() if capability in skills} - {searcher}
+            if sorted(agent.name for agent in found) != sorted(expected) or not found.complete:
+                wrong.append((searcher, capability, found))
+    await stop_all(swarms)
+
+    assert wrong == []
+
+
+async def test_a_client_finds_and_asks_and_another_provider_answers_when_the_first_is_gone():
+    swarms = await start_swarm(
+        make_agent("seed", []), make_agent("one", ["code-review"]), make_agent("two", ["code-review"])
+    )
+    seed = swarms[0].status().listening[0]
+
+    async with Swarm(bootstrap=[seed]) as client:
+        first = await client.ask("code-review", "hello", context={"n": 1})
+        await swarms[1 if first.agent.name == "one" else 2].stop(grace=0)
+        second = await client.ask("code-review", "hello again")
+        left = await client.find("code-review")
+    await stop_all(swarms)
+
+    assert first.result == {"by": first.agent.name, "task": "hello", "context": {"n": 1}}
+    assert second.agent.name != first.agent.name
+    assert [agent.name for agent in left] == [second.agent.name]
+
+
+async def test_a_providers_own_refusal_is_an_answer_and_is_not_tried_elsewhere():
+    swarms = await start_swarm(make_agent("one", ["x"]), make_agent("two", ["x"]), make_agent("three", []))
+
+    with pytest.raises(RemoteError) as refused:
+        await swarms[2].ask("x", "refuse")
+    await stop_all(swarms)
+
+    assert refused.value.code == "failed"
+    assert refused.value.reason == "not_today"
+    assert len(refused.value.answer.attempts) == 1
+
+
+async def test_asking_for_what_nobody_can_do_says_so():
+    swarms = await start_swarm(make_agent("one", ["x"]))
+
+    with pytest.raises(NoAgentFound, match="'cooking'"):
+        await swarms[0].ask("cooking", "dinner")
+    await stop_all(swarms)
