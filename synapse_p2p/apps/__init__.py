@@ -1,0 +1,1 @@
+"""Programs. They only gather what the packages offer; nothing imports them."""

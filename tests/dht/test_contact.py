@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht.contact import Contact, decode_contacts, encode_contact, is_literal_address
+from dht.contact import Contact, decode_contacts, encode_contact
 from synapse_p2p.exceptions import InvalidMessageError
 from synapse_p2p.protocol.wire import CONTROL_LIMITS, pack, unpack
+from synapse_p2p.transport.base import is_literal_address
 
 IDS = st.binary(min_size=32, max_size=32)
 PORTS = st.integers(1, 65535)

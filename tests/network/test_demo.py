@@ -1,0 +1,24 @@
+"""`make demo`, to its end."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+
+
+def test_the_demo_shows_each_step_and_survives_two_kills():
+    started_at = time.monotonic()
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "synapse_p2p.apps.demo"], capture_output=True, text=True, timeout=100, check=False
+    )
+
+    took_s = time.monotonic() - started_at
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.findall(r"^(\d)\. ", ended.stdout, re.MULTILINE) == list("123456")
+    assert "8 agents in 6 processes" in ended.stdout
+    assert ended.stdout.count(" is dead (process ") == 2
+    assert ended.stdout.count("answered in ") == 2
+    assert took_s < 5 * 10, f"it takes under 10 s on a quiet machine; here {took_s:.1f} s"
