@@ -1,7 +1,7 @@
 """`make demo`: eight agents in six processes find each other, work, and go on when two of them are killed.
 
-Everything is real: processes, TCP on loopback, encryption, and the kill. Each worker process ends when its standard input
-does, so none outlives the demo however that ends.
+Everything is real: processes, TCP on loopback, encryption, and the kill. Each worker process ends when its standard
+input does, so none outlives the demo however that ends.
 """
 
 from __future__ import annotations
