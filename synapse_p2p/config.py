@@ -18,12 +18,12 @@ class SessionConfig:
     max_task_frame_bytes: int = 4 * MIB  # larger payloads are streams
     max_calls_served: int = 64  # handlers that one peer keeps running
     max_calls_queued: int = 256  # calls of one peer that wait for a free place; beyond: busy
-    remembered_ids: int = 1024  # a late message for a call that ended this recently is no fault
     max_records: int = 2**20  # of one direction under one key
     handshake_timeout_s: float = 5.0
     idle_ping_s: float = 120.0  # silence after which we ask whether the peer is there
     ping_timeout_s: float = 20.0  # silence after that ping at which the session is given up
     write_stall_s: float = 10.0  # no progress while writing this long aborts
+    max_unsent_bytes: int = 8 * MIB  # more than this waits for the peer to read: nothing more of it is read
     goodbye_timeout_s: float = 1.0  # how long a close waits for the last bytes to leave
 
     def __post_init__(self) -> None:
@@ -36,11 +36,13 @@ class PoolConfig:
 
     max_sessions: int = 256  # opened and accepted; past it the least recently used idle one goes
     max_idle_sessions: int = 64  # kept though nothing is in flight; least recently used out first
+    max_handshakes: int = 128  # accepted and not proved yet; past it the oldest goes
     dial_timeout_s: float = 2.0  # connect alone; the handshake has its own limit
     check_dial_timeout_s: float = 5.0
     redial_pause_s: float = 1.0  # after a failed dial the same address answers `unavailable` at once this long ...
     max_redial_pause_s: float = 30.0  # ... doubling up to this
     max_remembered_failures: int = 1024
+    stop_timeout_s: float = 0.5  # how long a stop waits for handlers that ignore being cancelled
 
     def __post_init__(self) -> None:
         _all_positive(self)

@@ -29,8 +29,11 @@ class SecureChannel:
         self._buffer = bytearray()
 
     def seal(self, plaintext: bytes) -> bytes:
-        """Records that carry `plaintext`, as few as can be. Raises ProtocolViolation past the last record of a key."""
-        if len(plaintext) <= MAX_PLAINTEXT_BYTES:
+        """Records that carry `plaintext`, as few as can be; none for nothing, as a record of nothing is a fault.
+
+        Raises ProtocolViolation past the last record of a key.
+        """
+        if 0 < len(plaintext) <= MAX_PLAINTEXT_BYTES:
             return self._seal_one(plaintext)
         return b"".join(
             self._seal_one(plaintext[start : start + MAX_PLAINTEXT_BYTES])

@@ -95,7 +95,7 @@ class Parameters:
     def from_map(cls, values: dict[Any, Any]) -> Parameters:
         """Checked. Raises HandshakeFailed naming the field."""
         match values.get("versions"):
-            case [int() as oldest, int() as newest, *_] if 0 < oldest <= newest:
+            case [oldest, newest, *_] if type(oldest) is type(newest) is int and 0 < oldest <= newest:
                 versions = (oldest, newest)
             case _:
                 raise _malformed("versions")
@@ -183,6 +183,7 @@ class Handshake:
         self._preamble = b""
         self._received = bytearray()
         self._to_send = bytearray()
+        self._failure: HandshakeFailed | None = None
 
     def start(self) -> None:
         """The first move: the dialer's preamble and message 1. A listener waits."""
@@ -199,8 +200,17 @@ class Handshake:
         return data
 
     def receive_data(self, data: bytes) -> Established | None:
-        """Go on with these bytes. Raises HandshakeFailed, for good."""
+        """Go on with these bytes. Raises HandshakeFailed, for good: whatever comes after it raises the same."""
+        if self._failure is not None:
+            raise self._failure
         self._received += data
+        try:
+            return self._advance()
+        except HandshakeFailed as error:
+            self._failure = error
+            raise
+
+    def _advance(self) -> Established | None:
         if self._role is Role.LISTENER and not self._preamble and not self._take_preamble():
             return None
         while (message := self._take_message()) is not None:
@@ -306,7 +316,9 @@ class Handshake:
         except InvalidMessageError as error:
             raise HandshakeFailed("proof", "the peer's identity proof is not readable") from error
         match proof:
-            case [int() as version, bytes() as public_key, bytes() as signature, dict() as values, *_] if version >= 1:
+            case [version, bytes() as public_key, bytes() as signature, dict() as values, *_] if (
+                type(version) is int and version >= _PROOF_VERSION
+            ):
                 pass
             case _:
                 raise HandshakeFailed("proof", "the peer's identity proof has another shape")

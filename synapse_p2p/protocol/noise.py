@@ -135,6 +135,7 @@ class NoiseXX:
         psk: bytes | None = None,
         cipher: CipherName = "AESGCM",
     ) -> None:
+        assert psk is None or len(psk) == KEY_SIZE_BYTES, "a pre-shared key has 32 bytes"
         pattern = "XX" if psk is None else "XXpsk0"
         self._symmetric = _SymmetricState(f"Noise_{pattern}_25519_{cipher}_SHA256".encode(), cipher)
         self._symmetric.mix_hash(prologue)
@@ -194,6 +195,8 @@ class NoiseXX:
                 message = self._read_token(token, message)
             hash_before_payload = self._symmetric.hash
             payload = self._symmetric.decrypt_and_hash(message)
+        except HandshakeFailed:
+            raise
         except (ProtocolViolation, ValueError) as error:
             # ValueError: the primitives' word for a key of the wrong size and for a point of low order.
             raise HandshakeFailed("crypto", "a handshake message was not made for this handshake") from error

@@ -53,10 +53,14 @@ class Serve:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Send this frame and close. `is_early`: the caller may be sending still, and must get to read it."""
+    """Send this frame and close. `is_early`: the caller may be sending still, and must get to read it.
+
+    `fault` is what was wrong with the request, for the log; empty when it was served.
+    """
 
     frame: bytes
     is_early: bool
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,13 @@ class FrameReader:
             if self.size_bytes > self._max_bytes:
                 raise FrameTooLarge(limit_bytes=self._max_bytes, actual_bytes=self.size_bytes)
         end = HEADER_SIZE_BYTES + self.size_bytes
-        return bytes(self._buffer[HEADER_SIZE_BYTES:end]) if len(self._buffer) >= end else None
+        if len(self._buffer) < end:
+            return None
+        with memoryview(self._buffer) as whole:
+            payload = bytes(whole[HEADER_SIZE_BYTES:end])
+        # The payload is a copy: the bytes it came in are not to lie here for as long as a handler runs.
+        self._buffer = bytearray()
+        return payload
 
 
 class PlainExchange:
@@ -153,7 +163,7 @@ class PlainExchange:
     def refuse(self, refusal: Refusal) -> None:
         """Answer without waiting for the rest of the request."""
         if self._state is _State.READING:
-            self._end(Reply(self._frame(refusal), is_early=True))
+            self._end(Reply(self._frame(refusal), is_early=True, fault=refusal.message))
 
     def on_response(self, frame: bytes) -> None:
         """The request that was served has its response, framed."""
@@ -182,7 +192,7 @@ class PlainExchange:
         self._next = Serve(message)
 
     def _reply_to_unread(self, message: str) -> Reply:
-        return Reply(self._frame(Refusal(Code.BAD_REQUEST, message)), is_early=False)
+        return Reply(self._frame(Refusal(Code.BAD_REQUEST, message)), is_early=False, fault=message)
 
     def _frame(self, refusal: Refusal) -> bytes:
         return encode_frame(self._serializer.serialize(plain_response("", refusal)))

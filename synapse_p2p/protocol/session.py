@@ -8,7 +8,9 @@ ended). A call of theirs:    arrived -> waiting (all places taken) -> running ->
 (cancelled, expired). The session itself:  open -> closing (we said or heard GOODBYE, or the connection is gone).
 Nothing starts after that.
 
-A message for a call that ended among the last 1,024 of its side is late, not wrong; any other stray id is a violation.
+Ids of one side grow within each kind of frame: control frames overtake task frames, so over both kinds they need not.
+A message for an id that was in use and is no more is late, not wrong: our cancel and the peer's answer may cross on the
+wire, for any number of calls at once. An id that was never in use is a violation.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from typing import Any, TypeAlias
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import FrameTooLarge, ProtocolViolation
 from synapse_p2p.protocol.wire import (
-    MAX_ID,
     Call,
     Cancel,
     Fail,
@@ -129,12 +130,11 @@ class Session:
     def __init__(self, *, is_dialer: bool, now: float, config: SessionConfig) -> None:
         self._config = config
         self._next_id = 2 if is_dialer else 1  # even for the dialer, odd for the listener; 0 belongs to no call
-        self._last_peer_id = -1 if is_dialer else 0
+        self._last_peer_ids = dict.fromkeys(FrameKind, 0)
         self._ours: dict[int, None] = {}
-        self._running: dict[int, None] = {}
+        self._running: dict[int, FrameKind] = {}
+        self._running_count = {FrameKind.CONTROL: 0, FrameKind.TASK: 0}
         self._waiting: OrderedDict[int, CallArrived] = OrderedDict()
-        self._ended_ours: OrderedDict[int, None] = OrderedDict()
-        self._ended_theirs: OrderedDict[int, None] = OrderedDict()
         self._deadlines: list[tuple[float, int]] = []
         self._reader = FrameReader(
             max_control_frame_bytes=config.max_control_frame_bytes, max_task_frame_bytes=config.max_task_frame_bytes
@@ -193,7 +193,7 @@ class Session:
             self._end_theirs(call_id)
 
     def fail(self, call_id: int, code: Code, message: str, details: Mapping[str, Any] | None = None) -> None:
-        """The peer's call did not return. A withdrawn call is left alone."""
+        """The peer's call did not return. Words that cannot travel are left out. A withdrawn call is left alone."""
         if call_id in self._running:
             self._refuse(call_id, code, message, details)
 
@@ -216,7 +216,12 @@ class Session:
     # What happens
 
     def receive_data(self, plaintext: bytes, now: float) -> None:
-        """Bytes of the channel. Raises ProtocolViolation where the peer broke the rules; events before that stand."""
+        """Bytes of the channel. Raises ProtocolViolation where the peer broke the rules; events before that stand.
+
+        What arrives once the session is closing is not read any more.
+        """
+        if self.is_closing:
+            return
         self._last_received = now
         self._pinged_at = None
         for kind, body in self._reader.feed(plaintext):
@@ -229,14 +234,13 @@ class Session:
         while self._deadlines and self._deadlines[0][0] <= now:
             _, call_id = heapq.heappop(self._deadlines)
             self._expire(call_id)
-        if self.is_closing:
+        if self.is_closing or now < self._silence_at():
             return
-        if self._pinged_at is not None:
-            if now - self._pinged_at >= self._config.ping_timeout_s:
-                self._events.append(PeerSilent())
-                self._close("the peer is silent")
-        elif now - self._last_received >= self._config.idle_ping_s:
+        if self._pinged_at is None:
             self.ping(now)
+        else:
+            self._events.append(PeerSilent())
+            self._close("the peer is silent")
 
     def ping(self, now: float) -> None:
         """Ask whether the peer is there; it has `ping_timeout_s` to say anything at all."""
@@ -250,10 +254,7 @@ class Session:
             heapq.heappop(self._deadlines)  # ended in time
         if self.is_closing:
             return None
-        if self._pinged_at is not None:
-            silence = self._pinged_at + self._config.ping_timeout_s
-        else:
-            silence = self._last_received + self._config.idle_ping_s
+        silence = self._silence_at()
         return min(silence, self._deadlines[0][0]) if self._deadlines else silence
 
     def events(self) -> list[Event]:
@@ -287,13 +288,24 @@ class Session:
     def check_invariants(self) -> None:
         """Assert what must always hold; for tests."""
         assert not (self._running.keys() & self._waiting.keys())
-        assert len(self._running) <= self._config.max_calls_served
+        kinds = list(self._running.values())
+        assert self._running_count == {kind: kinds.count(kind) for kind in FrameKind}
+        assert self._running_count[FrameKind.TASK] <= self._config.max_calls_served
+        assert self._running_count[FrameKind.CONTROL] <= self._config.max_calls_queued
         assert len(self._waiting) <= self._config.max_calls_queued
-        assert max(len(self._ended_ours), len(self._ended_theirs)) <= self._config.remembered_ids
+        assert not (self._waiting and self._has_room(FrameKind.TASK))
         assert all(call_id % 2 == self._next_id % 2 for call_id in self._ours)
         assert all(call_id % 2 != self._next_id % 2 for call_id in (*self._running, *self._waiting))
         assert not (self.is_closing and (self._ours or self._running or self._waiting))
         assert all(self._is_open(call_id) for call_id in self._control_ids)
+
+    def _silence_at(self) -> float:
+        """When silence has lasted too long. One sum for `poll` and `next_deadline`: were they rounded apart, a caller
+        that wakes at the deadline could be told the same deadline again, for ever.
+        """
+        if self._pinged_at is not None:
+            return self._pinged_at + self._config.ping_timeout_s
+        return self._last_received + self._config.idle_ping_s
 
     def _on_message(self, message: Message, kind: FrameKind, now: float) -> None:
         match message:
@@ -315,15 +327,15 @@ class Session:
                 self._events.append(PeerClosed(code, text))
                 self._close(f"the peer closed the session ({code})", may_have_started=False)
             case Unknown(_, id):
-                self._on_unknown(id)
+                self._on_unknown(id, kind)
 
     def _on_call(self, call: Call, kind: FrameKind, now: float) -> None:
-        if self._is_own(call.id) or call.id <= self._last_peer_id or call.id > MAX_ID:
+        if self._is_own(call.id) or call.id <= self._last_peer_ids[kind] or self._is_open(call.id):
             raise ProtocolViolation(f"call id {call.id} is not a fresh one of the caller's")
-        self._last_peer_id = call.id
+        self._last_peer_ids[kind] = call.id
         deadline = None
         match call.options.get("deadline_ms"):
-            case int() as left_ms if 0 <= left_ms <= MAX_DEADLINE_MS:
+            case int() as left_ms if left_ms is not True and 0 <= left_ms <= MAX_DEADLINE_MS:
                 deadline = now + left_ms / 1000
                 self._watch(deadline, call.id)
         if kind is FrameKind.CONTROL:
@@ -331,31 +343,28 @@ class Session:
         arrived = CallArrived(call, deadline)
         if self.is_draining:
             self._refuse(call.id, Code.UNAVAILABLE, "the node is stopping", {"may_have_started": False})
-        elif len(self._running) < self._config.max_calls_served:
-            self._run(arrived)
-        elif len(self._waiting) < self._config.max_calls_queued:
+        elif self._has_room(kind):
+            self._run(arrived, kind)
+        elif kind is FrameKind.TASK and len(self._waiting) < self._config.max_calls_queued:
             self._waiting[call.id] = arrived
         else:
             self._refuse(call.id, Code.BUSY, "too many calls of yours are waiting here")
 
     def _on_cancel(self, call_id: int) -> None:
-        if self._is_own(call_id):
-            raise ProtocolViolation(f"a cancel for call {call_id}, which is ours")
-        if call_id in self._ended_theirs:
-            return
-        if not self._is_open(call_id):
-            raise ProtocolViolation(f"a cancel for call {call_id}, which is not in flight")
+        if self._is_own(call_id) or call_id > max(self._last_peer_ids.values()):
+            raise ProtocolViolation(f"a cancel for call {call_id}, which never came")
         if call_id in self._running:
             self._events.append(CallWithdrawn(call_id))
         self._end_theirs(call_id)
 
-    def _on_unknown(self, call_id: int) -> None:
-        """The rules of evolution: with an id of the peer's it wants an answer, else it wants none."""
-        if call_id == 0 or self._is_own(call_id) or call_id in self._ended_theirs:
+    def _on_unknown(self, call_id: int, kind: FrameKind) -> None:
+        """The rules of evolution: with a fresh or open id of the peer's it wants an answer, else it wants none."""
+        is_fresh = call_id > self._last_peer_ids[kind]
+        if call_id == 0 or self._is_own(call_id) or not (is_fresh or self._is_open(call_id)):
             return
         if call_id in self._running:
             self._events.append(CallWithdrawn(call_id))
-        self._last_peer_id = max(self._last_peer_id, call_id)
+        self._last_peer_ids[kind] = max(self._last_peer_ids[kind], call_id)
         self._refuse(call_id, Code.NOT_FOUND, "a message of a type that this release does not serve")
 
     def _take_end(self, call_id: int) -> bool:
@@ -363,9 +372,9 @@ class Session:
         if call_id in self._ours:
             self._end_ours(call_id)
             return True
-        if call_id in self._ended_ours:
-            return False
-        raise ProtocolViolation(f"an answer to call {call_id}, which is not in flight")
+        if not self._is_own(call_id) or call_id >= self._next_id:
+            raise ProtocolViolation(f"an answer to call {call_id}, which was never made")
+        return False
 
     def _expire(self, call_id: int) -> None:
         if call_id in self._ours:
@@ -387,9 +396,8 @@ class Session:
             started = may_have_started and not never_left
             self._events.append(CallFailed(call_id, Code.UNAVAILABLE, why, {}, started))
         self._events.extend(CallWithdrawn(call_id) for call_id in self._running)
-        for call_id in [*self._running, *self._waiting]:
-            self._remember(call_id)
         self._running.clear()
+        self._running_count = dict.fromkeys(self._running_count, 0)
         self._waiting.clear()
         self._control_ids.clear()
         self._deadlines.clear()
@@ -401,31 +409,36 @@ class Session:
 
     def _refuse(self, call_id: int, code: Code, message: str, details: Mapping[str, Any] | None = None) -> None:
         """End a call of theirs, in whatever state, with a failure."""
-        self._queue(self._kind_of(call_id), call_id, Fail(call_id, code, message, details or None))
+        kind = self._kind_of(call_id)
+        try:
+            self._queue(kind, call_id, Fail(call_id, code, message, details or None))
+        except (FrameTooLarge, TypeError, ValueError, OverflowError):
+            # The handler's own words cannot travel; that its call failed has to.
+            self._queue(kind, call_id, Fail(call_id, code, "what the handler said of it cannot be sent"))
         self._end_theirs(call_id)
 
-    def _run(self, arrived: CallArrived) -> None:
-        self._running[arrived.call.id] = None
+    def _has_room(self, kind: FrameKind) -> bool:
+        # Overlay calls end at once and never wait behind tasks: a node with long asks running is not dead.
+        limit = self._config.max_calls_served if kind is FrameKind.TASK else self._config.max_calls_queued
+        return self._running_count[kind] < limit
+
+    def _run(self, arrived: CallArrived, kind: FrameKind) -> None:
+        self._running[arrived.call.id] = kind
+        self._running_count[kind] += 1
         self._events.append(arrived)
 
     def _end_ours(self, call_id: int) -> None:
         del self._ours[call_id]
-        self._remember(call_id)
+        self._control_ids.pop(call_id, None)
 
     def _end_theirs(self, call_id: int) -> None:
-        self._running.pop(call_id, None)
+        if (kind := self._running.pop(call_id, None)) is not None:
+            self._running_count[kind] -= 1
         self._waiting.pop(call_id, None)
-        self._remember(call_id)
-        while self._waiting and len(self._running) < self._config.max_calls_served and not self.is_closing:
-            _, arrived = self._waiting.popitem(last=False)
-            self._run(arrived)
-
-    def _remember(self, call_id: int) -> None:
         self._control_ids.pop(call_id, None)
-        ended = self._ended_ours if self._is_own(call_id) else self._ended_theirs
-        ended[call_id] = None
-        if len(ended) > self._config.remembered_ids:
-            ended.popitem(last=False)
+        while self._waiting and self._has_room(FrameKind.TASK) and not self.is_closing:
+            _, arrived = self._waiting.popitem(last=False)
+            self._run(arrived, FrameKind.TASK)
 
     def _watch(self, deadline: float, call_id: int) -> None:
         # Calls mostly end long before their deadline: without this the heap would hold every call of the last minutes.

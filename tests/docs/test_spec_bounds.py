@@ -1,0 +1,59 @@
+"""The pages under docs/ say what the code does: their bounds are the code's, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dht import admission, contact, lookup, messages, node
+from dht.agents import index, record
+from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
+from synapse_p2p import capability
+from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
+from synapse_p2p.protocol import channel, handshake, session, wire
+from synapse_p2p.transport import base
+
+DOCS = Path(__file__).parents[2] / "docs"
+MODULES = (
+    admission,
+    base,
+    capability,
+    channel,
+    contact,
+    handshake,
+    index,
+    lookup,
+    messages,
+    node,
+    record,
+    session,
+    wire,
+)
+CONFIGS = (DHTConfig, LookupConfig, PoolConfig, RecordConfig, RoutingConfig, ServerConfig, SessionConfig)
+OWNERS = {module.__name__.rpartition(".")[2]: module for module in MODULES} | {cls.__name__: cls() for cls in CONFIGS}
+UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}
+
+BOUND = re.compile(r"^\| `(\w+)\.(\w+)` \| ([\d.]+) ?(\w*) \|$", re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+BOUNDS = [
+    (page.name, *bound) for page in sorted((DOCS / "spec").glob("*.md")) for bound in BOUND.findall(page.read_text())
+]
+LINKS = [(page, link) for page in sorted(DOCS.rglob("*.md")) for link in LINK.findall(page.read_text())]
+
+
+@pytest.mark.parametrize(("page", "owner", "name", "number", "unit"), BOUNDS, ids=lambda part: part or "-")
+def test_bound_on_a_page_is_the_one_in_the_code(page: str, owner: str, name: str, number: str, unit: str) -> None:
+    assert getattr(OWNERS[owner], name) == float(number) * UNITS[unit], f"{page} says otherwise"
+
+
+@pytest.mark.parametrize("page", ["dht.md", "records.md", "wire.md"])
+def test_page_of_the_specification_names_its_bounds(page: str) -> None:
+    assert sum(bound[0] == page for bound in BOUNDS) > 10
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS, ids=[f"{page.name}: {link}" for page, link in LINKS])
+def test_link_on_a_page_leads_to_a_file(page: Path, link: str) -> None:
+    assert (page.parent / link).exists()

@@ -1,0 +1,348 @@
+"""The golden vectors: what these fixed keys and values have to look like on the wire, for ever.
+
+Every file is checked both ways: the bytes are made again and compared, and they are read as a peer would read them.
+The entries called `future` are what a later release may send; this one has to read them as if it said nothing more.
+In the files, text that begins with `hex:` stands for bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dht.agents.index import capability_key, capability_root, check_belongs, provider_prefix, shard_key
+from dht.agents.record import AgentRecord, CapabilityClaim, Reach, read_agent_record
+from dht.config import RecordConfig
+from dht.exceptions import RecordRefused
+from dht.messages import (
+    Exchange,
+    ExchangeAnswer,
+    FindNode,
+    FindNodeAnswer,
+    FindValue,
+    FindValueAnswer,
+    PingAnswer,
+    Store,
+    StoreAnswer,
+)
+from dht.records import RecordKind, open_envelope, seal
+from synapse_p2p.config import SessionConfig
+from synapse_p2p.exceptions import HandshakeFailed
+from synapse_p2p.identity import Identity, network_id_of, node_id_of
+from synapse_p2p.protocol.channel import SecureChannel
+from synapse_p2p.protocol.handshake import Established, Handshake, HandshakeKeys, Parameters, Role
+from synapse_p2p.protocol.noise import NoiseXX
+from synapse_p2p.protocol.session import CallAnswered, CallArrived, Session
+from synapse_p2p.protocol.wire import CONTROL_LIMITS, pack, unpack
+
+DIRECTORY = Path(__file__).parents[1] / "vectors"
+MESSAGE_CLASSES = {
+    cls.__name__: cls
+    for cls in (
+        Exchange,
+        ExchangeAnswer,
+        FindNode,
+        FindNodeAnswer,
+        FindValue,
+        FindValueAnswer,
+        PingAnswer,
+        Store,
+        StoreAnswer,
+    )
+}
+
+
+def load(name: str) -> dict[str, Any]:
+    return _with_bytes(json.loads((DIRECTORY / name).read_text()))
+
+
+def _with_bytes(value: Any) -> Any:
+    match value:
+        case str() if value.startswith("hex:"):
+            return bytes.fromhex(value.removeprefix("hex:"))
+        case list():
+            return [_with_bytes(item) for item in value]
+        case dict():
+            return {key: _with_bytes(item) for key, item in value.items()}
+    return value
+
+
+HANDSHAKE = load("session_opening.json")
+RECORDS = load("records.json")
+DHT_MESSAGES = load("dht_messages.json")
+
+
+# The handshake
+
+
+def machine(role: Role) -> Handshake:
+    side = HANDSHAKE["dialer" if role is Role.DIALER else "listener"]
+    return Handshake(
+        role,
+        identity=Identity.from_seed(side["identity_seed"]),
+        network_id=HANDSHAKE["network_id"],
+        keys=HandshakeKeys(side["static"], side["ephemeral"]),
+        parameters=Parameters.from_map(side["parameters"]),
+    )
+
+
+def framed(message: bytes) -> bytes:
+    return len(message).to_bytes(2, "big") + message
+
+
+def established_pair() -> tuple[Established, Established]:
+    """The dialer's end and the listener's, from the vectors' own bytes."""
+    dialer, listener = machine(Role.DIALER), machine(Role.LISTENER)
+    dialer.start()
+    listener.receive_data(HANDSHAKE["preamble"] + framed(HANDSHAKE["message_1"]))
+    at_dialer = dialer.receive_data(framed(HANDSHAKE["message_2"]))
+    at_listener = listener.receive_data(framed(HANDSHAKE["message_3"]))
+    assert at_dialer is not None and at_listener is not None
+    return at_dialer, at_listener
+
+
+def test_network_id_is_the_first_half_of_the_hash_of_the_name() -> None:
+    assert network_id_of(HANDSHAKE["network"]) == HANDSHAKE["network_id"]
+
+
+@pytest.mark.parametrize("side", ["dialer", "listener"])
+def test_node_id_is_the_hash_of_the_public_key(side: str) -> None:
+    identity = Identity.from_seed(HANDSHAKE[side]["identity_seed"])
+
+    assert identity.public_key == HANDSHAKE[side]["public_key"]
+    assert identity.node_id == node_id_of(identity.public_key) == HANDSHAKE[side]["node_id"]
+
+
+def test_handshake_of_fixed_keys_sends_the_golden_bytes() -> None:
+    dialer, listener = machine(Role.DIALER), machine(Role.LISTENER)
+
+    dialer.start()
+    first = dialer.data_to_send()
+    listener.receive_data(first)
+    second = listener.data_to_send()
+    at_dialer = dialer.receive_data(second)
+    third = dialer.data_to_send()
+    at_listener = listener.receive_data(third)
+
+    assert first == HANDSHAKE["preamble"] + framed(HANDSHAKE["message_1"])
+    assert second == framed(HANDSHAKE["message_2"])
+    assert third == framed(HANDSHAKE["message_3"])
+    assert at_dialer is not None and at_listener is not None
+    assert at_dialer.handshake_hash == at_listener.handshake_hash == HANDSHAKE["handshake_hash"]
+
+
+def test_each_side_proves_the_golden_identity_and_parameters() -> None:
+    at_dialer, at_listener = established_pair()
+
+    assert at_dialer.peer.node_id == HANDSHAKE["listener"]["node_id"]
+    assert at_dialer.peer.parameters.to_map() == HANDSHAKE["listener"]["parameters"]
+    assert at_listener.peer.node_id == HANDSHAKE["dialer"]["node_id"]
+    assert at_listener.peer.parameters.to_map() == HANDSHAKE["dialer"]["parameters"]
+
+
+@pytest.mark.parametrize(("side", "message", "role"), [("dialer", "message_3", b"I"), ("listener", "message_2", b"R")])
+def test_golden_proof_signs_label_role_and_the_hash_before_its_payload(side: str, message: str, role: bytes) -> None:
+    proof = unpack(HANDSHAKE[side]["proof"], CONTROL_LIMITS)
+    identity = Identity.from_seed(HANDSHAKE[side]["identity_seed"])
+
+    signature = identity.sign(b"synapse-noise-id:v1:" + role, HANDSHAKE[side]["signed_hash"])
+
+    assert proof == [1, HANDSHAKE[side]["public_key"], signature, HANDSHAKE[side]["parameters"]]
+    assert _noise_payload(message) == (HANDSHAKE[side]["proof"], HANDSHAKE[side]["signed_hash"])
+
+
+def _noise_payload(message: str) -> tuple[bytes, bytes]:
+    """The plaintext in message 2 or 3, and the hash that its proof signs, read without the handshake's own code."""
+    is_listener = message == "message_3"
+    side = HANDSHAKE["listener" if is_listener else "dialer"]
+    prologue = b"synapse-noise/1" + HANDSHAKE["preamble"] + HANDSHAKE["network_id"]
+    noise = NoiseXX(not is_listener, prologue=prologue, static=side["static"], ephemeral=side["ephemeral"])
+    if not is_listener:
+        noise.write_message()
+        return noise.read_message_and_hash(HANDSHAKE["message_2"])
+    noise.read_message(HANDSHAKE["message_1"])
+    noise.write_message(HANDSHAKE["listener"]["proof"])
+    return noise.read_message_and_hash(HANDSHAKE["message_3"])
+
+
+def test_golden_calls_travel_in_one_golden_record_each_way() -> None:
+    at_dialer, at_listener = established_pair()
+    ask, answer = HANDSHAKE["records"]["dialer_to_listener"], HANDSHAKE["records"]["listener_to_dialer"]
+    dialer, listener = _channel(at_dialer), _channel(at_listener)
+    asking, answering = _session(is_dialer=True), _session(is_dialer=False)
+
+    for call in HANDSHAKE["calls"]:
+        asking.call(call["endpoint"], call["args"], call["kwargs"], now=0.0, deadline=call["deadline_ms"] / 1000)
+    asked = asking.data_to_send()
+    record = dialer.seal(asked)
+    answering.receive_data(listener.open(record), 0.0)
+    arrived = [event.call for event in answering.events() if isinstance(event, CallArrived)]
+    for call, golden in zip(arrived, HANDSHAKE["calls"], strict=True):
+        assert (call.endpoint, call.args, call.kwargs) == (golden["endpoint"], golden["args"], golden["kwargs"])
+        answering.answer(call.id, golden["result"])
+    answered = answering.data_to_send()
+    answer_record = listener.seal(answered)
+
+    assert (asked, record) == (ask["plaintext"], ask["record"])
+    assert (answered, answer_record) == (answer["plaintext"], answer["record"])
+    asking.receive_data(dialer.open(answer_record), 0.0)
+    ends = [event.value for event in asking.events() if isinstance(event, CallAnswered)]
+    assert ends == [golden["result"] for golden in HANDSHAKE["calls"]]
+
+
+def _channel(end: Established) -> SecureChannel:
+    return SecureChannel(end.send, end.receive, max_records=SessionConfig().max_records)
+
+
+def _session(*, is_dialer: bool) -> Session:
+    return Session(is_dialer=is_dialer, now=0.0, config=SessionConfig())
+
+
+def test_proof_from_the_future_is_read_as_if_it_said_nothing_more() -> None:
+    dialer = machine(Role.DIALER)
+    dialer.start()
+
+    established = dialer.receive_data(framed(HANDSHAKE["future"]["message_2"]))
+
+    assert unpack(HANDSHAKE["future"]["proof"], CONTROL_LIMITS) == HANDSHAKE["future"]["fields"]
+    assert established is not None
+    assert established.peer.node_id == HANDSHAKE["listener"]["node_id"]
+    assert established.peer.version == 1
+    assert established.peer.parameters.versions == (1, 2)
+
+
+@pytest.mark.parametrize("word", ["version", "suite", "network"])
+def test_preamble_that_does_not_fit_is_answered_with_the_golden_refusal(word: str) -> None:
+    refusal = HANDSHAKE["refusals"][word]
+    listener, dialer = machine(Role.LISTENER), machine(Role.DIALER)
+    dialer.start()
+
+    with pytest.raises(HandshakeFailed):
+        listener.receive_data(refusal["preamble"])
+    with pytest.raises(HandshakeFailed) as told:
+        dialer.receive_data(refusal["answer"])
+
+    assert listener.data_to_send() == refusal["answer"]
+    assert told.value.refusal == word
+
+
+# Records
+
+
+def golden_record() -> AgentRecord:
+    fields = RECORDS["agent_record"]["body_fields"]
+    return AgentRecord(
+        public_key=fields["key"],
+        seq=fields["seq"],
+        issued_ms=fields["issued"],
+        expires_ms=fields["expires"],
+        network_id=fields["network"],
+        addresses=tuple(fields["addresses"]),
+        reach=Reach(fields["reach"]),
+        name=fields["name"],
+        role=fields["role"],
+        description=fields["description"],
+        capabilities=tuple(CapabilityClaim(*claim) for claim in fields["capabilities"]),
+    )
+
+
+def read(envelope: bytes) -> AgentRecord:
+    network_id, unix_ms = RECORDS["network_id"], RECORDS["unix_ms"]
+    return read_agent_record(envelope, network_id=network_id, unix_ms=unix_ms, config=RecordConfig())
+
+
+def test_golden_record_is_sealed_to_the_golden_envelope() -> None:
+    golden = RECORDS["agent_record"]
+    identity = Identity.from_seed(RECORDS["identity_seed"])
+
+    envelope = golden_record().seal(identity)
+
+    assert envelope == golden["envelope"]
+    assert unpack(envelope, CONTROL_LIMITS) == [3, golden["body"], golden["signature"]]
+    assert unpack(golden["body"], CONTROL_LIMITS) == golden["body_fields"]
+    assert identity.sign(b"synapse-record:v1:agent:", golden["body"]) == golden["signature"]
+
+
+def test_golden_envelope_is_read_as_the_golden_record() -> None:
+    record = read(RECORDS["agent_record"]["envelope"])
+
+    assert record == golden_record()
+    assert record.owner == RECORDS["owner"]
+
+
+def test_record_from_the_future_is_read_as_if_it_said_nothing_more() -> None:
+    future = RECORDS["future"]["envelope"]
+
+    record = read(future)
+
+    assert record == golden_record()
+    assert len(unpack(future, CONTROL_LIMITS)) == 4
+    assert open_envelope(future, 1500).body != RECORDS["agent_record"]["body"]
+
+
+def test_reach_from_the_future_is_no_way_to_reach_an_agent() -> None:
+    record = read(RECORDS["future"]["envelope_of_unknown_reach"])
+
+    assert record.reach is Reach.NONE
+
+
+@pytest.mark.parametrize("case", RECORDS["refused"], ids=lambda case: case["name"])
+def test_golden_bad_record_is_refused_with_its_word(case: dict[str, Any]) -> None:
+    with pytest.raises(RecordRefused) as refused:
+        read(case["envelope"])
+
+    assert refused.value.reason == case["refusal"]
+
+
+@pytest.mark.parametrize("case", RECORDS["keys"], ids=lambda case: f"{case['capability']} at {case['depth']}")
+def test_capability_at_a_depth_has_the_golden_key(case: dict[str, Any]) -> None:
+    capability, depth, owner = case["capability"], case["depth"], RECORDS["owner"]
+    root = capability_root(RECORDS["network_id"], capability)
+    prefix = provider_prefix(root, owner, depth)
+
+    assert root == case["root"]
+    assert (format(prefix, f"0{depth}b") if depth else "") == case["prefix"]
+    assert shard_key(root, prefix, depth) == case["key"]
+    assert capability_key(RECORDS["network_id"], capability, owner, depth) == case["key"]
+    check_belongs(golden_record(), capability, depth, case["key"])
+
+
+def test_record_is_stored_under_its_capabilities_and_all_above_them() -> None:
+    names = {case["capability"] for case in RECORDS["keys"]}
+
+    assert golden_record().indexed_names() == tuple(sorted(names))
+
+
+def test_golden_body_is_what_any_record_of_that_kind_is_signed_as() -> None:
+    golden = RECORDS["agent_record"]
+
+    sealed = seal(RecordKind.AGENT, golden["body"], Identity.from_seed(RECORDS["identity_seed"]))
+
+    assert sealed == golden["envelope"]
+
+
+# Messages of the overlay
+
+
+@pytest.mark.parametrize("case", DHT_MESSAGES["messages"], ids=lambda case: case["name"])
+def test_overlay_message_packs_to_the_golden_bytes(case: dict[str, Any]) -> None:
+    message = MESSAGE_CLASSES[case["class"]].from_map(case["fields"])
+
+    assert message.to_map() == case["fields"]
+    assert pack(message.to_map()) == case["packed"]
+
+
+@pytest.mark.parametrize("case", DHT_MESSAGES["messages"], ids=lambda case: case["name"])
+def test_overlay_message_from_the_future_is_read_as_if_it_said_nothing_more(case: dict[str, Any]) -> None:
+    cls = MESSAGE_CLASSES[case["class"]]
+    future = unpack(case["future"], CONTROL_LIMITS)
+
+    assert future != case["fields"]
+    assert cls.from_map(future) == cls.from_map(case["fields"])
+
+
+def test_every_overlay_message_has_a_golden_vector() -> None:
+    assert {case["class"] for case in DHT_MESSAGES["messages"]} == set(MESSAGE_CLASSES)
