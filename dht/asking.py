@@ -7,13 +7,13 @@ busy: then nothing was done. A call that may have started is repeated elsewhere 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from dht.exceptions import NoAgentFound
 from dht.lookup import LookupMode
 from dht.results import Answer, Attempt, AttemptEnd, FindResult, FoundAgent
-from synapse_p2p.background import TaskScope
+from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.exceptions import PeerUnavailable, RemoteError, Timeout
 
 
@@ -27,7 +27,7 @@ class Asking:
         self,
         capability: str,
         *,
-        find: Callable[[LookupMode], Awaitable[FindResult]],
+        find: Callable[[LookupMode], Coroutine[Any, Any, FindResult]],
         is_answering: Callable[[FoundAgent], Coroutine[Any, Any, bool]],
         now: Callable[[], float],
         timeout_s: float,
@@ -41,6 +41,13 @@ class Asking:
 
     async def run(self, task: str, context: dict[str, Any], *, idempotent: bool) -> Answer:
         """The answer. Raises RemoteError (with `.answer`), PeerUnavailable, Timeout, NoAgentFound."""
+        async with TaskScope("ask") as scope:
+            answering = scope.spawn_awaited(self._run(task, context, idempotent=idempotent))
+            if not await wait_at_most(answering, self._left_s()):
+                raise self._late()
+            return answering.result()
+
+    async def _run(self, task: str, context: dict[str, Any], *, idempotent: bool) -> Answer:
         complete = True
         reason = "nobody in the network has it"
         # The first storer that knows anybody is enough to begin with; all of them are read when those failed.
@@ -63,7 +70,6 @@ class Asking:
         left.
         """
         while untried:
-            self._left_s()
             pair = untried[:2]
             async with TaskScope("choose") as scope:
                 probes = {scope.spawn_awaited(self._is_answering(agent)): agent for agent in pair}
@@ -106,8 +112,11 @@ class Asking:
     def _left_s(self) -> float:
         left_s = self._deadline - self._now()
         if left_s <= 0:
-            raise Timeout(f"no provider of {self._capability!r} answered in the time given")
+            raise self._late()
         return left_s
+
+    def _late(self) -> Timeout:
+        return Timeout(f"no provider of {self._capability!r} answered in the time given")
 
 
 async def _first_true(tasks: list[asyncio.Task[bool]]) -> asyncio.Task[bool] | None:

@@ -14,24 +14,27 @@ from dht.keyspace import random_key_in_bucket
 from dht.lookup import LookupMode
 from dht.requester import UNREACHABLE, Requester
 from dht.routing import RoutingTable
-from synapse_p2p.background import TaskScope
+from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.exceptions import (
     ConfigError,
     HandshakeFailed,
     InvalidMessageError,
-    PeerUnavailable,
     RemoteError,
     Timeout,
 )
 from synapse_p2p.identity import NODE_ID_SIZE_BYTES, NodeID
 from synapse_p2p.peers import Host
+from synapse_p2p.protocol.session import Code
 from synapse_p2p.transport.base import parse_address
 
 EXCHANGE_COUNT = 20
+PATIENCE_S = 4.0
+"""How long the slow seeds hold up a join that another seed has answered."""
+NO_ANSWER_YET = "no answer yet; is it running, and is the way to it open?"
 
 
 class SeedState(StrEnum):
-    """How a seed took our call."""
+    """How a seed took our call. `JOINED` is one that answered as a member of the swarm."""
 
     JOINED = "joined"
     OURSELVES = "ourselves"
@@ -114,18 +117,31 @@ class Bootstrap:
         self._table = table
         self._requester = requester
         self._config = config
+        self._reports: dict[SeedAddress, SeedReport] = {}  # the latest of each seed that was ever asked
 
     async def join(self, seeds: tuple[SeedAddress, ...]) -> JoinReport:
         """Ask all seeds at once, then look for our own id and through the rest of the key space.
 
-        Cost: a lookup of about 20 requests for each of the log2(n) - 4 farthest k-buckets.
+        Cost: a lookup of about 20 requests for each of the log2(n) - 4 farthest k-buckets, where a seed let us in.
         """
+        named: list[Contact] = []
         async with TaskScope("join") as scope:
-            asked = [scope.spawn_awaited(self._ask_seed(seed)) for seed in seeds]
-            answers = [await answer for answer in asked]
-        if len(self._table):
-            await self._find_neighbours([contact for _, named in answers for contact in named])
-        return JoinReport(tuple(report for report, _ in answers), len(self._table))
+            asked = [scope.spawn_awaited(self._ask_seed(seed, named)) for seed in seeds]
+            deadline = self._host.runtime.now() + PATIENCE_S
+            for task in asked:
+                await wait_at_most(task, max(0.0, deadline - self._host.runtime.now()))
+            if not self.report(seeds).joined:
+                for task in asked:
+                    await task
+        if self.report(seeds).joined:
+            await self._find_neighbours(named)
+        return self.report(seeds)
+
+    def report(self, seeds: tuple[SeedAddress, ...]) -> JoinReport:
+        """What is known of these seeds by now."""
+        unknown = SeedState.NO_ANSWER
+        reports = (self._reports.get(seed) or SeedReport(seed.text, unknown, NO_ANSWER_YET) for seed in seeds)
+        return JoinReport(tuple(reports), len(self._table))
 
     async def refresh(self, index: int) -> None:
         """Look through one k-bucket's part of the key space."""
@@ -156,28 +172,41 @@ class Bootstrap:
         farthest_point = nearest[-1].point ^ int.from_bytes(own_id, "big")
         return 8 * NODE_ID_SIZE_BYTES - farthest_point.bit_length()
 
-    async def _ask_seed(self, seed: SeedAddress) -> tuple[SeedReport, tuple[Contact, ...]]:
+    async def _ask_seed(self, seed: SeedAddress, named: list[Contact]) -> None:
+        """Note how the seed took it, and add to `named` whom it told us of."""
         try:
             peer = await self._requester.connect_seed(seed.address, seed.expected_id)
-        except (HandshakeFailed, PeerUnavailable, Timeout) as error:
-            return _failed(seed, error), ()
-        report = SeedReport(seed.text, SeedState.JOINED, "joined", peer.id)
-        try:
-            answer = await self._requester.exchange(Contact(peer.id, peer.addresses or (seed.address,)), EXCHANGE_COUNT)
-        except (*UNREACHABLE, RemoteError, InvalidMessageError):
-            return report, ()  # a seed that only lets us in is still a seed
-        return report, answer.contacts
+            contact = Contact(peer.id, peer.addresses or (seed.address,))
+            answer = await self._requester.exchange(contact, EXCHANGE_COUNT)
+        except (*UNREACHABLE, RemoteError, InvalidMessageError) as error:
+            self._reports[seed] = _failed(seed, error)
+            return
+        if peer.addresses:
+            self._requester.admit(contact)
+        named += (contact, *answer.contacts)
+        self._reports[seed] = SeedReport(seed.text, SeedState.JOINED, "joined", peer.id)
 
 
 def _failed(seed: SeedAddress, error: Exception) -> SeedReport:
     match error:
         case HandshakeFailed(reason="self"):
             return SeedReport(seed.text, SeedState.OURSELVES, "this node itself, skipped")
+        case Timeout() | HandshakeFailed(reason="timeout"):
+            return SeedReport(seed.text, SeedState.NO_ANSWER, "no answer; is it running, and is the way to it open?")
+        case HandshakeFailed(refusal="network"):
+            text = "it belongs to another network; write its name in network=..."
+            return SeedReport(seed.text, SeedState.REFUSED, text)
         case HandshakeFailed(reason="refused" | "crypto" | "version"):
             return SeedReport(seed.text, SeedState.REFUSED, str(error))
+        case HandshakeFailed(reason="identity"):
+            text = f"{error}; write the id that the seed prints when it starts, or the address alone"
+            return SeedReport(seed.text, SeedState.NOT_OURS, text)
         case HandshakeFailed():
             return SeedReport(seed.text, SeedState.NOT_OURS, str(error))
-        case Timeout():
-            return SeedReport(seed.text, SeedState.NO_ANSWER, "no answer; is it running, and is the way to it open?")
+        case RemoteError(code=Code.BUSY):
+            return SeedReport(seed.text, SeedState.REFUSED, "it is busy")
+        case RemoteError() | InvalidMessageError():
+            # Somebody of our kind, such as a server without a swarm: it can name nobody.
+            return SeedReport(seed.text, SeedState.NOT_OURS, "it answers, but not as a member of a swarm")
         case _:
-            return SeedReport(seed.text, SeedState.UNREACHABLE, str(error))
+            return SeedReport(seed.text, SeedState.UNREACHABLE, f"{error}; is a node running there?")

@@ -4,13 +4,14 @@ itself.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dht.admission import Candidates
 from dht.agents.index import capability_key, capability_root, check_belongs
 from dht.agents.record import AgentRecord
-from dht.bootstrap import Bootstrap, JoinReport, SeedAddress
+from dht.bootstrap import Bootstrap, JoinReport, SeedAddress, SeedState
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.exceptions import RecordRefused
@@ -31,16 +32,27 @@ NONCE_SIZE_BYTES = 8
 OFFERING_STORERS = 3
 """A newcomer is offered a record by this many of its nearest storers: one may be dead, all would be a flood."""
 MAX_CHECK_DIALS_AT_ONCE = 4
+KEYS_PER_TURN = 100
+"""Of a full store, looked at before others get their turn: each costs some microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishReport:
-    """What became of one record under one key: who was asked, who keeps it, and the reasons of those who refused."""
+    """What became of one record under one key: how many were asked, how many keep it, and why the others do not.
+
+    `kept_here` says that we are among both.
+    """
 
     capability: str
     asked: int
     stored: int
     refusals: tuple[str, ...]
+    kept_here: bool = False
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether others can find it. A copy of our own counts where there was nobody else to ask."""
+        return self.stored > (1 if self.kept_here and self.asked > 1 else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +67,17 @@ class ProvidersFound:
     is_truncated: bool = False
 
     @property
+    def complete(self) -> bool:
+        """Whether these are all that honest storers know of."""
+        return not self.reason
+
+    @property
     def reason(self) -> str:
         """Why these may not be all; empty where they are."""
+        if not self.outcome.complete and not self.outcome.closest:
+            return f"none of the {self.outcome.asked} nodes asked answered"
         if not self.outcome.complete:
-            return f"{self.outcome.failed} of {self.outcome.asked} nodes asked did not answer"
+            return f"the search was given up after {self.outcome.asked} requests"
         return "a storer holds more providers than fit one answer" if self.is_truncated else ""
 
 
@@ -104,22 +123,30 @@ class DHTNode:
             self._maintenance = Maintenance(self._host.runtime, self._scope)
             self._maintenance.every("refresh", self._config.refresh_s / 4, self._refresh)
             self._maintenance.every("liveness", self._config.liveness_s, self._ping_stale)
+            self._maintenance.every("seeds", self._config.liveness_s, self._knock_while_few)
             self._maintenance.every("expire", self._config.expire_s, self._expire)
 
     async def stop(self) -> None:
         """End every task of the node. The table and the store stay as they are."""
-        if self._maintenance is not None:
-            self._maintenance.stop()
-        if self._scope is not None:
-            await self._scope.close()
-        self._scope = self._maintenance = None
+        maintenance, self._maintenance = self._maintenance, None
+        scope, self._scope = self._scope, None
+        if maintenance is not None:
+            maintenance.stop()
+        if scope is not None:
+            await scope.close()
 
     async def join(self, seeds: Iterable[str]) -> JoinReport:
-        """Enter the swarm through these addresses, `host:port` or `id@host:port`. Never raises for a seed that
-        fails.
+        """Enter the swarm through these addresses, `host:port` or `id@host:port`, beside those given before.
+
+        The report is on these. Raises ConfigError for text that is no address, never for a seed that fails.
         """
-        self._seeds = tuple(SeedAddress.parse(seed) for seed in seeds)
-        return await self._bootstrap.join(self._seeds)
+        asked = tuple(dict.fromkeys(SeedAddress.parse(seed) for seed in seeds))
+        self._seeds = tuple(dict.fromkeys((*self._seeds, *asked)))
+        return await self._bootstrap.join(asked)
+
+    def join_report(self) -> JoinReport:
+        """How every seed given so far took it, as of now."""
+        return self._bootstrap.report(self._seeds)
 
     async def find_node(self, node_id: NodeID) -> list[Contact]:
         """The live contacts nearest to an id, nearest first, at most k."""
@@ -160,20 +187,17 @@ class DHTNode:
         outcome = await self._requester.lookup(key, LookupMode.STRICT)
         storers = list(outcome.closest)
         k = self._config.lookup.k
-        refusals: list[str] = []
-        stored = 0
-        if self._host.advertised_addresses and self._is_among(k, key, storers):
-            refusal, _ = self._responder.keep(key, envelope, record)
-            stored += refusal is None
+        answers: list[str | None] = []
+        is_storer = bool(self._host.advertised_addresses) and self._is_among(k, key, storers)
+        if is_storer:
+            answers.append(self._responder.keep(key, envelope, record)[0])
             storers = storers[: k - 1]
+        kept_here = is_storer and answers[0] is None
         async with TaskScope("publish") as scope:
             asked = [scope.spawn_awaited(self._store_at(storer, envelope, capability)) for storer in storers]
-            for answer in asked:
-                refusal_word = await answer
-                stored += refusal_word is None
-                if refusal_word is not None:
-                    refusals.append(refusal_word)
-        return PublishReport(capability, len(storers), stored, tuple(refusals))
+            answers += [await answer for answer in asked]
+        refusals = tuple(str(answer) for answer in answers if answer is not None)
+        return PublishReport(capability, len(answers), len(answers) - len(refusals), refusals, kept_here)
 
     async def _store_at(self, storer: Contact, envelope: bytes, capability: str) -> str | None:
         """The word of refusal; None when it is kept."""
@@ -215,7 +239,9 @@ class DHTNode:
 
     async def _offer_records(self, newcomer: Contact) -> None:
         """Give a new contact the records that belong to it, where we are among the nearest who hold them."""
-        for key in self.store.held_keys():
+        for count, key in enumerate(self.store.held_keys()):
+            if count % KEYS_PER_TURN == KEYS_PER_TURN - 1:
+                await asyncio.sleep(0)
             if not self._should_offer(key, newcomer):
                 continue
             for stored in self.store.get(key, self._host.runtime.now()):
@@ -223,9 +249,11 @@ class DHTNode:
                     await self._store_at(newcomer, stored.record, capability)
 
     def _should_offer(self, key: Key, newcomer: Contact) -> bool:
-        nearest = self.routing_table.closest(key, self._config.lookup.k)
-        others = [contact for contact in nearest if contact.id != newcomer.id]
-        return newcomer in nearest and self._is_among(OFFERING_STORERS, key, others)
+        # The cheaper question first: most records are another's to offer.
+        nearest = self.routing_table.closest(key, OFFERING_STORERS + 1)
+        if not self._is_among(OFFERING_STORERS, key, [contact for contact in nearest if contact.id != newcomer.id]):
+            return False
+        return newcomer in self.routing_table.closest(key, self._config.lookup.k)
 
     def _capabilities_under(self, key: Key, envelope: bytes) -> list[str]:
         try:
@@ -239,10 +267,26 @@ class DHTNode:
     # What is done again and again
 
     async def _refresh(self) -> None:
-        if not len(self.routing_table) and self._seeds:
-            await self._bootstrap.join(self._seeds)
+        await self._knock()
         for index in self.routing_table.stale_buckets(self._host.runtime.now(), self._config.refresh_s):
             await self._bootstrap.refresh(index)
+
+    async def _knock_while_few(self) -> None:
+        # In a large swarm everybody would knock at the same few seeds; there the rare refresh is enough.
+        if len(self.routing_table) < self._config.lookup.k:
+            await self._knock()
+
+    async def _knock(self) -> None:
+        """Try the seeds again with which we have no session: one came up late, or came back and knows nobody."""
+        peers = self._host.peers
+        missing = tuple(
+            seed
+            for seed, report in zip(self._seeds, self.join_report().seeds, strict=True)
+            if report.state is not SeedState.OURSELVES
+            and (report.node_id is None or not peers.is_connected(report.node_id))
+        )
+        if missing:
+            await self._bootstrap.join(missing)
 
     async def _ping_stale(self) -> None:
         for contact in self.routing_table.stale_contacts(self._host.runtime.now()):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.keyspace import Key
-from dht.lookup import Ask, Finished, Lookup, LookupMode, LookupOutcome, Wait
+from dht.lookup import Ask, Finished, Lookup, LookupMode, LookupOutcome, TraceEvent, Wait
 from dht.messages import (
     Exchange,
     ExchangeAnswer,
@@ -35,7 +35,11 @@ from synapse_p2p.exceptions import (
     SynapseError,
     Timeout,
 )
+from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host, ProvedPeer
+from synapse_p2p.protocol.session import Code
+
+T = TypeVar("T")
 
 UNREACHABLE = (PeerUnavailable, Timeout, HandshakeFailed)
 """What a request raises when nobody with that id answered: evidence against the contact."""
@@ -67,30 +71,31 @@ class Requester:
         """Raises as every request here: an error of `UNREACHABLE`, RemoteError, or InvalidMessageError for a bad
         answer.
         """
-        return PingAnswer.from_map(await self._request(contact, "_dht.ping", {}))
+        return await self._request(contact, "_dht.ping", {}, PingAnswer.from_map)
 
     async def find_node(self, contact: Contact, target: Key) -> FindNodeAnswer:
         """Whom `contact` knows near `target`."""
-        return FindNodeAnswer.from_map(await self._request(contact, "_dht.find_node", FindNode(target).to_map()))
+        return await self._request(contact, "_dht.find_node", FindNode(target).to_map(), FindNodeAnswer.from_map)
 
     async def find_value(self, contact: Contact, request: FindValue) -> FindValueAnswer:
         """What `contact` holds under a key, and whom it knows near it."""
-        return FindValueAnswer.from_map(await self._request(contact, "_dht.find_value", request.to_map()))
+        return await self._request(contact, "_dht.find_value", request.to_map(), FindValueAnswer.from_map)
 
     async def store(self, contact: Contact, request: Store) -> StoreAnswer:
         """Ask `contact` to keep a record."""
-        return StoreAnswer.from_map(await self._request(contact, "_dht.store", request.to_map()))
+        return await self._request(contact, "_dht.store", request.to_map(), StoreAnswer.from_map)
 
     async def exchange(self, contact: Contact, count: int) -> ExchangeAnswer:
         """Some peers that `contact` knows, at random."""
-        return ExchangeAnswer.from_map(await self._request(contact, "_dht.exchange", Exchange(count).to_map()))
+        return await self._request(contact, "_dht.exchange", Exchange(count).to_map(), ExchangeAnswer.from_map)
 
     async def connect_seed(self, address: str, expected_id: bytes | None) -> ProvedPeer:
-        """A session with whoever listens there; it enters the routing table."""
-        peer = await self._host.peers.connect_address(address, expected_id)
-        if peer.addresses:
-            self._observe(Contact(peer.id, peer.addresses))
-        return peer
+        """A session with whoever listens there. Whether that is a member of a swarm is still to be asked."""
+        return await self._host.peers.connect_address(address, expected_id)
+
+    def admit(self, contact: Contact) -> None:
+        """Let a contact into the routing table that answered a dial of ours at this address, and a request."""
+        self._observe(contact)
 
     async def check_dial(self, contact: Contact) -> None:
         """Prove that `contact` listens where it says, and let it into the routing table if so."""
@@ -126,15 +131,23 @@ class Requester:
             return (await self.find_node(contact, target)).contacts, False
 
         async with TaskScope("lookup") as scope:
-            return await _Run(lookup, ask or find_node, scope, self._host.runtime.now).outcome()
+            run = _Run(lookup, ask or find_node, scope, self._host.runtime.now, on_silence=self._on_failure)
+            return await run.outcome()
 
-    async def _request(self, contact: Contact, endpoint: str, request: dict[str, Any]) -> Any:
+    async def _request(self, contact: Contact, endpoint: str, request: dict[str, Any], read: Callable[[Any], T]) -> T:
+        # The address that we proved goes before one that somebody named: else a liar could have us fail to reach a
+        # good contact where it never was, and evict it.
+        contact = self._table.get(contact.id) or contact
         try:
-            answer = await self._host.peers.call(
-                contact, endpoint, request, timeout_s=self._config.lookup.request_timeout_s
+            answer = read(
+                await self._host.peers.call(contact, endpoint, request, timeout_s=self._config.lookup.request_timeout_s)
             )
-        except UNREACHABLE:
-            self._table.on_failure(contact.id, self._host.runtime.now())
+        except (*UNREACHABLE, InvalidMessageError):
+            self._on_failure(contact)
+            raise
+        except RemoteError as error:
+            if error.code != Code.BUSY:  # one that has much to do is a good contact all the same
+                self._on_failure(contact)
             raise
         addresses = self._host.peers.proved_addresses(contact.id)
         if addresses:
@@ -142,6 +155,9 @@ class Requester:
         elif contact.addresses:
             self._on_candidate(contact)
         return answer
+
+    def _on_failure(self, contact: Contact) -> None:
+        self._table.on_failure(contact.id, self._host.runtime.now())
 
     def _observe(self, contact: Contact) -> None:
         if self._table.observe(contact, self._host.runtime.now()) is Observation.ADDED:
@@ -157,11 +173,15 @@ class _Run:
         ask: Callable[[Contact], Awaitable[tuple[Sequence[Contact], bool]]],
         scope: TaskScope,
         now: Callable[[], float],
+        *,
+        on_silence: Callable[[Contact], None],
     ) -> None:
         self._lookup = lookup
         self._ask = ask
         self._scope = scope
         self._now = now
+        self._on_silence = on_silence
+        self._asked: dict[NodeID, Contact] = {}  # whose answers are awaited
         self._loop = asyncio.get_running_loop()
         self._happened = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -176,17 +196,28 @@ class _Run:
                     case Wait(until):
                         await self._wait(until)
                     case Finished(outcome):
+                        self._report_silent(outcome)
                         return outcome
         finally:
             if self._timer is not None:
                 self._timer.cancel()
 
+    def _report_silent(self, outcome: LookupOutcome) -> None:
+        """Tell of those that the machine gave up on and whose requests end now, before their own time is up."""
+        given_up = {step.contact_id for step in outcome.trace if step.event is TraceEvent.FAILED}
+        for contact in self._asked.values():
+            if contact.id in given_up:
+                self._on_silence(contact)
+
     async def _ask_one(self, contact: Contact) -> None:
+        self._asked[contact.id] = contact
         try:
             closer, is_found = await self._ask(contact)
         except (*UNREACHABLE, RemoteError, InvalidMessageError):
+            del self._asked[contact.id]
             self._lookup.on_failure(contact.id, self._now())
         else:
+            del self._asked[contact.id]
             if is_found:
                 self._lookup.on_found(contact.id, closer, self._now())
             else:

@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from dht.agents.record import AgentRecord, CapabilityClaim, Reach
+from dht.agents.record import MAX_DESCRIPTION_CHARS, AgentRecord, CapabilityClaim, Reach
 from dht.asking import Asking
 from dht.bootstrap import JoinReport, SeedAddress
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.exceptions import JoinFailed
+from dht.introduction import introduce
 from dht.lookup import LookupMode
 from dht.node import DHTNode, ProvidersFound
+from dht.publishing import Offer, Publishing
 from dht.requester import UNREACHABLE
 from dht.results import Answer, FindResult, FoundAgent, SwarmMode, SwarmStatus
 from synapse_p2p.agent import AgentNode
@@ -29,18 +31,15 @@ from synapse_p2p.capability import normalize_capability
 from synapse_p2p.exceptions import ConfigError, RemoteError
 from synapse_p2p.identity import Identity
 from synapse_p2p.server import Server, run_until_signal
-from synapse_p2p.transport.base import format_address, is_loopback, parse_address
+from synapse_p2p.transport.base import is_literal_address, is_loopback, parse_address
 
 logger = logging.getLogger(__name__)
 
 ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - what a node that strangers join has to listen on
 LOOPBACK = "127.0.0.1"
-
-_FIND_COMMAND = (
-    '  python -c "import asyncio; from dht import Swarm; r = asyncio.Runner(); '
-    "s = Swarm(bootstrap=['{reachable}']{network}); r.run(s.start()); "
-    "print(*r.run(s.find('{capability}')), sep='\\n'); r.run(s.stop()); r.close()\""
-)
+MIN_PROBES = 16
+MAX_PROBES = 128
+"""Found agents that are asked at once whether they live: storers' answers decide how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +76,18 @@ class Swarm:
         identity: Identity | None = None,
         config: SwarmConfig | None = None,
     ) -> None:
-        if isinstance(bootstrap, str):
-            raise ConfigError(f"bootstrap is a list of addresses: write bootstrap=[{bootstrap!r}]")
         self._agent = agent
         self._config = config or SwarmConfig()
-        self._seeds = tuple(SeedAddress.parse(seed) for seed in bootstrap)
+        self._seeds = _parse_seeds(bootstrap)
         self._server: Server = agent if agent is not None else Server(port=0, identity=identity, network=network)
         self._is_node = agent is not None or listen is not None or not self._seeds
         self._place(listen, advertise, network, identity)
+        _claims(agent)  # names that cannot be one are better refused here than in the background
         self._node: DHTNode | None = None
-        self._scope: TaskScope | None = None
-        self._first_join: asyncio.Future[JoinReport] | None = None
-        self._report = JoinReport((), 0)
-        self._published: tuple[str, ...] | None = None
+        self._scope: TaskScope | None = None  # set from the beginning of a start to that of a stop
+        self._life = asyncio.Lock()  # held while starting, and while ending
+        self._publishing = self._new_publishing()
         self._seq = 0
-        self._claims = _claims(agent)
 
     # Its life
 
@@ -100,42 +96,40 @@ class Swarm:
         on.
 
         With `wait_joined` a swarm that was not joined by then is stopped again and JoinFailed raised. Started already,
-        it does nothing.
+        it does nothing; stopped by somebody meanwhile, it returns. Raises OSError when the port cannot be had, and
+        ConfigError for an agent that no record can tell of.
         """
-        if self._scope is not None:
-            return
-        if self._is_node:
-            await self._server.start()
-        runtime = self._server.runtime
-        self._scope = TaskScope("swarm")
-        self._node = DHTNode(self._server, config=self._config.dht)
-        await self._node.start()
-        self._first_join = asyncio.get_running_loop().create_future()
-        joining = self._scope.spawn(self._join_until_joined(), name="join")
-        if self._agent is not None:
-            self._agent._swarm = self
-            lease_s = self._config.dht.records.lease_s * self._config.dht.renew_fraction
-            self._node.maintenance.every("renew", lease_s, self._publish)
-            self._node.maintenance.every("watch address", self._config.watch_address_s, self._publish_if_moved)
-        deadline = runtime.now() + join_timeout
-        await wait_at_most(self._first_join, join_timeout)
-        if self._report.tried and not self._report.joined:
-            await self._on_join_late(wait_joined)
-        else:
-            # Joined; what we offer is published before anybody is told that we are here.
-            await wait_at_most(joining, max(0.0, deadline - runtime.now()))
+        async with self._life:
+            if self._scope is not None:
+                return
+            if self._node is not None:
+                await self._end(None, grace=0)  # a stop was under way and had not come to it
+            scope = self._scope = TaskScope("swarm")
+            try:
+                report = await self._start(scope, join_timeout)
+                if wait_joined and not _is_in(report):
+                    raise JoinFailed(report)
+            except BaseException:
+                # Failed or cancelled: nobody else knows that there is something to stop.
+                self._scope = None
+                await self._end(scope, grace=0)
+                raise
+        if not _is_in(report) and not scope.is_closed:
+            logger.warning("not joined yet, still trying: %s", report)
 
     async def stop(self, *, grace: float = 5) -> None:
-        """Take no new calls, let those that run finish for `grace` seconds, and leave. Bounded in time."""
-        if self._scope is not None:
-            await self._scope.close()
-        if self._node is not None:
-            await self._node.stop()
-        await self._server.stop(grace=grace)
-        if self._agent is not None:
-            self._agent._swarm = None
-        self._scope = self._node = self._first_join = None
-        self._published = None
+        """Take no new calls, let those that run finish for `grace` seconds, and leave. Bounded in time.
+
+        Being cancelled ends the grace, and leaves nothing behind all the same. Stopped already, it does nothing.
+        """
+        scope, self._scope = self._scope, None
+        try:
+            if scope is not None:
+                await scope.close()  # with it ends a start that waits
+            await self._end_after_start(scope, grace)
+        except asyncio.CancelledError:
+            await self._end_after_start(scope, 0)
+            raise
 
     async def __aenter__(self) -> Swarm:
         await self.start()
@@ -153,33 +147,71 @@ class Swarm:
     async def _run(self, stopped: asyncio.Event) -> None:
         try:
             await self.start()
-            print(self._introduction(), flush=True)  # noqa: T201 - whoever runs it by hand looks for this on the screen
+            print(introduce(self.status()), flush=True)  # noqa: T201 - whoever runs it by hand looks for it there
             await stopped.wait()
         finally:
             await self.stop()
 
+    async def _start(self, scope: TaskScope, join_timeout: float) -> JoinReport:
+        """Begin everything, and wait for the join. `scope` may be closed by a stop at any time."""
+        self._publishing = self._new_publishing()
+        if self._agent is not None:
+            self._seal_record(self._agent, self._offer())  # refuse here what no record can tell of, not in a task
+        if self._is_node:
+            await self._server.start()
+        node = self._node = DHTNode(self._server, config=self._config.dht)
+        if not scope.is_closed:
+            await node.start()
+            joining = scope.spawn(self._join_until_joined(node), name="join")
+            if self._agent is not None:
+                self._agent._swarm = self
+                lease_s = self._config.dht.records.lease_s * self._config.dht.renew_fraction
+                node.maintenance.every("renew", lease_s, self._publish)
+                node.maintenance.every("publish", self._config.watch_address_s, self._publish_if_due)
+            await wait_at_most(joining, join_timeout)
+        return node.join_report()
+
+    async def _end_after_start(self, scope: TaskScope | None, grace: float) -> None:
+        async with self._life:
+            if self._scope is None:  # else it was started anew since, and that start ended what we would
+                await self._end(scope, grace)
+
+    async def _end(self, scope: TaskScope | None, grace: float) -> None:
+        """May be cancelled and called again: what is done is not done twice."""
+        if scope is not None:
+            await scope.close()
+        if self._node is not None:
+            await self._node.stop()
+        await self._server.stop(grace=grace)
+        self._node = None
+        if self._agent is not None and self._agent._swarm is self:
+            self._agent._swarm = None
+
     async def join(self, bootstrap: Iterable[str]) -> JoinReport:
         """Join through more addresses, now; they are remembered like those given at first."""
+        seeds = _parse_seeds(bootstrap)
         node = self._started()
-        seeds = tuple(SeedAddress.parse(seed) for seed in bootstrap)
         self._seeds = tuple(dict.fromkeys((*self._seeds, *seeds)))
-        self._report = await node.join(seed.text for seed in seeds)
+        report = await node.join(seed.text for seed in seeds)
         if self._agent is not None:
             await self._publish()
-        return self._report
+        return report
 
     # Finding and asking
 
     async def find(
         self, *capabilities: str, limit: int | None = None, max_age: float | None = None, probe: bool = True
     ) -> FindResult:
-        """The agents that have all of these capabilities, verified, in random order, ourselves left out.
+        """The agents that have all of these capabilities, verified, in random order.
 
-        `max_age` is seconds since an agent signed its record. With `probe` those that do not answer within
+        Our own agent is left out by design, for who searches wants somebody else. `limit` is how many are wanted at
+        most, `max_age` is seconds since an agent signed its record. With `probe` those that do not answer within
         `probe_timeout_s` are left out. Raises ConfigError for a name that cannot be one. Cost: one strict lookup, about
         20 requests, and a ping to each agent found.
         """
         names = _normalized(capabilities)
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit is {limit}; it has to be 1 or more, or None for all")
         providers = await self._started().find_providers(names[0])
         agents = self._matching(providers, names)
         if max_age is not None:
@@ -187,11 +219,10 @@ class Swarm:
         self._server.runtime.rng.shuffle(agents)
         if probe:
             agents = await self._answering(agents, limit)
-        complete = providers.outcome.complete and not providers.is_truncated
-        reason = "" if complete else providers.reason
+        reason = self._incompleteness(providers)
         if limit is not None and len(agents) > limit:
-            agents, complete, reason = agents[:limit], False, f"limit {limit}"
-        return FindResult(tuple(agents), complete, reason)
+            agents, reason = agents[:limit], f"limit {limit}"
+        return FindResult(tuple(agents), not reason, reason)
 
     async def ask(
         self,
@@ -214,7 +245,8 @@ class Swarm:
             providers = await self._started().find_providers(name, mode)
             agents = self._matching(providers, [name])
             self._server.runtime.rng.shuffle(agents)
-            return FindResult(tuple(agents), providers.outcome.complete, providers.reason)
+            reason = self._incompleteness(providers)
+            return FindResult(tuple(agents), not reason, reason)
 
         asking = Asking(
             name, find=find, is_answering=self._is_answering, now=self._server.runtime.now, timeout_s=timeout
@@ -224,18 +256,19 @@ class Swarm:
     def status(self) -> SwarmStatus:
         """A look at our own node, without asking anybody."""
         node = self._started()
+        report = node.join_report()
         return SwarmStatus(
             id=node.id,
             mode=SwarmMode.NODE if self._is_node else SwarmMode.CLIENT,
             network=self._server.network,
             listening=self._server.listening_addresses,
             advertised=self._server.advertised_addresses,
-            seeds_joined=self._report.joined,
-            seeds_tried=self._report.tried,
+            seeds_joined=report.joined,
+            seeds_tried=report.tried,
             contacts=len(node.routing_table),
             sessions=len(self._server.sessions.peer_ids()),
             records_held=len(node.store),
-            capabilities=tuple(claim.name for claim in self._claims),
+            capabilities=tuple(claim.name for claim in _claims(self._agent)),
         )
 
     async def call_agent(
@@ -256,7 +289,10 @@ class Swarm:
         if network:
             server.network = network
         if advertise is not None:
-            parse_address(advertise)
+            if not is_literal_address(advertise):
+                raise ConfigError(
+                    f"advertise is {advertise!r}; others dial an IP address with the real port, as in '10.0.0.5:9999'"
+                )
             server.advertise = (advertise,)
         seeds_are_here = all(is_loopback(seed.host) for seed in self._seeds)
         if listen is not None:
@@ -272,64 +308,40 @@ class Swarm:
                 ALL_INTERFACES,
             )
 
+    def _new_publishing(self) -> Publishing:
+        dht = self._config.dht
+        return Publishing(retry_min_s=dht.join_retry_min_s, retry_max_s=dht.join_retry_max_s)
+
     def _started(self) -> DHTNode:
         if self._node is None:
             raise ConfigError("the swarm is not started: `await swarm.start()`, or `async with Swarm(...) as swarm:`")
         return self._node
 
-    def _introduction(self) -> str:
-        """What `run` prints: who and where we are, and how to find us from another terminal."""
-        status = self.status()
-        capability = status.capabilities[0] if status.capabilities else "anything"
-        address = next(iter(status.advertised or status.listening), None)
-        lines = [
-            f"id          {status.id.hex()}",
-            f"listening   {', '.join(status.listening) or 'nowhere (a client)'}",
-            f"advertised  {', '.join(status.advertised) or 'not yet known: no peer has told us how it sees us'}",
-            f"joined      {status.seeds_joined} of {status.seeds_tried} seeds"
-            if self._seeds
-            else "joined      no seeds: a first node",
-        ]
-        if address is not None:
-            host, port = parse_address(address)
-            reachable = format_address(LOOPBACK if host in (ALL_INTERFACES, "::") else host, port)
-            network = f", network={status.network!r}" if status.network else ""
-            lines += [
-                "find it from another terminal with:",
-                _FIND_COMMAND.format(reachable=reachable, network=network, capability=capability),
-            ]
-        if any(not is_loopback(parse_address(listening)[0]) for listening in status.listening):
-            lines.append("open swarm: anyone who reaches this port may ask")
-        return "\n".join(lines)
-
     # Joining and publishing
 
-    async def _join_until_joined(self) -> None:
-        node = self._started()
+    async def _join_until_joined(self, node: DHTNode) -> None:
         pause_s = self._config.dht.join_retry_min_s
-        while True:
-            self._report = await node.join(seed.text for seed in self._seeds)
-            if self._first_join is not None and not self._first_join.done():
-                self._first_join.set_result(self._report)
-            if self._agent is not None:
-                await self._publish()
-            if self._report.joined or not self._report.tried:
-                return
+        while not await self._join_once(node):
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, self._config.dht.join_retry_max_s)
 
-    async def _on_join_late(self, wait_joined: bool) -> None:
-        report = self._report if self._report.seeds else JoinReport((), 0)
-        if wait_joined:
-            await self.stop(grace=0)
-            raise JoinFailed(report)
-        logger.warning("not joined yet, still trying: %s", report)
+    async def _join_once(self, node: DHTNode) -> bool:
+        """Whether that was enough. What goes wrong in a way that nobody foresaw is not the end of joining."""
+        try:
+            report = await node.join(seed.text for seed in self._seeds)
+            if self._agent is not None:
+                await self._publish()
+        except Exception:
+            logger.exception("joining failed; what is missing will be tried again")
+            return bool(node.join_report().joined) or not self._seeds
+        return _is_in(report)
 
-    async def _publish(self) -> None:
-        """Sign what the agent offers as of now and store it under each of its capabilities, and those above them."""
-        node, server, agent = self._started(), self._server, self._agent
-        assert agent is not None, "only an agent has something to publish"
-        addresses = server.advertised_addresses
+    def _offer(self) -> Offer:
+        return Offer(self._server.advertised_addresses, _claims(self._agent))
+
+    def _seal_record(self, agent: AgentNode, offer: Offer) -> tuple[bytes, AgentRecord]:
+        """What the agent offers, signed now. Raises ConfigError where it passes a bound of records."""
+        server = self._server
         now_ms = round(server.runtime.unix_now() * 1000)
         self._seq = max(self._seq + 1, now_ms)
         record = AgentRecord(
@@ -338,25 +350,43 @@ class Swarm:
             issued_ms=now_ms,
             expires_ms=now_ms + round(self._config.dht.records.lease_s * 1000),
             network_id=server.network_id,
-            addresses=addresses,
-            reach=Reach.DIRECT if addresses else Reach.NONE,
+            addresses=offer.addresses,
+            reach=Reach.DIRECT if offer.addresses else Reach.NONE,
             name=agent.name,
             role=agent.role,
-            description=agent.description[:200],
-            capabilities=self._claims,
+            description=agent.description[:MAX_DESCRIPTION_CHARS],
+            capabilities=offer.claims,
         )
-        envelope = record.seal(server.identity)
-        self._published = addresses
-        async with TaskScope("publish") as scope:
-            published = [scope.spawn_awaited(node.publish(envelope, record, name)) for name in record.indexed_names()]
-            for report in published:
-                logger.debug("published: %s", await report)
+        return record.seal(server.identity), record
 
-    async def _publish_if_moved(self) -> None:
-        if self._server.advertised_addresses != self._published:
+    async def _publish(self) -> None:
+        """Store what the agent offers under each of its capabilities, and those above them."""
+        node, agent, offer = self._started(), self._agent, self._offer()
+        assert agent is not None, "only an agent has something to publish"
+        is_kept = False
+        self._publishing.begin(offer)
+        try:
+            envelope, record = self._seal_record(agent, offer)
+            async with TaskScope("publish") as scope:
+                tasks = [scope.spawn_awaited(node.publish(envelope, record, name)) for name in record.indexed_names()]
+                reports = [await task for task in tasks]
+            logger.debug("published: %s", reports)
+            is_kept = all(report.is_kept for report in reports)
+        finally:
+            self._publishing.end(offer, is_kept=is_kept, now=self._server.runtime.now())
+
+    async def _publish_if_due(self) -> None:
+        if self._publishing.is_due(self._offer(), self._server.runtime.now()):
             await self._publish()
 
     # Choosing among those found
+
+    def _incompleteness(self, providers: ProvidersFound) -> str:
+        """Why a search may have missed somebody; empty where it did not."""
+        node = self._started()
+        if not len(node.routing_table) and node.join_report().tried:
+            return "this node has joined nobody yet"
+        return providers.reason
 
     def _matching(self, providers: ProvidersFound, names: list[str]) -> list[FoundAgent]:
         unix_ms = round(self._server.runtime.unix_now() * 1000)
@@ -368,14 +398,12 @@ class Swarm:
         ]
 
     async def _answering(self, agents: list[FoundAgent], limit: int | None) -> list[FoundAgent]:
-        """Those that answer a ping. With a limit, no more are asked than it takes to reach it, twice the limit at a
-        time.
-        """
+        """Those that answer a ping. With a limit, no more are asked than it takes to pass it, some at a time."""
         wanted = len(agents) if limit is None else limit
         answering: list[FoundAgent] = []
         position = 0
         while position < len(agents) and len(answering) <= wanted:
-            batch = agents[position : position + max(2 * wanted, 16)]
+            batch = agents[position : position + min(max(2 * wanted, MIN_PROBES), MAX_PROBES)]
             position += len(batch)
             async with TaskScope("probe") as scope:
                 probes = [scope.spawn_awaited(self._is_answering(agent)) for agent in batch]
@@ -387,8 +415,10 @@ class Swarm:
         if agent.reach is Reach.NONE and not peers.is_connected(agent.id):
             return False
         try:
-            await peers.call(agent.contact, "_dht.ping", {}, timeout_s=self._config.probe_timeout_s)
-        except UNREACHABLE:
+            # A dial may take longer than a call is given; a probe takes no longer than that.
+            async with asyncio.timeout(self._config.probe_timeout_s):
+                await peers.call(agent.contact, "_dht.ping", {}, timeout_s=self._config.probe_timeout_s)
+        except (*UNREACHABLE, TimeoutError):
             return False
         except RemoteError:
             return True  # it is there, whatever it thinks of us
@@ -400,6 +430,17 @@ def _normalized(capabilities: Iterable[str]) -> list[str]:
     if not names:
         raise ConfigError('name at least one capability, as in find("code-review")')
     return names
+
+
+def _parse_seeds(bootstrap: Iterable[str]) -> tuple[SeedAddress, ...]:
+    if isinstance(bootstrap, str):
+        raise ConfigError(f"bootstrap is a list of addresses: write [{bootstrap!r}]")
+    return tuple(dict.fromkeys(SeedAddress.parse(seed) for seed in bootstrap))
+
+
+def _is_in(report: JoinReport) -> bool:
+    """Whether a seed let us in, or there was none but ourselves: then we are the swarm."""
+    return bool(report.joined) or not report.tried
 
 
 def _claims(agent: AgentNode | None) -> tuple[CapabilityClaim, ...]:

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from simulations.report import run_scenario
 from simulations.scenarios import SCENARIOS, Settings
@@ -17,8 +17,9 @@ PROGRESS_PAUSE_S = 0.2  # between two updates of the line on the screen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 when every lookup succeeded, 1 when one did not, 2 for a wrong command."""
-    options = _parser().parse_args(arguments)
+    """The exit code: 0 when every lookup succeeded, 1 when one did not. A wrong command exits with 2."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
     if options.command == "list":
         for scenario in SCENARIOS.values():
             print(f"{scenario.name:12} {scenario.summary}")
@@ -26,8 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = Settings(nodes=options.nodes, lookups=options.lookups, seed=options.seed)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
     progress = _ProgressLine()
     figures = run_scenario(SCENARIOS[options.scenario], settings, progress)
     progress.end()
@@ -35,11 +35,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(figures))
     else:
         _print_figures(figures)
-    return 0 if figures["lookup_success"] == 1.0 else 1
+    if figures["lookup_success"] == 1.0:
+        return 0
+    again = f"run {options.scenario} --nodes {options.nodes} --lookups {options.lookups} --seed {options.seed}"
+    print(f"some lookups failed; to see the same again: python -m simulations {again}", file=sys.stderr)
+    return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that says in one line what is wrong; the usage is a `--help` away."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m simulations", description="Real node code on a virtual clock.")
+    parser = _Parser(prog="python -m simulations", description="Real node code on a virtual clock.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the scenarios")
     run = commands.add_parser("run", help="run a scenario and print its figures")

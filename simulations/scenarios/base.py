@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+from simulations.network import MAX_HOSTS
 from simulations.virtual_loop import VirtualLoop
 from simulations.world import World
 from synapse_p2p.exceptions import ConfigError
@@ -21,6 +22,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.nodes < 2:
             raise ConfigError(f"--nodes is {self.nodes}; a swarm has 2 or more")
+        if self.nodes > MAX_HOSTS:
+            raise ConfigError(f"--nodes is {self.nodes}; a virtual network has room for {MAX_HOSTS}")
         if self.lookups < 1:
             raise ConfigError(f"--lookups is {self.lookups}; it has to be 1 or more")
 

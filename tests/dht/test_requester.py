@@ -1,0 +1,349 @@
+"""Asking others: what each kind of answer and silence means to the routing table, and whole lookups."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from dht.config import DHTConfig, LookupConfig
+from dht.contact import Contact, encode_contact
+from dht.lookup import LookupMode
+from dht.requester import Requester
+from dht.routing import RoutingTable
+from simulations.network import ConstantLatency, Digest, VirtualHost, VirtualNetwork
+from simulations.virtual_loop import run
+from synapse_p2p.exceptions import CallError, InvalidMessageError, PeerUnavailable, RemoteError, Timeout
+
+
+class Asker:
+    """A host with a routing table that nobody but the requester fills."""
+
+    def __init__(self, *, seed: int = 1, config: DHTConfig | None = None) -> None:
+        self.network = VirtualNetwork(asyncio.get_running_loop(), random.Random(seed), ConstantLatency(), Digest())
+        self.host = self.network.host()
+        self.config = config or DHTConfig()
+        self.table = RoutingTable(self.host.id, self.config.routing)
+        self.added: list[Contact] = []
+        self.candidates: list[Contact] = []
+        self.requester = Requester(
+            self.host, self.table, self.config, on_added=self.added.append, on_candidate=self.candidates.append
+        )
+
+    def peer(self, answers: dict[str, Any] | None = None) -> tuple[VirtualHost, Contact]:
+        """Somebody who answers these endpoints; with a value, or as a function of the request."""
+        host = self.network.host()
+        answers = {"_dht.ping": {"unix_ms": 5}, "_dht.find_node": {"contacts": []}, **(answers or {})}
+
+        def handler(answer: Any) -> Any:
+            return lambda request, context: answer(request) if callable(answer) else answer
+
+        host.mount("_dht.", {endpoint: handler(answer) for endpoint, answer in answers.items()})
+        return host, Contact(host.id, host.advertised_addresses)
+
+    def know(self, contact: Contact) -> None:
+        self.table.observe(contact, self.host.runtime.now())
+
+    def is_suspect(self, contact: Contact) -> bool:
+        return contact not in self.table.closest_unsuspected(contact.id, 1)
+
+
+def refuse(error: Exception) -> Any:
+    def answer(_: Any) -> Any:
+        raise error
+
+    return answer
+
+
+def test_whoever_answers_our_dial_enters_the_table_and_is_told_of_once():
+    async def main() -> None:
+        asker = Asker()
+        _, contact = asker.peer()
+
+        answers = [await asker.requester.ping(contact) for _ in range(3)]
+
+        assert answers[0].unix_ms == 5
+        assert list(asker.table) == asker.added == [contact]
+        assert asker.candidates == []
+
+    run(main())
+
+
+def test_whoever_dialed_us_is_a_candidate_when_it_answers():
+    async def main() -> None:
+        asker = Asker()
+        peer, contact = asker.peer()
+        await peer.peers.call(asker_contact(asker), "_synapse.ping", {}, timeout_s=5)
+
+        await asker.requester.ping(contact)
+
+        assert len(asker.table) == 0
+        assert asker.candidates == [contact]
+
+    run(main())
+
+
+def asker_contact(asker: Asker) -> Contact:
+    return Contact(asker.host.id, asker.host.advertised_addresses)
+
+
+@pytest.mark.parametrize("state", ["crash", "fall_silent"])
+def test_a_contact_that_is_gone_is_suspect_at_once_and_evicted_after_two_failures(state: str):
+    async def main() -> None:
+        asker = Asker()
+        peer, contact = asker.peer()
+        await asker.requester.ping(contact)
+        getattr(peer, state)()
+
+        for held in (True, False):
+            with pytest.raises((PeerUnavailable, Timeout)):
+                await asker.requester.ping(contact)
+            assert asker.is_suspect(contact)
+            assert (contact.id in asker.table) is held
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, [], 5, {}, {"unix_ms": "noon"}, {"unix_ms": -1}, {"unix_ms": True}, refuse(ValueError("a bug of theirs"))],
+)
+def test_a_contact_that_answers_nonsense_is_evicted_like_a_silent_one(answer: Any):
+    async def main() -> None:
+        asker = Asker()
+        _, contact = asker.peer({"_dht.ping": answer})
+        asker.know(contact)
+
+        for _ in range(2):
+            with pytest.raises((InvalidMessageError, RemoteError)):
+                await asker.requester.ping(contact)
+
+        assert contact.id not in asker.table
+
+    run(main())
+
+
+def test_a_busy_contact_keeps_its_place():
+    async def main() -> None:
+        asker = Asker()
+        _, contact = asker.peer({"_dht.ping": refuse(RemoteError("busy", "too much to do"))})
+        asker.know(contact)
+
+        for _ in range(3):
+            with pytest.raises(RemoteError, match="too much"):
+                await asker.requester.ping(contact)
+
+        assert contact.id in asker.table
+        assert not asker.is_suspect(contact)
+
+    run(main())
+
+
+def test_a_host_without_a_node_is_no_contact():
+    async def main() -> None:
+        asker = Asker()
+        host = asker.network.host()
+
+        with pytest.raises(RemoteError):
+            await asker.requester.ping(Contact(host.id, host.advertised_addresses))
+
+        assert len(asker.table) == 0
+        assert asker.candidates == []
+
+    run(main())
+
+
+def test_a_liar_who_names_a_wrong_address_costs_a_good_contact_nothing():
+    async def main() -> None:
+        asker = Asker()
+        _, good = asker.peer()
+        _, liar = asker.peer({"_dht.find_node": {"contacts": [[good.id, ["10.200.0.1:9000"]]]}})
+        asker.know(good)
+
+        for _ in range(3):
+            outcome = await asker.requester.lookup(good.id, LookupMode.STRICT, seeds=[liar, elsewhere(good)])
+            assert good.id in {contact.id for contact in outcome.closest}
+
+        assert asker.table.get(good.id) == good
+        assert not asker.is_suspect(good)
+
+    run(main())
+
+
+def elsewhere(contact: Contact) -> Contact:
+    return Contact(contact.id, ("10.200.0.1:9000",))
+
+
+def test_a_check_dial_admits_who_listens_there_and_nobody_else():
+    async def main() -> None:
+        asker = Asker()
+        peer, contact = asker.peer()
+        _, other = asker.peer()
+        peer_gone, gone = asker.peer()
+        peer_gone.crash()
+
+        for candidate in (contact, elsewhere(other), Contact(other.id, contact.addresses), gone, Contact(peer.id, ())):
+            await asker.requester.check_dial(candidate)
+
+        assert list(asker.table) == [contact]
+
+    run(main())
+
+
+# Lookups
+
+
+def test_nobody_known_is_an_empty_and_complete_lookup():
+    async def main() -> None:
+        outcome = await Asker().requester.lookup(bytes(32), LookupMode.STRICT)
+
+        assert (outcome.closest, outcome.asked, outcome.complete) == ((), 0, True)
+
+    run(main())
+
+
+def test_a_lookup_follows_what_it_is_told_and_says_in_how_many_hops():
+    async def main() -> None:
+        asker = Asker()
+        target = bytes(32)
+        _, last = asker.peer()
+        _, middle = asker.peer({"_dht.find_node": {"contacts": [encode_contact(last)]}})
+        _, first = asker.peer({"_dht.find_node": {"contacts": [encode_contact(middle)]}})
+        asker.know(first)
+
+        outcome = await asker.requester.lookup(target, LookupMode.STRICT)
+
+        chain = {first.id: 1, middle.id: 2, last.id: 3}
+        assert {contact.id for contact in outcome.closest} == set(chain)
+        assert outcome.hops == chain[outcome.closest[0].id]
+        assert set(asker.table) == {first, middle, last}
+
+    run(main())
+
+
+def test_a_contact_that_falls_silent_in_the_middle_of_a_lookup_becomes_suspect_even_when_it_ends_the_lookup():
+    async def main() -> None:
+        asker = Asker()
+        silent_host, silent = asker.peer()
+        _, good = asker.peer()
+        await asker.requester.ping(silent)
+        await asker.requester.ping(good)
+        silent_host.fall_silent()
+
+        outcome = await asker.requester.lookup(bytes(32), LookupMode.STRICT)
+
+        assert outcome.closest == (good,)
+        assert outcome.failed == 1
+        assert asker.is_suspect(silent)
+        await asker.requester.lookup(bytes(32), LookupMode.STRICT)
+        assert silent.id not in asker.table
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        {"contacts": None},
+        {"contacts": [[b"short", []]]},
+        {"contacts": [[bytes(32), ["host.example:1"]]]},
+        {"contacts": [[bytes(32), ["10.0.0.1:1"]]] * 65},
+        refuse(CallError("no", "not today")),
+    ],
+)
+def test_a_lookup_survives_answers_of_any_kind(answer: Any):
+    async def main() -> None:
+        asker = Asker()
+        _, bad = asker.peer({"_dht.find_node": answer})
+        _, good = asker.peer()
+        asker.know(bad)
+        asker.know(good)
+
+        outcome = await asker.requester.lookup(bytes(32), LookupMode.STRICT)
+
+        assert outcome.closest == (good,)
+        assert (outcome.asked, outcome.failed, outcome.complete) == (2, 1, True)
+
+    run(main())
+
+
+def test_when_everybody_is_silent_the_lookup_ends_in_time_and_says_that_it_knows_nothing():
+    async def main() -> None:
+        config = DHTConfig(lookup=LookupConfig(request_timeout_s=1.0))
+        asker = Asker(config=config)
+        for _ in range(6):
+            host, contact = asker.peer()
+            asker.know(contact)
+            host.fall_silent()
+        started_at = asker.host.runtime.now()
+
+        outcome = await asker.requester.lookup(bytes(32), LookupMode.STRICT)
+
+        assert (outcome.closest, outcome.complete, outcome.failed) == ((), False, 6)
+        assert asker.host.runtime.now() - started_at == pytest.approx(2.0)  # alpha is 3, so two rounds
+        assert asker.table.closest_unsuspected(bytes(32), 20) == []
+
+    run(main())
+
+
+def test_contacts_that_a_liar_invents_do_not_make_a_lookup_endless():
+    async def main() -> None:
+        config = DHTConfig(lookup=LookupConfig(max_requests=30))
+        asker = Asker(config=config)
+        rng = random.Random(2)
+
+        def invent(_: Any) -> dict[str, Any]:
+            return {"contacts": [[bytes(20) + rng.randbytes(12), ["10.200.0.1:9000"]] for _ in range(20)]}
+
+        liars = [asker.peer({"_dht.find_node": invent})[1] for _ in range(3)]
+        for liar in liars:
+            asker.know(liar)
+
+        outcome = await asker.requester.lookup(bytes(32), LookupMode.STRICT)
+
+        assert outcome.asked == 30
+        assert not outcome.complete
+        assert set(asker.table) == set(liars)
+
+    run(main())
+
+
+def test_a_fast_lookup_ends_at_the_first_value_and_leaves_no_task():
+    async def main() -> None:
+        asker = Asker()
+        contacts = [asker.peer()[1] for _ in range(6)]
+        for contact in contacts:
+            asker.know(contact)
+
+        async def ask(contact: Contact) -> tuple[list[Contact], bool]:
+            await asyncio.sleep(1 if contact is asked[0] else 60)
+            return [], True
+
+        asked = asker.table.closest(bytes(32), 3)
+        outcome = await asker.requester.lookup(bytes(32), LookupMode.FAST, ask=ask)
+
+        assert (outcome.found, outcome.asked, outcome.closest) == (True, 3, (asked[0],))
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(main())
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 3))
+def test_a_cancelled_lookup_leaves_no_task(turns: int):
+    async def main() -> None:
+        asker = Asker()
+        for _ in range(4):
+            asker.know(asker.peer()[1])
+        looking = asyncio.ensure_future(asker.requester.lookup(bytes(32), LookupMode.STRICT))
+        for _ in range(turns):
+            await asyncio.sleep(0.01)
+
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(main())

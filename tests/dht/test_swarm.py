@@ -1,0 +1,835 @@
+"""Swarms of whole agents over encrypted sessions, in memory and on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from dht import JoinFailed, NoAgentFound, Swarm
+from dht.agents.record import Reach
+from dht.node import DHTNode
+from dht.results import SwarmMode
+from simulations.network import EPOCH_S
+from simulations.virtual_loop import run
+from synapse_p2p import AgentNode, CallError, ConfigError, RemoteError
+from synapse_p2p.runtime import Runtime
+from synapse_p2p.transport.memory import MemoryTransport
+
+DEAD = "127.0.0.1:5"
+OTHER_DEAD = "127.0.0.1:6"
+SILENT = "127.0.0.1:7"
+
+
+class SilentReceiver:
+    """Takes a connection, and says nothing."""
+
+    def connection_made(self, stream: Any) -> None:
+        pass
+
+    def data_received(self, data: bytes) -> None:
+        pass
+
+    def eof_received(self) -> None:
+        pass
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        pass
+
+
+class World:
+    """A machine of its own: its ports are names in memory, its clock is the loop's."""
+
+    def __init__(self) -> None:
+        self.transport = MemoryTransport(delay_s=0.01)
+        self.rng = random.Random(1)
+        self.swarms: list[Swarm] = []
+
+    def runtime(self) -> Runtime:
+        rng = random.Random(self.rng.getrandbits(64))
+        loop = asyncio.get_running_loop()
+        return Runtime(now=loop.time, unix_now=lambda: EPOCH_S + loop.time(), rng=rng, token_bytes=rng.randbytes)
+
+    def agent(self, name: str = "Reviewer", *capabilities: str, **options: Any) -> AgentNode:
+        agent = AgentNode(
+            name=name,
+            role="worker",
+            capabilities=list(capabilities),
+            transport=self.transport,
+            runtime=self.runtime(),
+            **options,
+        )
+
+        @agent.task_handler
+        async def handle(task: str, context: dict) -> dict:
+            if task == "refuse":
+                raise CallError("not_today", "come back tomorrow")
+            return {"by": name, "task": task}
+
+        return agent
+
+    def swarm(self, agent: AgentNode | None = None, **options: Any) -> Swarm:
+        swarm = Swarm(agent, **options)
+        if agent is None:
+            # A swarm without an agent makes a server of its own; it is put on this machine before it starts.
+            swarm._server._transport = self.transport
+            swarm._server.runtime = self.runtime()
+        self.swarms.append(swarm)
+        return swarm
+
+    async def start(self, agent: AgentNode | None = None, **options: Any) -> Swarm:
+        swarm = self.swarm(agent, **options)
+        await swarm.start()
+        return swarm
+
+    async def silent_listener(self) -> None:
+        await self.transport.listen("127.0.0.1", 7, SilentReceiver)
+
+    async def end(self) -> None:
+        for swarm in self.swarms:
+            await swarm.stop(grace=0)
+
+
+def simulated(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test in virtual time, in a world of its own; when it ends no task and no port may be left."""
+
+    @functools.wraps(test)
+    def run_test(**fixtures: Any) -> None:
+        async def main() -> None:
+            world = World()
+            try:
+                await test(world, **fixtures)
+            finally:
+                await world.end()
+            for _ in range(5):
+                await asyncio.sleep(1)
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+            assert [port for port in world.transport.listeners if port != SILENT] == []
+
+        run(main())
+
+    parameters = list(inspect.signature(test).parameters.values())[1:]
+    run_test.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run_test
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def seed_of(swarm: Swarm) -> str:
+    return swarm.status().listening[0]
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# Where it is
+
+
+@simulated
+async def test_a_first_node_listens_on_loopback(world: World):
+    swarm = await world.start()
+
+    status = swarm.status()
+
+    assert status.mode is SwarmMode.NODE
+    assert status.listening[0].startswith("127.0.0.1:")
+    assert status.advertised == status.listening
+
+
+@simulated
+async def test_a_swarm_with_seeds_and_nothing_to_offer_is_a_client_and_opens_no_port(world: World):
+    first = await world.start()
+    ports = set(world.transport.listeners)
+
+    client = await world.start(bootstrap=[seed_of(first)])
+
+    status = client.status()
+    assert (status.mode, status.listening, status.advertised) == (SwarmMode.CLIENT, (), ())
+    assert (status.seeds_joined, status.seeds_tried, status.contacts) == (1, 1, 1)
+    assert set(world.transport.listeners) == ports
+
+
+@simulated
+@pytest.mark.parametrize(
+    ("options", "bind", "listening"),
+    [
+        ({"bootstrap": [DEAD]}, {}, "127.0.0.1:"),
+        ({"bootstrap": ["localhost:5", "[::1]:5"]}, {}, "127.0.0.1:"),
+        ({"bootstrap": ["10.0.0.5:9999", DEAD]}, {}, "0.0.0.0:"),
+        ({"bootstrap": ["seed.example:9999"]}, {}, "0.0.0.0:"),
+        ({}, {}, "127.0.0.1:"),
+        ({"bootstrap": ["10.0.0.5:9999"]}, {"address": "10.0.0.7"}, "10.0.0.7:9999"),
+        ({}, {"port": 7777}, "127.0.0.1:7777"),
+        ({"listen": "10.0.0.8:0"}, {"address": "10.0.0.7", "port": 7777}, "10.0.0.8:"),
+        ({"listen": "[::1]:7070"}, {}, "[::1]:7070"),
+    ],
+)
+async def test_an_agent_listens_where_its_seeds_its_bind_or_its_swarm_say(
+    world: World, options: dict, bind: dict, listening: str
+):
+    swarm = world.swarm(world.agent(**bind), **options)
+
+    await swarm.start(join_timeout=0.5)
+
+    assert swarm.status().mode is SwarmMode.NODE
+    assert swarm.status().listening[0].startswith(listening)
+
+
+@simulated
+async def test_a_node_without_an_agent_listens_when_it_is_told_to(world: World):
+    first = await world.start()
+
+    node = await world.start(listen="127.0.0.1:7070", bootstrap=[seed_of(first)])
+
+    assert node.status().listening == ("127.0.0.1:7070",)
+    assert node.status().capabilities == ()
+
+
+@simulated
+async def test_a_node_that_only_loopback_reaches_while_its_seeds_are_elsewhere_is_a_client_and_is_told_the_fix(
+    world: World, caplog: pytest.LogCaptureFixture
+):
+    swarm = world.swarm(world.agent(address="127.0.0.1", port=0), bootstrap=["10.0.0.5:9999"])
+    said = warnings_in(caplog)
+
+    await swarm.start(join_timeout=0.5)
+
+    assert len(said) == 1
+    assert "listen='0.0.0.0:0'" in said[0]
+    assert (swarm.status().mode, swarm.status().listening) == (SwarmMode.CLIENT, ())
+
+
+@simulated
+async def test_what_is_advertised_is_what_others_are_told(world: World):
+    first = await world.start()
+    agent = world.agent("Reviewer", "python")
+
+    await world.start(agent, bootstrap=[seed_of(first)], advertise="192.0.2.7:4242")
+    found = await first.find("python", probe=False)
+
+    assert found[0].addresses == ("192.0.2.7:4242",)
+
+
+@pytest.mark.parametrize("advertise", ["10.0.0.5", "seed.example:1", "10.0.0.5:0", "0.0.0.0", "10.0.0.5:70000", ""])
+def test_an_address_that_nobody_could_dial_is_not_advertised(advertise: str):
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.5:9999"):
+        Swarm(advertise=advertise)
+
+
+def test_seeds_given_as_text_are_refused_with_what_to_write():
+    with pytest.raises(ConfigError, match=r"\['10\.0\.0\.5:9999'\]"):
+        Swarm(bootstrap="10.0.0.5:9999")
+
+
+@pytest.mark.parametrize("listen", ["", "7070", "127.0.0.1", "127.0.0.1:x"])
+def test_a_listening_address_that_is_none_is_refused(listen: str):
+    with pytest.raises(ConfigError):
+        Swarm(listen=listen)
+
+
+# Its life
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda swarm: swarm.find("x"),
+        lambda swarm: swarm.ask("x", "task"),
+        lambda swarm: swarm.join([DEAD]),
+    ],
+)
+@simulated
+async def test_a_swarm_that_is_not_started_says_so(world: World, use: Callable[[Swarm], Coroutine[Any, Any, Any]]):
+    swarm = world.swarm()
+
+    with pytest.raises(ConfigError, match="not started"):
+        swarm.status()
+    with pytest.raises(ConfigError, match=r"await swarm\.start\(\)"):
+        await use(swarm)
+
+
+@simulated
+async def test_started_twice_it_is_started_once(world: World):
+    swarm = world.swarm(world.agent())
+
+    await asyncio.gather(swarm.start(), swarm.start())
+    node_id, listening = swarm.status().id, swarm.status().listening
+    await swarm.start()
+
+    assert (swarm.status().id, swarm.status().listening) == (node_id, listening)
+    assert len(world.transport.listeners) == 1
+
+
+@simulated
+async def test_stopped_twice_or_never_started_it_is_stopped(world: World):
+    never, swarm = world.swarm(), await world.start(world.agent())
+
+    await never.stop()
+    await asyncio.gather(swarm.stop(), swarm.stop())
+    await swarm.stop()
+
+    assert world.transport.listeners == {}
+    with pytest.raises(ConfigError, match="not started"):
+        swarm.status()
+
+
+@simulated
+async def test_a_stopped_swarm_starts_again_and_is_found_again(world: World):
+    first = await world.start()
+    swarm = await world.start(world.agent("Reviewer", "python"), bootstrap=[seed_of(first)])
+    await swarm.stop()
+    while_away = await first.find("python")
+
+    await swarm.start()
+    found = await first.find("python")
+
+    assert list(while_away) == []
+    assert [agent.name for agent in found] == ["Reviewer"]
+
+
+@pytest.mark.parametrize("at_s", [0.0, 0.005, 0.5, 3.0])
+@simulated
+async def test_stopped_while_joining_it_ends_both(world: World, at_s: float):
+    await world.silent_listener()
+    swarm = world.swarm(world.agent(), bootstrap=[SILENT])
+    starting = asyncio.ensure_future(swarm.start(join_timeout=60))
+    await asyncio.sleep(at_s)
+    asked_at = now()
+
+    await swarm.stop()
+    await starting
+
+    assert now() - asked_at < 3
+    with pytest.raises(ConfigError, match="not started"):
+        swarm.status()
+
+
+@simulated
+async def test_stopped_while_joining_a_start_that_wants_to_be_joined_says_that_it_is_not(world: World):
+    await world.silent_listener()
+    swarm = world.swarm(world.agent(), bootstrap=[SILENT])
+    starting = asyncio.ensure_future(swarm.start(join_timeout=60, wait_joined=True))
+    await asyncio.sleep(1)
+
+    await swarm.stop()
+
+    with pytest.raises(JoinFailed):
+        await starting
+
+
+@simulated
+async def test_started_while_it_stops_it_is_up_in_the_end(world: World):
+    swarm = await world.start(world.agent())
+
+    stopping = asyncio.ensure_future(swarm.stop())
+    await asyncio.sleep(0)
+    await swarm.start()
+    await stopping
+
+    assert len(swarm.status().listening) == 1
+    assert list(world.transport.listeners) == list(swarm.status().listening)
+
+
+@simulated
+async def test_started_anew_before_a_stop_came_to_its_end_it_is_up_and_nothing_of_before_is_left(world: World):
+    await world.silent_listener()
+    swarm = world.swarm(world.agent(), bootstrap=[SILENT])
+    first = asyncio.ensure_future(swarm.start(join_timeout=60))
+    await asyncio.sleep(1)
+    old = swarm._started()
+    stopping = asyncio.ensure_future(swarm.stop())
+    await asyncio.sleep(0)
+
+    await swarm.start(join_timeout=1)
+    await asyncio.gather(first, stopping)
+
+    with pytest.raises(AssertionError, match="not started"):
+        _ = old.maintenance
+    assert list(world.transport.listeners) == [SILENT, *swarm.status().listening]
+
+
+@simulated
+async def test_a_port_that_is_taken_is_an_error_of_start_and_leaves_nothing(world: World):
+    first = await world.start(world.agent(), listen="127.0.0.1:7070")
+    second = world.swarm(world.agent(), listen="127.0.0.1:7070")
+
+    with pytest.raises(OSError, match="in use"):
+        await second.start()
+    await first.stop()
+    await second.start()
+
+    assert second.status().listening == ("127.0.0.1:7070",)
+
+
+@simulated
+async def test_an_agent_that_no_record_can_tell_of_is_refused_before_the_port_opens(world: World):
+    swarm = world.swarm(world.agent("x" * 65))
+
+    with pytest.raises(ConfigError, match="name has 65 characters"):
+        await swarm.start()
+
+    assert world.transport.listeners == {}
+
+
+# Joining
+
+
+@simulated
+async def test_start_returns_as_soon_as_it_is_joined_and_published(world: World):
+    first = await world.start()
+    started_at = now()
+
+    await world.start(world.agent("Reviewer", "python"), bootstrap=[DEAD, seed_of(first)])
+
+    assert now() - started_at < 2
+    assert [agent.name for agent in await first.find("python")] == ["Reviewer"]
+
+
+@simulated
+async def test_dead_seeds_cost_the_time_given_and_one_warning_that_names_each_and_why(
+    world: World, caplog: pytest.LogCaptureFixture
+):
+    await world.silent_listener()
+    swarm = world.swarm(world.agent(), bootstrap=[DEAD, OTHER_DEAD, SILENT])
+
+    await swarm.start(join_timeout=3)
+
+    assert now() == pytest.approx(3)
+    [said] = warnings_in(caplog)
+    assert "not joined yet, still trying: joined 0 of 3 seeds" in said
+    for seed, why in ((DEAD, "is a node running there?"), (OTHER_DEAD, "is a node"), (SILENT, "no answer")):
+        assert why in next(line for line in said.splitlines() if seed in line)
+    assert swarm.status().seeds_tried == 3
+
+
+@simulated
+async def test_who_wants_to_be_joined_gets_an_error_with_the_report_and_a_stopped_swarm(
+    world: World, caplog: pytest.LogCaptureFixture
+):
+    swarm = world.swarm(world.agent(), bootstrap=[DEAD])
+
+    with pytest.raises(JoinFailed, match=DEAD) as failed:
+        await swarm.start(join_timeout=3, wait_joined=True)
+
+    assert now() >= 3
+    assert failed.value.report.tried == 1
+    assert world.transport.listeners == {}
+    assert warnings_in(caplog) == []
+
+
+@simulated
+async def test_a_seed_that_comes_up_in_time_is_joined_without_a_word(world: World, caplog: pytest.LogCaptureFixture):
+    late = world.swarm(world.agent("late"), listen=DEAD)
+    asyncio.get_running_loop().call_later(1.5, lambda: asyncio.ensure_future(late.start()))
+
+    swarm = await world.start(world.agent(), bootstrap=[DEAD])
+
+    assert swarm.status().seeds_joined == 1
+    assert now() < 5
+    assert warnings_in(caplog) == []
+
+
+@simulated
+async def test_a_seed_that_comes_up_later_is_joined_in_the_background_and_told_what_we_offer(world: World):
+    swarm = world.swarm(world.agent("Reviewer", "python"), bootstrap=[DEAD])
+    await swarm.start(join_timeout=1)
+    await asyncio.sleep(100)
+
+    late = await world.start(world.agent("late"), listen=DEAD)
+    await asyncio.sleep(120)
+
+    assert swarm.status().seeds_joined == 1
+    assert [agent.name for agent in await late.find("python")] == ["Reviewer"]
+
+
+@simulated
+async def test_one_of_two_seeds_that_comes_up_later_is_met_too(world: World):
+    first = await world.start()
+    swarm = await world.start(world.agent("Reviewer", "python"), bootstrap=[seed_of(first), DEAD])
+    assert swarm.status().seeds_joined == 1
+
+    late = await world.start(listen=DEAD)
+    await asyncio.sleep(120)
+
+    assert swarm.status().seeds_joined == 2
+    assert [agent.name for agent in await late.find("python")] == ["Reviewer"]
+
+
+@simulated
+async def test_a_seed_that_is_ourselves_is_skipped(world: World, caplog: pytest.LogCaptureFixture):
+    swarm = await world.start(world.agent(), listen="127.0.0.1:7070", bootstrap=["127.0.0.1:7070"])
+
+    assert (swarm.status().seeds_tried, swarm.status().seeds_joined) == (0, 0)
+    assert now() < 1
+    assert warnings_in(caplog) == []
+
+
+@simulated
+async def test_more_seeds_can_be_joined_later_and_count_beside_the_first(world: World):
+    first, second = await world.start(), await world.start()
+    swarm = await world.start(world.agent("Reviewer", "python"), bootstrap=[seed_of(first)])
+
+    report = await swarm.join([seed_of(second)])
+
+    assert [seed.address for seed in report.seeds] == [seed_of(second)]
+    assert (swarm.status().seeds_joined, swarm.status().seeds_tried) == (2, 2)
+    assert [agent.name for agent in await second.find("python")] == ["Reviewer"]
+    with pytest.raises(ConfigError, match="write"):
+        await swarm.join(seed_of(second))
+
+
+@pytest.mark.parametrize("method", ["join", "publish"])
+@simulated
+async def test_an_error_that_nobody_foresaw_is_logged_and_does_not_end_joining_and_publishing(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
+):
+    works = getattr(DHTNode, method)
+    broken = 2
+
+    async def breaks(node: DHTNode, *arguments: Any) -> Any:
+        nonlocal broken
+        if broken:
+            broken -= 1
+            raise ZeroDivisionError
+        return await works(node, *arguments)
+
+    first = await world.start()
+    monkeypatch.setattr(DHTNode, method, breaks)
+
+    swarm = await world.start(world.agent("Reviewer", "python"), bootstrap=[seed_of(first)])
+    await asyncio.sleep(10)
+
+    assert swarm.status().contacts == 1
+    assert [agent.name for agent in await first.find("python")] == ["Reviewer"]
+    assert 0 < len([record for record in caplog.records if record.exc_info]) <= 2
+
+
+# Offering
+
+
+@simulated
+async def test_a_capability_has_one_spelling_and_counts_once(world: World):
+    first = await world.start()
+    agent = world.agent("Reviewer", "Code-Review", "code-review", "NLP/Summarization")
+
+    swarm = await world.start(agent, bootstrap=[seed_of(first)])
+
+    assert swarm.status().capabilities == ("code-review", "nlp/summarization")
+    for name in ("CODE-REVIEW", "nlp", "nlp/summarization", "\uff4e\uff4c\uff50"):
+        assert [found.capabilities for found in await first.find(name)] == [swarm.status().capabilities]
+    assert list(await first.find("nlp/translation")) == []
+
+
+@pytest.mark.parametrize("name", ["", "code review", "a/b/c/d/e", "a//b", "x" * 129])
+def test_a_capability_whose_name_cannot_be_one_is_refused_at_once(name: str):
+    agent = AgentNode(name="Reviewer", role="reviewer", capabilities=[name])
+
+    with pytest.raises(ConfigError, match="capability"):
+        Swarm(agent)
+
+
+@simulated
+async def test_a_name_that_cannot_be_one_is_refused_by_find_and_ask(world: World):
+    swarm = await world.start()
+
+    for use in (swarm.find(), swarm.find("a", "b c"), swarm.ask("b c", "task"), swarm.find("a", limit=0)):
+        with pytest.raises(ConfigError):
+            await use
+
+
+@simulated
+async def test_a_capability_added_while_it_runs_is_found_within_seconds(world: World):
+    first = await world.start()
+    agent = world.agent("Reviewer", "python")
+    await world.start(agent, bootstrap=[seed_of(first)])
+
+    agent.capability("Rust")
+    await asyncio.sleep(5)
+
+    assert [found.capabilities for found in await first.find("rust")] == [("python", "rust")]
+
+
+@simulated
+async def test_a_record_that_nobody_kept_is_offered_again_soon(world: World, monkeypatch: pytest.MonkeyPatch):
+    first = await world.start()
+    assert first._node is not None
+    store = first._node._responder.store
+    refusal = {"stored": False, "refusal": "full", "newer": None, "contacts": []}
+    first._server.mount("_dht.", {"_dht.store": lambda request, context: refusal})
+    await world.start(world.agent("Reviewer", "python"), bootstrap=[seed_of(first)])
+    client = await world.start(bootstrap=[seed_of(first)])
+    assert len(first._node.store) == 0
+
+    first._server.mount("_dht.", {"_dht.store": store})
+    await asyncio.sleep(15)
+
+    assert len(first._node.store) == 1
+    assert [agent.name for agent in await client.find("python")] == ["Reviewer"]
+
+
+@simulated
+async def test_an_agent_stays_found_for_hours_and_is_gone_one_lease_after_it_crashed(world: World):
+    first = await world.start()
+    swarm = await world.start(world.agent("Reviewer", "python"), bootstrap=[seed_of(first)])
+    ages = []
+    for _ in range(8):
+        await asyncio.sleep(1000)
+        [agent] = await first.find("python")
+        ages.append(agent.age_s)
+
+    await swarm.stop()
+    listed = await first.find("python", probe=False)
+    await asyncio.sleep(900)
+    later = await first.find("python", probe=False)
+
+    assert max(ages) <= 0.55 * 900
+    assert len(listed) == 1
+    assert len(later) == 0
+
+
+# Finding and asking
+
+
+@simulated
+async def test_find_wants_all_capabilities_and_leaves_ourselves_out(world: World):
+    first = await world.start(world.agent("both", "python", "rust"))
+    await world.start(world.agent("one", "python"), bootstrap=[seed_of(first)])
+    also = await world.start(world.agent("also", "rust", "python"), bootstrap=[seed_of(first)])
+
+    both = await also.find("rust", "python")
+    alone = await first.find("rust", probe=False)
+    python = await also.find("python")
+
+    assert [agent.name for agent in both] == ["both"]
+    assert [agent.name for agent in alone] == ["also"]
+    assert sorted(agent.name for agent in python) == ["both", "one"]
+    assert both.complete
+    assert both.reason == ""
+
+
+@simulated
+async def test_find_gives_as_many_as_wanted_in_an_order_of_chance_and_says_that_there_are_more(world: World):
+    first = await world.start(world.agent("seed"))
+    for number in range(5):
+        await world.start(world.agent(f"agent-{number}", "x"), bootstrap=[seed_of(first)])
+
+    limited = [await first.find("x", limit=2) for _ in range(12)]
+    exact = await first.find("x", limit=5)
+
+    assert all(len(found) == 2 for found in limited)
+    assert all((found.complete, found.reason) == (False, "limit 2") for found in limited)
+    assert {agent.name for found in limited for agent in found} == {f"agent-{number}" for number in range(5)}
+    assert (len(exact), exact.complete) == (5, True)
+
+
+@simulated
+async def test_find_leaves_out_the_silent_and_the_old_when_asked_to(world: World):
+    first = await world.start(world.agent("seed"))
+    gone = await world.start(world.agent("gone", "x"), bootstrap=[seed_of(first)])
+    await asyncio.sleep(100)
+    await world.start(world.agent("fresh", "x"), bootstrap=[seed_of(first)])
+    await gone.stop()
+
+    probed = await first.find("x")
+    unprobed = await first.find("x", probe=False)
+    young = await first.find("x", probe=False, max_age=50)
+
+    assert [agent.name for agent in probed] == ["fresh"]
+    assert sorted(agent.name for agent in unprobed) == ["fresh", "gone"]
+    assert [agent.name for agent in young] == ["fresh"]
+
+
+@simulated
+async def test_who_has_joined_nobody_does_not_say_that_there_is_nobody(world: World):
+    swarm = world.swarm(bootstrap=[DEAD])
+    await swarm.start(join_timeout=1)
+    alone = await world.start()
+
+    found, certain = await swarm.find("x"), await alone.find("x")
+    with pytest.raises(NoAgentFound, match="joined nobody") as raised:
+        await swarm.ask("x", "task")
+
+    assert (found.complete, found.reason) == (False, "this node has joined nobody yet")
+    assert (certain.complete, certain.reason) == (True, "")
+    assert not raised.value.complete
+
+
+@simulated
+async def test_an_agent_that_cannot_be_dialed_is_asked_over_the_session_that_it_holds(world: World):
+    first = await world.start(world.agent("seed"))
+    hidden = world.swarm(world.agent("hidden", "x", address="127.0.0.1", port=0), bootstrap=["[2001:db8::1]:1"])
+    await hidden.start(join_timeout=0.1)
+    await hidden.join([seed_of(first)])
+    stranger = await world.start(bootstrap=[seed_of(first)])
+
+    answer = await first.ask("x", "hello")
+    seen = await stranger.find("x")
+    listed = await stranger.find("x", probe=False)
+
+    assert answer.result == {"by": "hidden", "task": "hello"}
+    assert list(seen) == []
+    assert [agent.reach for agent in listed] == [Reach.NONE]
+
+
+@simulated
+async def test_ask_finds_chooses_calls_and_fails_over(world: World):
+    first = await world.start(world.agent("seed"))
+    swarms = {name: await world.start(world.agent(name, "x"), bootstrap=[seed_of(first)]) for name in ("one", "two")}
+
+    answer = await first.ask("x", "hello", context={"n": 1})
+    await swarms[answer.agent.name].stop(grace=0)
+    second = await first.ask("x", "again")
+    with pytest.raises(RemoteError) as refused:
+        await first.ask("x", "refuse")
+
+    assert answer.result == {"by": answer.agent.name, "task": "hello"}
+    assert {answer.agent.name, second.agent.name} == {"one", "two"}
+    assert refused.value.reason == "not_today"
+    assert refused.value.answer.agent.name == second.agent.name
+
+
+@simulated
+async def test_a_handler_reaches_its_swarm_while_it_is_a_member_of_one(world: World):
+    first = await world.start(world.agent("seed"))
+    await world.start(world.agent("worker", "work"), bootstrap=[seed_of(first)])
+    boss = world.agent("boss", "lead")
+
+    @boss.task_handler
+    async def delegate(task: str, context: dict) -> Any:
+        answer = await boss.swarm.ask("work", task)
+        return [answer.agent.name, answer.result["task"]]
+
+    with pytest.raises(ConfigError, match="in no swarm yet"):
+        _ = boss.swarm
+    swarm = await world.start(boss, bootstrap=[seed_of(first)])
+
+    answer = await first.ask("lead", "dig")
+    mounted = boss.swarm
+    await swarm.stop()
+
+    assert answer.result == ["worker", "dig"]
+    assert mounted is swarm
+    with pytest.raises(ConfigError, match="in no swarm yet"):
+        _ = boss.swarm
+
+
+@simulated
+async def test_a_found_agent_is_called_and_asked_directly(world: World):
+    first = await world.start(world.agent("seed"))
+    agent = world.agent("worker", "work")
+
+    @agent.endpoint()
+    async def add(a: int, b: int = 0) -> int:
+        return a + b
+
+    await world.start(agent, bootstrap=[seed_of(first)])
+    [found] = await first.find("work")
+
+    assert await found.call("add", 2, b=3) == 5
+    assert await found.ask("hello") == {"by": "worker", "task": "hello"}
+
+
+# Being cancelled
+
+
+async def turns(count: int) -> None:
+    """Let the loop go round; where nothing is ready, time passes."""
+    for number in range(count):
+        await asyncio.sleep(0 if number % 2 else 0.004)
+
+
+async def cancel_after(count: int, act: Coroutine[Any, Any, Any]) -> None:
+    task = asyncio.ensure_future(act)
+    await turns(count)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 6, 8, 11, 14, 18, 23, 30, 40, 55])
+@simulated
+async def test_a_start_that_is_cancelled_leaves_no_task_and_no_port(world: World, count: int):
+    first = await world.start(world.agent("seed"))
+    swarm = world.swarm(world.agent("Reviewer", "python"), bootstrap=[seed_of(first), DEAD])
+
+    task = asyncio.ensure_future(swarm.start())
+    await turns(count)
+    was_running = not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await first.stop()
+    await turns(20)
+
+    if was_running:
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert world.transport.listeners == {}
+        await swarm.start(join_timeout=0.1)
+    assert swarm.status().listening
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 9, 13, 20])
+@simulated
+async def test_a_stop_that_is_cancelled_stops_all_the_same(world: World, count: int):
+    first = await world.start(world.agent("seed", "x"))
+    agent = world.agent("Reviewer", "python")
+
+    @agent.task_handler
+    async def never(task: str, context: dict) -> None:
+        await asyncio.sleep(3600)
+
+    swarm = await world.start(agent, bootstrap=[seed_of(first)])
+    asking = asyncio.ensure_future(first.ask("python", "hang"))
+    await asyncio.sleep(1)
+
+    await cancel_after(count, swarm.stop(grace=60))
+    await asyncio.gather(asking, return_exceptions=True)
+    await first.stop()
+    await asyncio.sleep(2)
+
+    assert now() < 30
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert world.transport.listeners == {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8])
+@simulated
+async def test_a_stop_that_is_cancelled_while_a_start_still_waits_stops_both(world: World, count: int):
+    await world.silent_listener()
+    swarm = world.swarm(world.agent(), bootstrap=[SILENT])
+    starting = asyncio.ensure_future(swarm.start(join_timeout=60))
+    await asyncio.sleep(1)
+
+    stopping = asyncio.ensure_future(swarm.stop())
+    for _ in range(count):
+        await asyncio.sleep(0)
+    stopping.cancel()
+    await asyncio.gather(starting, stopping, return_exceptions=True)
+    await asyncio.sleep(1)
+
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert list(world.transport.listeners) == [SILENT]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 8, 13, 21, 34])
+@simulated
+async def test_a_find_or_an_ask_that_is_cancelled_leaves_no_task(world: World, count: int):
+    first = await world.start(world.agent("seed"))
+    for number in range(3):
+        await world.start(world.agent(f"agent-{number}", "x"), bootstrap=[seed_of(first)])
+    client = await world.start(bootstrap=[seed_of(first)])
+    await asyncio.sleep(10)
+    before = asyncio.all_tasks()
+
+    await cancel_after(count, client.find("x"))
+    await cancel_after(count, client.ask("x", "hello"))
+    await asyncio.sleep(3)
+
+    assert asyncio.all_tasks() == before
