@@ -7,18 +7,37 @@ which differs between runs; a simulation that repeats needs an order.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import inspect
 import logging
-from collections.abc import Coroutine
+import threading
+import traceback
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 from synapse_p2p.exceptions import ConfigError
+from synapse_p2p.runtime import Runtime, system_runtime
 from synapse_p2p.types import BackgroundTask
 
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 0.5  # for periodic functions to end once they are cancelled
+MAX_BACKGROUND_THREADS = 8  # for plain periodic functions of one server; more of them wait for a free one
+MAX_REMEMBERED_FAILURES = 16  # different ones of one periodic function; past it the one not seen longest is new again
+REPEATS_LOGGED_EVERY_S = 60.0  # how often the log tells that a known failure goes on
+MAX_BACKGROUND_THREADS = 8  # for plain periodic functions of one server; more of them wait for a free one
+MAX_REMEMBERED_FAILURES = 16  # different ones of one periodic function; past it the one not seen longest is new again
+REPEATS_LOGGED_EVERY_S = 60.0  # how often the log tells that a known failure goes on
+MAX_BACKGROUND_THREADS = 8  # for plain periodic functions of one server; more of them wait for a free one
+MAX_REMEMBERED_FAILURES = 16  # different ones of one periodic function; past it the one not seen longest is new again
+REPEATS_LOGGED_EVERY_S = 60.0  # how often the log tells that a known failure goes on
+MAX_BACKGROUND_THREADS = 8  # for plain periodic functions of one server; more of them wait for a free one
+MAX_REMEMBERED_FAILURES = 16  # different ones of one periodic function; past it the one not seen longest is new again
+REPEATS_LOGGED_EVERY_S = 60.0  # how often the log tells that a known failure goes on
 
 T = TypeVar("T")
 
@@ -54,8 +73,16 @@ class TaskScope:
     def __len__(self) -> int:
         return len(self._tasks)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it starts nothing any more."""
+        return self._is_closed
+
     async def close(self) -> None:
-        """Cancel what runs, in creation order, and wait until all of it has ended. A second call does nothing more."""
+        """Cancel what runs, in creation order, and wait until all of it has ended. A second call does nothing more.
+
+        A task that ignores being cancelled is waited for all the same: bound it with a timeout of your own.
+        """
         self._is_closed = True
         own = asyncio.current_task()
         while running := [task for task in self._tasks if task is not own]:
@@ -92,79 +119,209 @@ class TaskScope:
 class BackgroundTaskHandler:
     """Runs functions again and again, each on its own period; the name is that of release 1.3.
 
-    The first run is at the start, the next one period later. A run that still goes on when the next is due makes that
-    one fall out: a function slower than its period must not pile up.
+    The first run is at the start, the next one period later, give or take the task's jitter. A run that still goes on
+    when the next is due makes that one fall out: a function slower than its period must not pile up.
     """
 
-    def __init__(self) -> None:
-        self.tasks: list[BackgroundTask] = []
+    def __init__(self, *, runtime: Runtime | None = None) -> None:
+        self._runtime = runtime or system_runtime()
+        self._periodic: list[_Periodic] = []
         self._scope: TaskScope | None = None
-        # Both by position in `tasks`.
-        self._latest_runs: dict[int, asyncio.Task[None]] = {}
-        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._threads: ThreadPoolExecutor | None = None
+
+    @property
+    def tasks(self) -> list[BackgroundTask]:
+        """What was added, in that order; a copy."""
+        return [periodic.task for periodic in self._periodic]
 
     @property
     def _running(self) -> set[asyncio.Task[None]]:
-        return {run for run in self._latest_runs.values() if not run.done()}
+        return {periodic.run for periodic in self._periodic if periodic.run is not None and not periodic.run.done()}
 
     def add_task(self, task: BackgroundTask) -> None:
-        """Take a task; if the others run already, it starts now. Raises ConfigError for a period of 0 or less."""
-        if task.period <= 0:
+        """Take a task; if the others run already, it starts now.
+
+        Raises ConfigError for a period of 0 or less, and for a jitter that is negative or not below the period.
+        """
+        if not task.period > 0:  # so put, it refuses NaN as well
             raise ConfigError(f"background task {task.name!r} has period {task.period}; it has to be above 0 seconds")
-        self.tasks.append(task)
+        if not 0 <= task.jitter < task.period:
+            raise ConfigError(
+                f"background task {task.name!r} has jitter {task.jitter}; it has to be at least 0 and below the "
+                f"period, {task.period} seconds"
+            )
+        periodic = _Periodic(task, _FailureLog(task.name, self._runtime.now))
+        self._periodic.append(periodic)
         if self._scope is not None:
-            self._beat(len(self.tasks) - 1)
+            self._beat(periodic)
 
     def start(self) -> None:
         """Run every task once, and again each period. A second call does nothing more."""
         if self._scope is not None:
             return
         self._scope = TaskScope("background tasks")
-        for index in range(len(self.tasks)):
-            self._beat(index)
+        # Threads of our own: functions that block must not take those in which asyncio resolves names.
+        self._threads = ThreadPoolExecutor(MAX_BACKGROUND_THREADS, thread_name_prefix="synapse-background")
+        for periodic in self._periodic:
+            self._beat(periodic)
 
     async def stop(self) -> None:
-        """Cancel what runs and wait a moment for its end; nothing runs again until the next start. Bounded in time."""
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        """Cancel what runs and wait a moment for its end; nothing runs again until the next start. Bounded in time.
+
+        A plain function that blocks its thread cannot be cancelled: nobody waits for it here.
+        """
+        for periodic in self._periodic:
+            if periodic.timer is not None:
+                periodic.timer.cancel()
         scope, self._scope = self._scope, None
+        threads, self._threads = self._threads, None
         if scope is not None:
             try:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     await scope.close()
             except TimeoutError:
                 logger.warning("%d background tasks ignore that they were cancelled; stopping without them", len(scope))
-        self._latest_runs.clear()
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)
+        for periodic in self._periodic:
+            periodic.failures.flush()
 
-    def _beat(self, index: int) -> None:
-        task = self.tasks[index]
-        if self._scope is None:
+    def _beat(self, periodic: _Periodic) -> None:
+        """Run a task unless its last run still goes on, and come back when the next run is due."""
+        if self._scope is None or self._threads is None:
             return
-        self._timers[index] = asyncio.get_running_loop().call_later(task.period, self._beat, index)
-        latest = self._latest_runs.get(index)
-        if latest is not None and not latest.done():
+        task = periodic.task
+        pause_s = task.period
+        if task.jitter:
+            pause_s += self._runtime.rng.uniform(-task.jitter, task.jitter)
+        periodic.timer = asyncio.get_running_loop().call_later(pause_s, self._beat, periodic)
+        if periodic.is_running():
             logger.debug("background task %s is still running; this run of it falls out", task.name)
             return
-        self._latest_runs[index] = self._scope.spawn(_run_once(task), name=task.name)
+        periodic.run = self._scope.spawn(periodic.run_once(self._threads), name=task.name)
 
 
-async def _run_once(task: BackgroundTask) -> None:
-    try:
-        if inspect.iscoroutinefunction(task.callable):
-            await task.callable()
+class _Periodic:
+    """One task and its runs.
+
+    Invariant: no two runs overlap, whatever was stopped and started again between them.
+    """
+
+    def __init__(self, task: BackgroundTask, failures: _FailureLog) -> None:
+        self.task = task
+        self.failures = failures
+        self.run: asyncio.Task[None] | None = None  # the latest
+        self.timer: asyncio.TimerHandle | None = None
+        self._in_thread = threading.Lock()
+
+    def is_running(self) -> bool:
+        """Whether the latest run has not ended."""
+        return self.run is not None and not self.run.done()
+
+    async def run_once(self, threads: ThreadPoolExecutor) -> None:
+        """Run the function to its end; what it raises ends here, in the log."""
+        try:
+            if inspect.iscoroutinefunction(self.task.callable):
+                await self.task.callable()
+                return
+            # A plain function may block, so it gets a thread; what it returns may still be something to wait for.
+            call = functools.partial(contextvars.copy_context().run, self._call_alone)
+            result = await asyncio.get_running_loop().run_in_executor(threads, call)
+            if inspect.isawaitable(result):
+                await result
+        except Exception as error:
+            # The end of a run: the next one is due all the same.
+            self.failures.add(error)
+
+    def _call_alone(self) -> Any:
+        # A stop gives up on a function that blocks, but its thread goes on: after a new start it may still be there.
+        if not self._in_thread.acquire(blocking=False):
+            logger.debug("background task %s still blocks a thread; this run of it falls out", self.task.name)
+            return None
+        try:
+            return self.task.callable()
+        except StopIteration as error:
+            # A Future of Python 3.11 cannot carry this one: the run would never end, and so be the last.
+            raise RuntimeError("the background task raised StopIteration") from error
+        finally:
+            self._in_thread.release()
+
+
+class _FailureLog:
+    """Tells of the failures of one task: a new one at once with its traceback, the same again as a count.
+
+    Failures are the same if the same class of error was raised in the same line; their texts may differ, for they hold
+    times and counts of their own.
+    """
+
+    def __init__(self, task_name: str, now: Callable[[], float]) -> None:
+        self._task_name = task_name
+        self._now = now
+        self._repeats: dict[str, _Repeats] = {}  # by what names the failure; the one seen last is at the end
+
+    def add(self, error: Exception) -> None:
+        """Log a failure, or count it if the log has told of it within the minute."""
+        failure = _name_of(error)
+        repeats = self._repeats.pop(failure, None)
+        if repeats is None:
+            logger.error("background task %s failed", self._task_name, exc_info=error)
+            self._forget_oldest()
+            repeats = _Repeats(logged_at=self._now())
+        else:
+            repeats.count += 1
+            repeats.unlogged_count += 1
+        self._repeats[failure] = repeats
+        if repeats.unlogged_count and self._now() - repeats.logged_at >= REPEATS_LOGGED_EVERY_S:
+            self._log(failure, repeats)
+
+    def flush(self) -> None:
+        """Log the repeats that no line has told of yet."""
+        for failure, repeats in self._repeats.items():
+            if repeats.unlogged_count:
+                self._log(failure, repeats)
+
+    def _forget_oldest(self) -> None:
+        if len(self._repeats) < MAX_REMEMBERED_FAILURES:
             return
-        # A plain function may block, so it gets a thread; what it returns may still be something to wait for.
-        result = await asyncio.to_thread(task.callable)
-        if inspect.isawaitable(result):
-            await result
-    except Exception as error:
-        # The end of a run: the next one is due all the same.
-        logger.error("background task %s failed", task.name, exc_info=error)
+        failure = next(iter(self._repeats))
+        repeats = self._repeats.pop(failure)
+        if repeats.unlogged_count:
+            self._log(failure, repeats)
+
+    def _log(self, failure: str, repeats: _Repeats) -> None:
+        # Below WARNING: that the task is broken was said as an ERROR, and this is how often.
+        logger.info(
+            "background task %s failed again, %d times (%d in all): %s",
+            self._task_name,
+            repeats.unlogged_count,
+            repeats.count,
+            failure,
+        )
+        repeats.unlogged_count = 0
+        repeats.logged_at = self._now()
+
+
+@dataclass(slots=True)
+class _Repeats:
+    """How often one failure was seen, and when the log last told of it, in seconds of `Runtime.now`."""
+
+    logged_at: float
+    count: int = 1
+    unlogged_count: int = 0
+
+
+def _name_of(error: Exception) -> str:
+    """The class of an error and the line that raised it."""
+    name = type(error).__qualname__
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
+        return name
+    frame, line = frames[-1]
+    return f"{name} at {frame.f_code.co_filename}:{line}"
 
 
 async def _ended(task: asyncio.Task[Any]) -> None:
-    """Return when `task` has ended, however it did; being cancelled ourselves does not end the wait for it early."""
+    """Return when `task` has ended, however it did. Being cancelled ends the wait and leaves the task alone."""
     if not task.done():
         waiter = asyncio.get_running_loop().create_future()
 

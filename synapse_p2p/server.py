@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
@@ -18,7 +19,7 @@ from synapse_p2p.background import BackgroundTaskHandler, TaskScope
 from synapse_p2p.config import MIB, ServerConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import EndpointDirectory, EndpointMetadata, MountedHandler
-from synapse_p2p.exceptions import ConfigError, RemoteError
+from synapse_p2p.exceptions import ConfigError, InvalidMessageError, RemoteError
 from synapse_p2p.identity import SEED_SIZE_BYTES, Identity, network_id_of
 from synapse_p2p.messages import Answer, Code, Refusal, RPCRequest
 from synapse_p2p.protocol.plain import PlainExchange, PlainLimits, encode_frame, plain_response
@@ -39,6 +40,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 STOP_GRACE_S = 0.5  # for calls that run; with the time to end them `stop` stays well under two seconds
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, never bound here
 RUN_GRACE_S = 5.0  # the same when a signal ends `run`
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class PlainPolicy(StrEnum):
@@ -90,7 +92,7 @@ class Server:
             max_handlers=self.config.max_handlers,
             expose_errors=expose_errors,
         )
-        self.background_executor = BackgroundTaskHandler()
+        self.background_executor = BackgroundTaskHandler(runtime=self.runtime)
         self.advertise: tuple[str, ...] | None = None  # where others are told to dial; None: where they see us
         self._sessions: SessionPool | None = None
         self._transport = transport or TcpTransport()
@@ -114,26 +116,35 @@ class Server:
         return self.endpoints.metadata()
 
     def endpoint(
-        self, name: str | None = None, *, publish: bool = True, description: str = ""
+        self, name: str | None = None, *, publish: bool = True, description: str = "", validate: bool = False
     ) -> Callable[[FunctionT], FunctionT]:
         """Decorator: offer a function, under its own name unless one is given; the docstring describes it.
 
-        `publish=False` keeps it out of `_synapse.methods`. Raises ConfigError for a name of the package's own.
+        A parameter annotated with a dataclass, TypedDict, Enum or pydantic model receives one, built from what the
+        caller sent; values of other types are checked where `validate` is true, and the result too (needs the extra
+        `schema`). Returned instances travel as maps; name their type, or one that contains it, after the arrow.
+        `publish=False` keeps it out of `_synapse.methods`. Raises ConfigError for a name of the package's own, and
+        where a check is wanted and cannot be had.
         """
 
         def decorate(function: FunctionT) -> FunctionT:
             own_name = name or getattr(function, "__name__", "")
-            self.endpoints.register(own_name, function, publish=publish, description=description)
+            self.endpoints.register(own_name, function, publish=publish, description=description, validate=validate)
             return function
 
         return decorate
 
-    def background(self, period: float) -> Callable[[FunctionT], FunctionT]:
-        """Decorator: run a function every `period` seconds while the server runs. Raises ConfigError for 0 or less."""
+    def background(self, period: float, *, jitter: float = 0.0) -> Callable[[FunctionT], FunctionT]:
+        """Decorator: run a function every `period` seconds while the server runs, first at its start.
+
+        A run that takes longer makes those due meanwhile fall out; a failure is logged and ends that run alone. Each
+        pause is up to `jitter` seconds shorter or longer, so that many servers do not act in step. Raises ConfigError
+        for a period of 0 or less and for a jitter not below the period.
+        """
 
         def decorate(function: FunctionT) -> FunctionT:
             task_name = getattr(function, "__name__", repr(function))
-            self.background_executor.add_task(BackgroundTask(task_name, function, period))
+            self.background_executor.add_task(BackgroundTask(task_name, function, period, jitter))
             return function
 
         return decorate
@@ -242,7 +253,7 @@ class Server:
             await self.stop()
 
     def run(self) -> None:
-        """Serve until SIGINT or SIGTERM; a second signal does not wait for calls that run.
+        """Serve until SIGINT or SIGTERM; a second signal ends the process, whatever still runs.
 
         Raises ConfigError inside a running event loop: `await server.start()` is the way there.
         """
@@ -337,12 +348,28 @@ class Server:
             """The published endpoints."""
             return self.endpoints.published()
 
+        async def describe(name: str) -> dict[str, Any]:
+            """The full contract of one endpoint: name, description, parameters, order, rest, returns, async."""
+            if not isinstance(name, str):
+                raise InvalidMessageError("parameter 'name' is text")
+            return self._contract_of(name)
+
         async def info() -> dict[str, str]:
             """Who this server is."""
             node_id = self.identity.node_id.hex()
             return {"id": node_id, "version": installed_version(), "network": self.network}
 
-        self._register_reserved({"_synapse.ping": ping, "_synapse.methods": methods, "_synapse.info": info})
+        self._register_reserved(
+            {
+                "_synapse.ping": ping,
+                "_synapse.methods": methods,
+                "_synapse.describe": describe,
+                "_synapse.info": info,
+            }
+        )
+
+    def _contract_of(self, name: str) -> dict[str, Any]:
+        return self.endpoints.contract(name)
 
     def _register_reserved(self, functions: Mapping[str, Callable[..., Awaitable[Any]]]) -> None:
         for name, function in functions.items():
@@ -350,7 +377,7 @@ class Server:
 
 
 def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, instead: str) -> None:
-    """Run `main` in a loop of its own, with an event that SIGINT and SIGTERM set; a second signal ends it at once.
+    """Run `main` in a loop of its own, with an event that SIGINT and SIGTERM set; a second signal ends the process.
 
     Raises ConfigError inside a running event loop, naming what to write `instead`. Logs go to the screen if nobody set
     up logging.
@@ -366,7 +393,8 @@ def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
         with _signals_set(signalled):
             await main(signalled)
 
-    with contextlib.suppress(KeyboardInterrupt):
+    # KeyboardInterrupt: where signals cannot be caught, Ctrl-C is one, and `main` was cancelled.
+    with _signals_restored(), contextlib.suppress(KeyboardInterrupt):
         asyncio.run(run())
 
 
@@ -381,27 +409,47 @@ async def first_set(*events: asyncio.Event) -> None:
 
 @contextlib.contextmanager
 def _signals_set(event: asyncio.Event) -> Iterator[None]:
-    """Within it, SIGINT and SIGTERM set the event; after the first signal both are what they were before."""
+    """Within it, a first SIGINT or SIGTERM sets the event; from then on the system ends the process at a second one.
+
+    Not so KeyboardInterrupt: it would only cancel, and so wait for handlers that ignore it and threads that block.
+    """
     loop = asyncio.get_running_loop()
     caught: list[signal.Signals] = []
 
-    def release() -> None:
+    def release() -> list[signal.Signals]:
+        released = list(caught)
         while caught:
             loop.remove_signal_handler(caught.pop())
+        return released
 
     def on_signal() -> None:
-        release()
+        for number in release():
+            signal.signal(number, signal.SIG_DFL)
         event.set()
 
     # Windows has none of this, nor has any thread but the first: Ctrl-C cancels the main task there.
     with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING_SIGNALS:
             loop.add_signal_handler(number, on_signal)
             caught.append(number)
     try:
         yield
     finally:
         release()
+
+
+@contextlib.contextmanager
+def _signals_restored() -> Iterator[None]:
+    """After it, SIGINT and SIGTERM do what they did before."""
+    handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        # Only the first thread may set handlers, and one that no Python code set (None) cannot be set again.
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)
 
 
 def _checked_policy(plain: str) -> PlainPolicy:

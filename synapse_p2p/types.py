@@ -19,11 +19,12 @@ class Node:
 
 @dataclass(slots=True)
 class BackgroundTask:
-    """A function to run every `period` seconds."""
+    """A function to run every `period` seconds, each time up to `jitter` seconds earlier or later."""
 
     name: str
     callable: Callable[..., Any]
     period: float
+    jitter: float = 0.0
 
 
 def build_node_from_peer_name(peer_name: tuple[Any, ...]) -> Node:
