@@ -13,6 +13,9 @@ from typing import Protocol
 
 from synapse_p2p.exceptions import ConfigError
 
+HIGH_WATER_BYTES = 256 * 1024
+"""More unsent bytes than this on one stream, and its receiver is told to pause; to resume at a quarter of it."""
+
 MAX_ADDRESS_CHARS = 64
 """The longest literal, an IPv6 with an embedded IPv4, brackets and port, has 53."""
 
@@ -43,7 +46,10 @@ class ByteStream(Protocol):
         ...
 
     def close(self) -> None:
-        """Send what is queued, then close. `connection_lost` follows."""
+        """Send what is queued, then close; nothing is received any more. `connection_lost` follows once all was sent.
+
+        A peer that reads nothing can put that off for ever: bound the wait, and abort.
+        """
         ...
 
     def abort(self) -> None:
@@ -51,7 +57,7 @@ class ByteStream(Protocol):
         ...
 
     def is_closing(self) -> bool:
-        """Whether close or abort was called, or the connection is gone."""
+        """Whether close or abort was called, the peer's end made us close, or the connection is gone."""
         ...
 
     def pause_reading(self) -> None:
@@ -112,7 +118,10 @@ class Transport(Protocol):
     """A way to reach addresses and be reached."""
 
     async def connect(self, host: str, port: int, receiver: Receiver) -> ByteStream:
-        """An open stream to `host:port`. Raises OSError when there is none to be had. Never times out by itself."""
+        """An open stream to `host:port`. Raises OSError when there is none to be had, for a name that is none too.
+
+        Never times out by itself.
+        """
         ...
 
     async def listen(self, host: str, port: int, accept: Callable[[], Receiver]) -> Listener:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 from synapse_p2p.background import TaskScope
 from synapse_p2p.config import SessionConfig
@@ -26,6 +26,7 @@ from synapse_p2p.exceptions import (
 from synapse_p2p.protocol.channel import SecureChannel
 from synapse_p2p.protocol.handshake import Established, Handshake, PeerProof
 from synapse_p2p.protocol.session import (
+    CONTROL_PREFIX,
     CallAnswered,
     CallArrived,
     CallExpired,
@@ -37,25 +38,12 @@ from synapse_p2p.protocol.session import (
     PeerSilent,
     Session,
 )
-from synapse_p2p.protocol.wire import Call
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport.base import ByteStream, format_address, parse_address
+from synapse_p2p.transport.outflow import Outflow
+from synapse_p2p.transport.serving import CallServer, ServedCalls
 
 logger = logging.getLogger(__name__)
-
-MountedHandler: TypeAlias = Callable[[Mapping[str, Any], CallContext], Any]
-
-
-class CallServer(Protocol):
-    """Who runs the calls that arrive on a connection."""
-
-    def mounted(self, endpoint: str) -> MountedHandler | None:
-        """The package's handler for an endpoint: a plain function that returns at once, run without a task."""
-        ...
-
-    async def serve_session_call(self, call: Call, context: CallContext) -> Any:
-        """The value to answer with. Raises RemoteError for the failure to answer with, and nothing else."""
-        ...
 
 
 class SessionConnection:
@@ -83,6 +71,7 @@ class SessionConnection:
         self.listen_address: str | None = None
         self.failure: Exception | None = None  # why it ended, where that was a fault
         self.last_used = runtime.now()
+        self.established_at = 0.0
         self._make_handshake = make_handshake
         self._server = server
         self._scope = scope
@@ -93,20 +82,22 @@ class SessionConnection:
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._stream: ByteStream | None = None
+        self._outflow: Outflow | None = None
         self._handshake: Handshake | None = None
         self._channel: SecureChannel | None = None
         self._session: Session | None = None
         self._peer: PeerProof | None = None
-        self._context: CallContext | None = None
         self._calls: dict[int, asyncio.Future[Any]] = {}
-        self._serving: dict[int, asyncio.Task[None]] = {}
+        self._served: ServedCalls | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._stall_timer: asyncio.TimerHandle | None = None
         self._is_flush_scheduled = False
-        self._established: asyncio.Future[None] | None = (
-            None  # made for whoever waits; nobody does on the listener's side
-        )
+        self._is_refused = False  # the peer takes no new calls here
+        self._goodbye_when_idle: tuple[str, str] | None = None
+        self._is_ending = False  # the stream was told to close, and a timer set for when it does not
+        # Made for whoever waits.
+        self._established: asyncio.Future[None] | None = None
+        self._idle: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
 
     # What the owner sees
@@ -120,7 +111,16 @@ class SessionConnection:
     @property
     def is_open(self) -> bool:
         """Whether calls can be made now."""
-        return self._session is not None and not self._session.is_closing and not self._session.is_draining
+        session, stream = self._session, self._stream
+        if session is None or stream is None or session.is_closing or session.is_draining:
+            return False
+        # A stream that closes under us says so a turn of the loop before connection_lost does.
+        return not self._is_refused and not stream.is_closing()
+
+    @property
+    def is_proving(self) -> bool:
+        """Whether the handshake goes on."""
+        return self._peer is None and self._stream is not None and not self._stream.is_closing()
 
     @property
     def is_established(self) -> bool:
@@ -144,11 +144,13 @@ class SessionConnection:
         """The peer's answer. Raises RemoteError, Timeout, PeerUnavailable; ConfigError for arguments that cannot
         travel.
         """
+        deadline = None if timeout_s is None else self._runtime.now() + timeout_s
+        if self._outflow is not None and self._outflow.is_full and not endpoint.startswith(CONTROL_PREFIX):
+            await self._wait_for_room_until(deadline)
         session = self._session
         if session is None or not self.is_open:
             raise PeerUnavailable(f"the session with {self.address} is closed")
         now = self.last_used = self._runtime.now()
-        deadline = None if timeout_s is None else now + timeout_s
         try:
             call_id = session.call(endpoint, args, kwargs, now=now, deadline=deadline, options=options)
         except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
@@ -169,14 +171,18 @@ class SessionConnection:
         if self._session is not None:
             self._session.is_draining = True
 
+    def retire(self, code: str, text: str = "") -> None:
+        """Start no new call, in either direction; close with this goodbye once those in flight have ended."""
+        self.drain()
+        self._goodbye_when_idle = (code, text)
+        self._tell_if_idle()
+
     def close(self, code: str = "closing", text: str = "") -> None:
         """Say goodbye and close once that has left. Calls in flight end; `wait_closed` waits for the rest."""
         if self._session is not None and not self._session.is_closing:
             self._session.goodbye(code, text)
             self._pump(at_once=True)
-        if self._stream is not None and not self._stream.is_closing():
-            self._stream.close()
-            self._set_timer(self._config.goodbye_timeout_s, self.abort)
+        self._close_stream()
 
     def abort(self) -> None:
         """Close at once."""
@@ -191,6 +197,13 @@ class SessionConnection:
             self._established = self._loop.create_future()
             await self._established
 
+    async def wait_idle(self) -> None:
+        """Return when no call is in flight, in either direction; at the latest when the connection ends."""
+        while self.calls_in_flight:
+            if self._idle is None:
+                self._idle = self._loop.create_future()
+            await asyncio.shield(self._idle)
+
     async def wait_closed(self) -> None:
         """Return when the stream is gone."""
         await asyncio.shield(self._closed)
@@ -199,6 +212,7 @@ class SessionConnection:
 
     def connection_made(self, stream: ByteStream) -> None:
         self._stream = stream
+        self._outflow = Outflow(stream, stall_s=self._config.write_stall_s, on_stall=self._on_write_stall)
         self.address = stream.peer_address
         self._handshake = self._make_handshake(self.address)
         self._handshake.start()
@@ -219,28 +233,29 @@ class SessionConnection:
             self._fail(error)
 
     def eof_received(self) -> bool | None:
-        return None  # close our half too; connection_lost follows
+        # An end without a goodbye is a truncation. We do not wait for connection_lost: it comes only once our own
+        # bytes have left, and a peer that reads none of them would keep the socket for ever.
+        self._on_end_of_stream()
+        self._close_stream()
+        return None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._timer, self._stall_timer):
-            if timer is not None:
-                timer.cancel()
-        if self.failure is None and not self.is_established:
-            self.failure = HandshakeFailed("closed", f"{self.address} closed the connection during the handshake")
-        self._give_up_waiting()
-        if self._session is not None:
-            self._session.connection_lost()
-            self._dispatch(self._session.events())
+        self._on_end_of_stream()
+        self._is_ending = True
+        if self._timer is not None:
+            self._timer.cancel()
         if not self._closed.done():
             self._closed.set_result(None)
             self._on_closed(self)
 
     def pause_writing(self) -> None:
-        self._stall_timer = self._loop.call_later(self._config.write_stall_s, self._on_write_stall)
+        assert self._outflow is not None
+        self._outflow.pause()
 
     def resume_writing(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
+        assert self._outflow is not None and self._stream is not None
+        self._outflow.resume()
+        self._stream.resume_reading()
 
     # The handshake
 
@@ -252,23 +267,33 @@ class SessionConnection:
             self._write_handshake()  # on a failure too: it may hold a refusal
 
     def _write_handshake(self) -> None:
-        assert self._handshake is not None and self._stream is not None
+        assert self._handshake is not None and self._outflow is not None
         if data := self._handshake.data_to_send():
-            self._stream.write(data)
+            self._outflow.write(data)
 
     def _begin_session(self, established: Established) -> None:
         self._handshake = None
         self._peer = established.peer
         self._channel = SecureChannel(established.send, established.receive, max_records=self._config.max_records)
-        self._session = Session(is_dialer=self.is_dialer, now=self._runtime.now(), config=self._config)
+        now = self.last_used = self.established_at = self._runtime.now()
+        self._session = Session(is_dialer=self.is_dialer, now=now, config=self._config)
         parameters = established.peer.parameters
         if parameters.mode == "node" and parameters.port:
             self.listen_address = format_address(parse_address(self.address)[0], parameters.port)
-        self._context = CallContext(
+        context = CallContext(
             peer=established.peer.node_id,
             address=self.address,
             listen_address=self.listen_address,
             network=self._network,
+        )
+        assert self._outflow is not None
+        self._served = ServedCalls(
+            self._session,
+            self._outflow,
+            server=self._server,
+            scope=self._scope,
+            context=context,
+            on_answered=self._on_served,
         )
         if self._timer is not None:
             self._timer.cancel()
@@ -294,6 +319,8 @@ class SessionConnection:
         finally:
             # What came before a fault stands; what it caused is sent after all of it was looked at.
             self._pump(at_once=True)
+            if self._outflow is not None and self._outflow.is_full:
+                self._pause_if_unread()
 
     def _pump(self, *, at_once: bool) -> None:
         """Tell what happened, then send what there is to send: now, or with everything else of this turn of the
@@ -310,37 +337,60 @@ class SessionConnection:
                 self._is_flush_scheduled = True
                 self._loop.call_soon(self._flush_scheduled)
         self._arm_timer()
+        self._tell_if_idle()
 
     def _flush_scheduled(self) -> None:
         self._is_flush_scheduled = False
         self._flush()
 
     def _flush(self) -> None:
-        assert self._session is not None and self._channel is not None and self._stream is not None
-        data = self._session.data_to_send()
-        if not data or self._stream.is_closing():
+        assert self._session is not None and self._channel is not None
+        assert self._stream is not None and self._outflow is not None
+        # Left in its queue when the stream closes, a request counts as one that never left.
+        if self._stream.is_closing() or not (data := self._session.data_to_send()):
             return
         try:
-            self._stream.write(self._channel.seal(data))
+            self._outflow.write(self._channel.seal(data))
         except ProtocolViolation as error:
             self._fail(error)
             return
         if self._channel.is_nearly_used_up() and self.is_open:
-            self.close("used_up", "this session has carried as many records as one key may")
+            self.retire("used_up", "this session has carried as many records as one key may")
+
+    def _pause_if_unread(self) -> None:
+        """Stop reading while the peer reads too little of what its messages cause. The stall timer bounds it."""
+        assert self._stream is not None
+        if self._stream.unsent_bytes() > self._config.max_unsent_bytes:
+            self._stream.pause_reading()
+
+    async def _wait_for_room_until(self, deadline: float | None) -> None:
+        """Return when more may be written, or the stream has ended. Raises Timeout."""
+        assert self._outflow is not None
+        left_s = None if deadline is None else deadline - self._runtime.now()
+        try:
+            async with asyncio.timeout(left_s):
+                while self._outflow.is_full:
+                    await self._outflow.wait_for_room()
+        except TimeoutError:
+            raise Timeout(f"{self.address} reads too slowly; the call was not started") from None
 
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:
             match event:
                 case CallArrived(call, deadline):
-                    self._serve(call, deadline)
+                    assert self._served is not None
+                    self.last_used = self._runtime.now()
+                    self._served.serve(call, deadline)
                 case CallWithdrawn(id):
-                    if (task := self._serving.pop(id, None)) is not None:
-                        task.cancel()
+                    assert self._served is not None
+                    self._served.withdraw(id)
                 case CallAnswered(id, value):
                     future = self._calls.pop(id, None)
                     if future is not None and not future.done():
                         future.set_result(value)
                 case CallFailed(id):
+                    if event.code is Code.UNAVAILABLE and not event.may_have_started:
+                        self._is_refused = True
                     self._fail_call(id, _error_of(event, self.address))
                 case CallExpired(id):
                     self._fail_call(id, Timeout(f"{self.address} did not answer in the time given"))
@@ -350,52 +400,15 @@ class SessionConnection:
                 case PeerSilent():
                     self._fail(PeerUnavailable(f"{self.address} is silent"))
 
+    def _on_served(self, had_to_wait: bool) -> None:
+        assert self._session is not None
+        # At once after a wait for room: the next one that waits has to see how much there is now.
+        self._pump(at_once=had_to_wait or self._session.calls_served == 0)
+
     def _fail_call(self, call_id: int, error: Exception) -> None:
         future = self._calls.pop(call_id, None)
         if future is not None and not future.done():
             future.set_exception(error)
-
-    def _serve(self, call: Call, deadline: float | None) -> None:
-        session, context = self._session, self._context
-        assert session is not None and context is not None
-        self.last_used = self._runtime.now()
-        handler = self._server.mounted(call.endpoint)
-        if handler is not None:
-            try:
-                value = handler(call.kwargs, context)
-            except RemoteError as error:
-                session.fail(call.id, Code(error.code), error.message, error.details)
-            else:
-                self._answer(call, value)
-            return
-        if deadline is not None:
-            context = CallContext(context.peer, context.address, context.listen_address, context.network, deadline)
-        self._serving[call.id] = self._scope.spawn(self._run(call, context), name=f"call {call.endpoint[:64]}")
-
-    async def _run(self, call: Call, context: CallContext) -> None:
-        session = self._session
-        assert session is not None
-        try:
-            value = await self._server.serve_session_call(call, context)
-        except RemoteError as error:
-            session.fail(call.id, Code(error.code), error.message, error.details)
-        else:
-            self._answer(call, value)
-        finally:
-            self._serving.pop(call.id, None)
-        if not session.is_closing:
-            self._pump(at_once=session.calls_served == 0)
-
-    def _answer(self, call: Call, value: Any) -> None:
-        assert self._session is not None
-        try:
-            self._session.answer(call.id, value)
-        except FrameTooLarge as error:
-            text = f"the result of {call.endpoint} is too large: {error.actual_bytes} > {error.limit_bytes} bytes"
-            self._session.fail(call.id, Code.TOO_LARGE, text)
-        except (TypeError, ValueError, OverflowError) as error:
-            logger.error("the result of %s cannot be sent: %s", call.endpoint, error)
-            self._session.fail(call.id, Code.INTERNAL_ERROR, f"the result of {call.endpoint} cannot be sent")
 
     # The end
 
@@ -403,15 +416,39 @@ class SessionConnection:
         if self.failure is None:
             self.failure = error
             logger.debug("connection with %s ended: %s", self.address, error)
+        self._end_waiting()
+        self._close_stream()
+
+    def _on_end_of_stream(self) -> None:
+        if self.failure is None and not self.is_established:
+            self.failure = HandshakeFailed("closed", f"{self.address} closed the connection during the handshake")
+        self._end_waiting()
+
+    def _end_waiting(self) -> None:
+        """Nobody waits for this connection any more: not for its handshake, nor for room, nor for an answer."""
         self._give_up_waiting()
+        if self._outflow is not None:
+            self._outflow.resume()
         if self._session is not None:
             self._session.connection_lost()
             self._dispatch(self._session.events())
-        self._close_stream()
+        self._tell_if_idle()
+
+    def _tell_if_idle(self) -> None:
+        if (self._idle is None and self._goodbye_when_idle is None) or self.calls_in_flight:
+            return
+        if self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
+        if self._goodbye_when_idle is not None:
+            code, text = self._goodbye_when_idle
+            self._goodbye_when_idle = None
+            self.close(code, text)
 
     def _close_stream(self) -> None:
         # Not abort: a refusal or an answer may be on its way. The timer sees to it that the wait is short.
-        if self._stream is not None and not self._stream.is_closing():
+        if self._stream is not None and not self._is_ending:
+            self._is_ending = True
             self._stream.close()
             self._set_timer(self._config.goodbye_timeout_s, self.abort)
 

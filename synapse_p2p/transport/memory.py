@@ -7,16 +7,19 @@ clock.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 
-from synapse_p2p.transport.base import ByteStream, Receiver, format_address
+from synapse_p2p.transport.base import HIGH_WATER_BYTES, ByteStream, Receiver, format_address
 
-HIGH_WATER_BYTES = 64 * 1024  # as asyncio's default: past it the writer is told to pause
-FIRST_FREE_PORT = 49_152  # the dynamic range of RFC 6335
+FREE_PORTS = range(49_152, 65_536)  # the dynamic range of RFC 6335
 
 
 class MemoryStream:
-    """One end of a pair. What is written here is received there, one loop turn or `delay_s` later."""
+    """One end of a pair. What is written here is received there, one loop turn or `delay_s` later.
+
+    `unsent_bytes` counts until the peer has read: there is no other buffer on the way.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, local_address: str, peer_address: str, delay_s: float) -> None:
         self._loop = loop
@@ -59,7 +62,8 @@ class MemoryStream:
     def close(self) -> None:
         if not self._is_closing:
             self._is_closing = True
-            self._later(self._finish)
+            if not self._unsent_bytes:
+                self._later(self._finish)
 
     def abort(self) -> None:
         self._is_closing = True
@@ -96,18 +100,20 @@ class MemoryStream:
         if peer is None or peer._is_lost:
             self._lose(ConnectionResetError("the other end is gone"))
             return
+        if peer._is_closing:
+            self._sent(len(data))  # it reads no more
+            return
         peer._held.append(data)
-        if peer._is_reading:
-            peer._deliver_held()
+        peer._deliver_held()
 
     def _deliver_held(self) -> None:
-        while self._held and self._is_reading and not self._is_lost:
+        while self._held and self._is_reading and not self._is_closing:
             data = self._held.pop(0)
             if self._receiver is not None:
                 self._receiver.data_received(data)
             if self._peer is not None:
                 self._peer._sent(len(data))
-        if self._eof_held and not self._held and self._is_reading and not self._is_lost:
+        if self._eof_held and not self._held and self._is_reading and not self._is_closing:
             self._eof_held = False
             self._take_eof()
 
@@ -117,11 +123,13 @@ class MemoryStream:
             self._is_writing_paused = False
             if self._receiver is not None and not self._is_lost:
                 self._receiver.resume_writing()
+        if self._is_closing and not self._unsent_bytes:
+            self._loop.call_soon(self._finish)
 
     def _finish(self) -> None:
-        """Runs after everything written has arrived: the peer sees the end, and our own side is over."""
+        """Runs after everything written was read: the peer sees the end, and our own side is over."""
         peer = self._peer
-        if peer is not None and not peer._is_lost:
+        if not self._is_lost and peer is not None and not peer._is_lost:
             peer._eof_held = True
             peer._deliver_held()
         self._lose(None)
@@ -135,7 +143,9 @@ class MemoryStream:
         if self._is_lost:
             return
         self._is_lost = self._is_closing = True
-        self._held.clear()
+        if self._held and self._peer is not None:
+            self._later(self._peer._lose, ConnectionResetError("the other end left bytes unread"))
+            self._held.clear()
         if self._receiver is not None:
             self._receiver.connection_lost(error)
 
@@ -160,31 +170,36 @@ class MemoryTransport:
 
     def __init__(self, *, delay_s: float = 0.0) -> None:
         self.listeners: dict[str, Callable[[], Receiver]] = {}
-        self._delay_s = delay_s
-        self._next_port = FIRST_FREE_PORT
+        self.delay_s = delay_s  # of the streams that open from now on
+        self._last_port = FREE_PORTS.start
 
     async def connect(self, host: str, port: int, receiver: Receiver) -> ByteStream:
         address = format_address(host, port)
-        if self._delay_s:
-            await asyncio.sleep(2 * self._delay_s)
+        delay_s = self.delay_s
+        if delay_s:
+            await asyncio.sleep(2 * delay_s)
         accept = self.listeners.get(address)
         if accept is None:
             raise ConnectionRefusedError(f"nobody listens at {address}")
         loop = asyncio.get_running_loop()
-        source = format_address(host, self._take_port())
-        ours = MemoryStream(loop, source, address, self._delay_s)
-        theirs = MemoryStream(loop, address, source, self._delay_s)
+        source = format_address(host, self._take_port(host))
+        ours = MemoryStream(loop, source, address, delay_s)
+        theirs = MemoryStream(loop, address, source, delay_s)
         theirs.attach(accept(), ours)
         ours.attach(receiver, theirs)
         return ours
 
     async def listen(self, host: str, port: int, accept: Callable[[], Receiver]) -> MemoryListener:
-        address = format_address(host, port or self._take_port())
+        address = format_address(host, port or self._take_port(host))
         if address in self.listeners:
-            raise OSError(98, f"address already in use: {address}")
+            raise OSError(errno.EADDRINUSE, f"address already in use: {address}")
         self.listeners[address] = accept
         return MemoryListener(self, address)
 
-    def _take_port(self) -> int:
-        self._next_port += 1
-        return self._next_port
+    def _take_port(self, host: str) -> int:
+        """The next port nobody listens on, round and round as a kernel does it. Raises OSError when there is none."""
+        for _ in FREE_PORTS:
+            self._last_port = self._last_port + 1 if self._last_port + 1 in FREE_PORTS else FREE_PORTS.start
+            if format_address(host, self._last_port) not in self.listeners:
+                return self._last_port
+        raise OSError(errno.EADDRNOTAVAIL, f"no port is free at {host}")

@@ -27,6 +27,7 @@ MAX_BUFFERED_BYTES = 64 * 1024 * 1024  # of unfinished requests, over all connec
 STOP_TIMEOUT_S = 0.5  # for handlers to end once they are cancelled
 LINGER_S = 1.0  # how long a caller refused early may go on sending before it is cut off
 READ_SIZE_BYTES = 64 * 1024
+MAX_LOGGED_CHARS = 120  # of what was wrong with a request, which may name what the caller sent
 
 MakeExchange: TypeAlias = Callable[[str], PlainExchange]
 """A new exchange with the caller at an address."""
@@ -193,8 +194,8 @@ class PlainConnection:
             case Serve(request):
                 self._set_timer(math.inf, self._step)
                 self.task = self._owner.scope.spawn(self._serve(request), name=f"plain {request.endpoint[:64]}")
-            case Reply(frame, is_early):
-                self._reply(frame, is_early)
+            case Reply(frame, is_early, fault):
+                self._reply(frame, is_early, fault)
             case GiveUp(reason):
                 self.abort(reason)
         self._count(self._exchange.buffered_bytes())
@@ -208,8 +209,10 @@ class PlainConnection:
             self._exchange.on_response(frame)
             self._step()
 
-    def _reply(self, frame: bytes, is_early: bool) -> None:
+    def _reply(self, frame: bytes, is_early: bool, fault: str) -> None:
         assert self._stream is not None
+        if fault:
+            logger.debug("plain request from %s refused: %.*s", self._stream.peer_address, MAX_LOGGED_CHARS, fault)
         self._has_replied = True
         self._stream.write(frame)
         if is_early:
@@ -223,6 +226,9 @@ class PlainConnection:
         assert self._stream is not None
         self._stream.close()
         unsent_bytes = self._stream.unsent_bytes()
+        if unsent_bytes == 0:
+            self._set_timer(math.inf, self._step)
+            return
 
         def check_progress() -> None:
             assert self._stream is not None

@@ -7,15 +7,23 @@ Owns every encrypted connection of a process' node, opened and accepted. What st
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from synapse_p2p.background import TaskScope
 from synapse_p2p.config import PoolConfig, SessionConfig
-from synapse_p2p.exceptions import ConfigError, HandshakeFailed, PeerUnavailable, SynapseError, Timeout
+from synapse_p2p.exceptions import (
+    ConfigError,
+    HandshakeFailed,
+    PeerUnavailable,
+    RemoteError,
+    SynapseError,
+    Timeout,
+)
 from synapse_p2p.identity import Identity, NodeID, network_id_of
 from synapse_p2p.peers import KnownPeer, ProvedPeer
 from synapse_p2p.protocol.handshake import INSTANCE_SIZE_BYTES, Handshake, HandshakeKeys, Mode, Parameters, Role
@@ -30,9 +38,15 @@ from synapse_p2p.protocol.pool_policy import (
 )
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport.base import ByteStream, Transport, is_literal_address, parse_address
-from synapse_p2p.transport.connection import CallServer, SessionConnection
+from synapse_p2p.transport.connection import SessionConnection
+from synapse_p2p.transport.serving import CallServer
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+NODE_IS_STOPPING = "the node is stopping"
+SETTLE_S = 1.0  # how long a session that we dialed counts as used though no call is in flight yet
 
 
 class SessionPool:
@@ -76,6 +90,8 @@ class SessionPool:
         self._by_id: dict[NodeID, list[SessionConnection]] = {}  # established, oldest first
         self._dials: dict[tuple[str, NodeID | None], asyncio.Task[SessionConnection]] = {}
         self._scope: TaskScope | None = None
+        self._limits_timer: asyncio.TimerHandle | None = None
+        self._is_stopping = False
 
     # The PeerCaller
 
@@ -87,16 +103,15 @@ class SessionPool:
         return _proved(connection)
 
     async def check_dial(self, peer: KnownPeer) -> None:
-        # To the peer a client of another instance: no duplicate of a session that is open, and nobody's candidate. Here it
-        # is kept aside, for the peer's own instance is the same as ever.
-        parameters = replace(self._parameters(), mode="client", port=0)
-        parameters = replace(parameters, instance=self._runtime.token_bytes(INSTANCE_SIZE_BYTES))
-        async with _time_limit(self._config.check_dial_timeout_s, "the check dial"):
-            connection = await self._dial(peer.addresses[0], peer.id, parameters, on_established=_keep_aside)
+        if not peer.addresses:
+            raise PeerUnavailable(f"{peer.id.hex()[:16]} has no address to check")
+        timeout_s = self._config.check_dial_timeout_s
+        async with _time_limit(timeout_s, f"{peer.addresses[0]} was not proved within {timeout_s:g} s"):
+            check = self._spawn(self._check(peer.addresses[0], peer.id), name=f"check {peer.addresses[0]}")
             try:
-                await connection.call("_synapse.ping", [], {}, timeout_s=self._config.check_dial_timeout_s)
+                await _result_of(check)
             finally:
-                connection.close("checked")
+                check.cancel()
 
     async def call(self, peer: KnownPeer, endpoint: str, request: Mapping[str, Any], *, timeout_s: float) -> Any:
         return await self.call_with(peer, endpoint, [], dict(request), timeout_s=timeout_s)
@@ -123,12 +138,14 @@ class SessionPool:
         options: Mapping[str, Any] | None = None,
     ) -> Any:
         """A call with positional arguments and options. A request that certainly never started is tried once more."""
-        started_at = self._runtime.now()
+        deadline = None if timeout_s is None else self._runtime.now() + timeout_s
         for is_last_try in (False, True):
-            connection = await self._session_with(peer)
-            left_s = None if timeout_s is None else timeout_s - (self._runtime.now() - started_at)
-            if left_s is not None and left_s <= 0:
-                raise Timeout(f"no session with {peer.id.hex()[:16]} in the time given; the call was not started")
+            connection = self._open_session(peer.id)
+            if connection is None:
+                too_late = f"no session with {peer.id.hex()[:16]} in the time given; the call was not started"
+                async with _time_limit(self._left_s(deadline), too_late):
+                    connection = await self._session_with(peer)
+            left_s = self._left_s(deadline)
             try:
                 return await connection.call(endpoint, args, kwargs, timeout_s=left_s, options=options)
             except PeerUnavailable as error:
@@ -138,6 +155,13 @@ class SessionPool:
 
     def accept(self, stream: ByteStream, data: bytes) -> None:
         """Take over an accepted stream whose first bytes are `data`."""
+        if self._is_stopping:
+            stream.abort()
+            return
+        proving = [held for held in self._connections if held.is_proving and not held.is_dialer]
+        if len(proving) >= self._config.max_handshakes:
+            # Who connects and proves nothing must keep nobody out.
+            proving[0].abort()
         connection = self._connection(Role.LISTENER, None, self._parameters(), self._on_established)
         stream.set_receiver(connection)
         connection.connection_made(stream)
@@ -158,25 +182,47 @@ class SessionPool:
 
     async def stop(self, grace: float = 5.0) -> None:
         """Refuse new calls, let those that run finish for `grace` seconds, say goodbye, close. Bounded in time."""
-        for connection in self._connections:
+        self._is_stopping = True
+        try:
+            await self._finish_calls(grace)
+            await self._end_tasks()
+            connections = list(self._connections)
+            for connection in connections:
+                connection.close("stopping")
+            for connection in connections:
+                await connection.wait_closed()
+        finally:
+            for connection in list(self._connections):
+                connection.abort()  # only when the stop itself is cancelled
+            if self._limits_timer is not None:
+                self._limits_timer.cancel()
+                self._limits_timer = None
+            self._is_stopping = False
+
+    async def _finish_calls(self, grace: float) -> None:
+        connections = list(self._connections)
+        for connection in connections:
             connection.drain()
-        deadline = self._runtime.now() + grace
-        while self._runtime.now() < deadline and any(c.calls_in_flight for c in self._connections):
-            await asyncio.sleep(0.02)
-        if self._scope is not None:
-            await self._scope.close()
-            self._scope = None
-        for connection in list(self._connections):
-            connection.close("stopping")
-        while self._connections:
-            await next(iter(self._connections)).wait_closed()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                for connection in connections:
+                    await connection.wait_idle()
+
+    async def _end_tasks(self) -> None:
+        scope = self._scope
+        if scope is None:
+            return
+        try:
+            async with asyncio.timeout(self._config.stop_timeout_s):
+                await scope.close()
+        except TimeoutError:
+            logger.warning("%d handlers ignore that they were cancelled; stopping without them", len(scope))
+        self._scope = None
 
     # Sessions
 
     def _open_session(self, node_id: NodeID) -> SessionConnection | None:
-        """The newest open session; one with a peer that listens before a client's, for a check dial is on its way
-        out.
-        """
+        """The newest open session, one with a peer that listens before a client's: a check dial is a client's."""
         found = None
         for connection in self._by_id.get(node_id, ()):
             if connection.is_open and (found is None or connection.listen_address or not found.listen_address):
@@ -189,7 +235,9 @@ class SessionPool:
         error: SynapseError = PeerUnavailable(f"{peer.id.hex()[:16]} has no address and no session")
         for address in peer.addresses:
             try:
-                return await self._dial_shared(address, peer.id)
+                connection = await self._dial_shared(address, peer.id)
+                # Where both sides dialed at once, this one may be the duplicate that closes; then the other is open.
+                return self._open_session(peer.id) or connection
             except (PeerUnavailable, Timeout, HandshakeFailed, ConfigError) as failure:
                 error = failure
         if isinstance(error, PeerUnavailable):
@@ -198,23 +246,31 @@ class SessionPool:
 
     async def _dial_shared(self, address: str, expected_id: NodeID | None) -> SessionConnection:
         """One dial for all who ask for the same at once. Being cancelled leaves the dial to the others."""
+        if self._is_stopping:
+            raise PeerUnavailable(NODE_IS_STOPPING)
         if self._backoff.is_resting(address, self._runtime.now()):
             raise PeerUnavailable(f"{address} did not answer a moment ago")
         key = (address, expected_id)
         dial = self._dials.get(key)
         if dial is None:
-            dial = self._tasks().spawn_awaited(
-                self._dial(address, expected_id, self._parameters(), on_established=self._on_established),
-                name=f"dial {address}",
-            )
+            dialing = self._dial(address, expected_id, self._parameters(), on_established=self._on_established)
+            dial = self._spawn(dialing, name=f"dial {address}")
             self._dials[key] = dial
             dial.add_done_callback(lambda done: self._on_dialed(key, done))
+        return await _result_of(dial)
+
+    async def _check(self, address: str, expected_id: NodeID) -> None:
+        # To the peer a client of another instance: no duplicate of a session that is open, and nobody's candidate.
+        # Here it is kept aside, for the peer's own instance is the same as ever.
+        parameters = replace(self._parameters(), mode="client", port=0)
+        parameters = replace(parameters, instance=self._runtime.token_bytes(INSTANCE_SIZE_BYTES))
+        connection = await self._dial(address, expected_id, parameters, on_established=_keep_aside)
         try:
-            return await asyncio.shield(dial)
-        except asyncio.CancelledError:
-            if dial.cancelled():
-                raise PeerUnavailable("the node is stopping") from None
-            raise
+            # An answer that is a refusal (a busy peer's) proves as much.
+            with contextlib.suppress(RemoteError):
+                await connection.call("_synapse.ping", [], {}, timeout_s=self._config.check_dial_timeout_s)
+        finally:
+            connection.close("checked")
 
     def _on_dialed(self, key: tuple[str, NodeID | None], dial: asyncio.Task[SessionConnection]) -> None:
         self._dials.pop(key, None)
@@ -239,7 +295,8 @@ class SessionPool:
         host, port = parse_address(address)
         connection = self._connection(Role.DIALER, expected_id, parameters, on_established)
         try:
-            async with _time_limit(self._config.dial_timeout_s, f"a dial of {address}"):
+            timeout_s = self._config.dial_timeout_s
+            async with _time_limit(timeout_s, f"{address} took no connection within {timeout_s:g} s"):
                 await self._transport.connect(host, port, connection)
         except OSError as error:
             if isinstance(error, Timeout):
@@ -294,19 +351,33 @@ class SessionPool:
         return Parameters(mode, port, self._instance, self._agent, round(self._runtime.unix_now() * 1000))
 
     def _on_established(self, connection: SessionConnection) -> None:
-        peer_id = connection.peer.node_id
-        sessions = self._by_id.setdefault(peer_id, [])
-        for older in list(sessions):
-            if older.is_open:
-                match choose_survivor(self._identity.node_id, peer_id, _facts(older), _facts(connection)):
-                    case Survivor.OLDER:
-                        self._retire(connection)
-                    case Survivor.NEWER:
-                        self._retire(older)
-                    case Survivor.BOTH:
-                        pass
+        if self._is_stopping:
+            connection.close("stopping")
+            return
+        sessions = self._by_id.setdefault(connection.peer.node_id, [])
+        self._retire_duplicates(connection, sessions)
         sessions.append(connection)
         self._enforce_limits()
+
+    def _retire_duplicates(self, newer: SessionConnection, sessions: list[SessionConnection]) -> None:
+        """Retire the duplicates that lose, of those that we dialed.
+
+        Who dialed the loser retires it, and nobody else. A survivor that the other end dialed is open there already
+        when we have accepted it, so calls that we refuse on the loser find their way. The other end knows no such
+        thing: it would refuse calls of ours while the survivor's last handshake message is still on its way to us.
+        """
+        for older in list(sessions):
+            if not older.is_open:
+                continue
+            match choose_survivor(self._identity.node_id, newer.peer.node_id, _facts(older), _facts(newer)):
+                case Survivor.OLDER:
+                    loser = newer
+                case Survivor.NEWER:
+                    loser = older
+                case Survivor.BOTH:
+                    continue
+            if loser.is_dialer:
+                loser.retire("duplicate")
 
     def _on_closed(self, connection: SessionConnection) -> None:
         self._connections.pop(connection, None)
@@ -318,27 +389,35 @@ class SessionPool:
             if not sessions:
                 self._by_id.pop(peer_id, None)
 
-    def _retire(self, connection: SessionConnection) -> None:
-        """A duplicate: no new calls; goodbye when those in flight are done."""
-        connection.drain()
-        self._tasks().spawn(self._close_when_idle(connection), name="retire a duplicate session")
-
-    async def _close_when_idle(self, connection: SessionConnection) -> None:
-        while connection.calls_in_flight:
-            await asyncio.sleep(0.05)
-        connection.close("duplicate")
-
     def _enforce_limits(self) -> None:
+        # What we dialed just now is for a call that comes in a moment: it is no idle one, and looked at again later.
+        now = self._runtime.now()
+        open_connections = [connection for connection in self._connections if connection.is_open]
+        fresh = {c for c in open_connections if c.is_dialer and now < c.established_at + SETTLE_S}
+        if fresh and self._limits_timer is None:
+            self._limits_timer = asyncio.get_running_loop().call_later(SETTLE_S, self._on_settled)
         uses = [
-            SessionUse(connection, connection.last_used, not connection.calls_in_flight)
-            for connection in self._connections
-            if connection.is_open
+            SessionUse(connection, connection.last_used, not connection.calls_in_flight and connection not in fresh)
+            for connection in open_connections
         ]
         surplus = sessions_to_close(
             uses, max_sessions=self._config.max_sessions, max_idle=self._config.max_idle_sessions
         )
         for connection in surplus:
             connection.close("idle")
+
+    def _on_settled(self) -> None:
+        self._limits_timer = None
+        self._enforce_limits()
+
+    def _left_s(self, deadline: float | None) -> float | None:
+        return None if deadline is None else deadline - self._runtime.now()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        if self._is_stopping:
+            coroutine.close()
+            raise PeerUnavailable(NODE_IS_STOPPING)
+        return self._tasks().spawn_awaited(coroutine, name=name)
 
     def _tasks(self) -> TaskScope:
         if self._scope is None:
@@ -360,12 +439,22 @@ def _proved(connection: SessionConnection) -> ProvedPeer:
     return ProvedPeer(connection.peer.node_id, addresses, parameters.seen, parameters.unix_ms)
 
 
-class _time_limit:  # noqa: N801 - reads as the statement it is
-    """`asyncio.timeout` that ends in our Timeout."""
+async def _result_of(task: asyncio.Task[T]) -> T:
+    """The result of a task of ours, which runs on when the one who waits is cancelled."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        own = asyncio.current_task()
+        if task.cancelled() and own is not None and not own.cancelling():
+            raise PeerUnavailable(NODE_IS_STOPPING) from None
+        raise
 
-    def __init__(self, seconds: float, what: str) -> None:
-        self._seconds = seconds
-        self._what = what
+
+class _time_limit:  # noqa: N801 - reads as the statement it is
+    """`asyncio.timeout` that ends in our Timeout, with this text. None is no limit."""
+
+    def __init__(self, seconds: float | None, text: str) -> None:
+        self._text = text
         self._timeout = asyncio.timeout(seconds)
 
     async def __aenter__(self) -> None:
@@ -375,4 +464,4 @@ class _time_limit:  # noqa: N801 - reads as the statement it is
         try:
             await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:
-            raise Timeout(f"{self._what} took longer than {self._seconds:g} s") from None
+            raise Timeout(self._text) from None

@@ -1,13 +1,16 @@
-"""TCP on asyncio's Protocol interface: half the cost of its streams, and the receiver is the protocol itself."""
+"""TCP on asyncio's Protocol interface: half the cost of its streams, and the receiver is the protocol itself.
+
+Small writes leave at once: asyncio sets TCP_NODELAY on every connection, opened or accepted.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import socket
+import errno
 from collections.abc import Callable
 from typing import Any, cast
 
-from synapse_p2p.transport.base import ByteStream, Receiver, format_address
+from synapse_p2p.transport.base import HIGH_WATER_BYTES, ByteStream, Receiver, format_address
 
 LISTEN_BACKLOG = 1024
 
@@ -15,27 +18,11 @@ LISTEN_BACKLOG = 1024
 class TcpStream:
     """A ByteStream over an asyncio transport."""
 
-    __slots__ = (
-        "_transport",
-        "abort",
-        "close",
-        "is_closing",
-        "pause_reading",
-        "resume_reading",
-        "unsent_bytes",
-        "write",
-    )
+    __slots__ = ("_transport",)
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        # Bound once: these are called for every message.
-        self.write: Callable[[bytes], None] = transport.write
-        self.close: Callable[[], None] = transport.close
-        self.abort: Callable[[], None] = transport.abort
-        self.is_closing: Callable[[], bool] = transport.is_closing
-        self.pause_reading: Callable[[], None] = transport.pause_reading
-        self.resume_reading: Callable[[], None] = transport.resume_reading
-        self.unsent_bytes: Callable[[], int] = transport.get_write_buffer_size
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
 
     @property
     def local_address(self) -> str:
@@ -44,6 +31,27 @@ class TcpStream:
     @property
     def peer_address(self) -> str:
         return _address(self._transport.get_extra_info("peername"))
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def unsent_bytes(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
 
     def set_receiver(self, receiver: Receiver) -> None:
         self._transport.set_protocol(cast(asyncio.BaseProtocol, _Bridge(receiver)))
@@ -85,8 +93,11 @@ class TcpTransport:
     """The real network."""
 
     async def connect(self, host: str, port: int, receiver: Receiver) -> ByteStream:
-        transport, bridge = await asyncio.get_running_loop().create_connection(lambda: _Bridge(receiver), host, port)
-        _send_small_writes_at_once(transport)
+        try:
+            _, bridge = await asyncio.get_running_loop().create_connection(lambda: _Bridge(receiver), host, port)
+        except UnicodeError as error:
+            # A name with an empty or too long label, of which no resolver is even asked.
+            raise OSError(errno.EINVAL, f"{host!r:.80} is not the name of a host") from error
         return cast(TcpStream, bridge.stream)
 
     async def listen(self, host: str, port: int, accept: Callable[[], Receiver]) -> TcpListener:
@@ -94,14 +105,6 @@ class TcpTransport:
             lambda: _Bridge(accept()), host, port, backlog=LISTEN_BACKLOG
         )
         return TcpListener(server)
-
-
-def _send_small_writes_at_once(transport: asyncio.BaseTransport) -> None:
-    # asyncio sets this itself on stock loops since 3.6; uvloop does too. It is repeated because a call's latency rests
-    # on it.
-    connected: Any = transport.get_extra_info("socket")
-    if connected is not None:
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _address(name: Any) -> str:

@@ -1,0 +1,69 @@
+"""How the bytes of one stream leave: who has to wait before more is made, and when a peer reads nothing at all.
+
+Owns the stall timer and the gate. What is written, and what a stall means, is decided by the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from synapse_p2p.transport.base import ByteStream
+
+
+class Outflow:
+    """The writing side of a stream.
+
+    `on_stall` is called once if, with too much queued, not one byte leaves for `stall_s` seconds. A slow peer is
+    none that stalls: what counts is progress.
+    """
+
+    def __init__(self, stream: ByteStream, *, stall_s: float, on_stall: Callable[[], None]) -> None:
+        self.is_full = False
+        self._stream = stream
+        self._stall_s = stall_s
+        self._on_stall = on_stall
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._room: asyncio.Future[None] | None = None  # for all who wait now
+        self._written_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes on the stream."""
+        # Counted first: the write itself may find the queue full and look at the count.
+        self._written_bytes += len(data)
+        self._stream.write(data)
+
+    async def wait_for_room(self) -> None:
+        """Return when the queue has room, or the stream has ended. One woken has to ask again: another may be first."""
+        if self.is_full:
+            if self._room is None:
+                self._room = self._loop.create_future()
+            await asyncio.shield(self._room)
+
+    def pause(self) -> None:
+        """The stream has too much queued."""
+        self.is_full = True
+        self._watch(self._sent_bytes())
+
+    def resume(self) -> None:
+        """The stream's queue drained, or there is no stream any more."""
+        self.is_full = False
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._room is not None:
+            self._room.set_result(None)
+            self._room = None
+
+    def _sent_bytes(self) -> int:
+        return self._written_bytes - self._stream.unsent_bytes()
+
+    def _watch(self, sent_bytes: int) -> None:
+        self._timer = self._loop.call_later(self._stall_s, self._check_progress, sent_bytes)
+
+    def _check_progress(self, sent_before_bytes: int) -> None:
+        sent_bytes = self._sent_bytes()
+        if sent_bytes > sent_before_bytes:
+            self._watch(sent_bytes)
+        else:
+            self._on_stall()

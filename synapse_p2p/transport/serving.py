@@ -1,0 +1,128 @@
+"""Runs the calls that a peer makes over one session, and sends back how each ended.
+
+Owns their tasks. Which call runs when, and which is withdrawn, is decided in `protocol/session.py`; what a call does,
+by the CallServer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias
+
+from synapse_p2p.background import TaskScope
+from synapse_p2p.context import CallContext
+from synapse_p2p.exceptions import FrameTooLarge, RemoteError
+from synapse_p2p.protocol.session import Code, Session
+from synapse_p2p.protocol.wire import Call
+from synapse_p2p.transport.outflow import Outflow
+
+logger = logging.getLogger(__name__)
+
+MountedHandler: TypeAlias = Callable[[Mapping[str, Any], CallContext], Any]
+
+_CODES = frozenset(Code)
+
+
+class CallServer(Protocol):
+    """Who runs the calls that arrive on a connection."""
+
+    def mounted(self, endpoint: str) -> MountedHandler | None:
+        """The package's handler for an endpoint: a plain function that returns at once, run without a task.
+
+        It raises RemoteError for the failure to answer with, and nothing else.
+        """
+        ...
+
+    async def serve_session_call(self, call: Call, context: CallContext) -> Any:
+        """The value to answer with. Raises RemoteError for the failure to answer with, and nothing else."""
+        ...
+
+
+class ServedCalls:
+    """The calls of one peer that run here. Each ends with an answer, a failure, or by being withdrawn.
+
+    `on_answered` is told when a task has queued an answer that is still to be sent, and whether it waited for room.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        outflow: Outflow,
+        *,
+        server: CallServer,
+        scope: TaskScope,
+        context: CallContext,
+        on_answered: Callable[[bool], None],
+    ) -> None:
+        self._session = session
+        self._outflow = outflow
+        self._server = server
+        self._scope = scope
+        self._context = context
+        self._on_answered = on_answered
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    def serve(self, call: Call, deadline: float | None) -> None:
+        """Answer now where the handler is a mounted one; else start its task. `deadline` is on the session's clock."""
+        handler = self._server.mounted(call.endpoint)
+        if handler is not None:
+            try:
+                value = handler(call.kwargs, self._context)
+            except RemoteError as error:
+                self._fail(call, error)
+            else:
+                self._answer(call, value)
+        elif self._scope.is_closed:
+            # It waited for a place, and the place came free because the node stops.
+            self._session.fail(call.id, Code.UNAVAILABLE, "the node is stopping", {"may_have_started": False})
+        else:
+            context = self._context if deadline is None else replace(self._context, deadline=deadline)
+            self._tasks[call.id] = self._scope.spawn(self._run(call, context), name=f"call {call.endpoint[:64]}")
+
+    def withdraw(self, call_id: int) -> None:
+        """Nobody waits for this call any more: cancel its task.
+
+        A handler that ends its own session, as one that stops the node does, is left to finish.
+        """
+        task = self._tasks.pop(call_id, None)
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    async def _run(self, call: Call, context: CallContext) -> None:
+        had_to_wait = False
+        try:
+            value = await self._server.serve_session_call(call, context)
+            # Results that nobody reads stay what they are: serialised, they would pile up at the stream.
+            while self._outflow.is_full:
+                had_to_wait = True
+                await self._outflow.wait_for_room()
+        except RemoteError as error:
+            self._fail(call, error)
+        else:
+            self._answer(call, value)
+        finally:
+            self._tasks.pop(call.id, None)
+        if not self._session.is_closing:
+            self._on_answered(had_to_wait)
+
+    def _answer(self, call: Call, value: Any) -> None:
+        try:
+            self._session.answer(call.id, value)
+        except FrameTooLarge as error:
+            text = f"the result of {call.endpoint} is too large: {error.actual_bytes} > {error.limit_bytes} bytes"
+            self._session.fail(call.id, Code.TOO_LARGE, text)
+        except (TypeError, ValueError, OverflowError) as error:
+            logger.error("the result of %.80s cannot be sent: %s", call.endpoint, error)
+            self._session.fail(call.id, Code.INTERNAL_ERROR, f"the result of {call.endpoint} cannot be sent")
+
+    def _fail(self, call: Call, error: RemoteError) -> None:
+        code = Code(error.code) if error.code in _CODES else Code.INTERNAL_ERROR
+        try:
+            self._session.fail(call.id, code, error.message, error.details)
+        except (FrameTooLarge, TypeError, ValueError, OverflowError) as unsendable:
+            # The handler's own words cannot travel; that it failed, and how, can.
+            logger.error("the failure of %.80s cannot be sent: %s", call.endpoint, unsendable)
+            self._session.fail(call.id, code, f"{call.endpoint} failed, and its reason cannot be sent")

@@ -1,0 +1,942 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulations.virtual_loop import VirtualLoop, run
+from synapse_p2p.background import TaskScope
+from synapse_p2p.config import MIB, SessionConfig
+from synapse_p2p.context import CallContext
+from synapse_p2p.exceptions import (
+    ConfigError,
+    HandshakeFailed,
+    PeerUnavailable,
+    ProtocolViolation,
+    RemoteError,
+    Timeout,
+)
+from synapse_p2p.identity import Identity, network_id_of
+from synapse_p2p.protocol.handshake import Handshake, HandshakeKeys, Parameters, Role
+from synapse_p2p.protocol.session import Code
+from synapse_p2p.protocol.wire import Call
+from synapse_p2p.runtime import Runtime
+from synapse_p2p.transport.base import HIGH_WATER_BYTES, ByteStream, Receiver, Transport, parse_address
+from synapse_p2p.transport.connection import SessionConnection
+from synapse_p2p.transport.memory import MemoryTransport
+from synapse_p2p.transport.tcp import TcpTransport
+
+NETWORK = "test"
+DIALER, LISTENER = Identity.from_seed(b"d" * 32), Identity.from_seed(b"l" * 32)
+PATIENCE_S = 10.0  # a test that waits longer has failed
+
+
+class Handlers:
+    """A CallServer of coroutine functions, and of plain ones where the name starts with an underscore."""
+
+    def __init__(self, **functions: Callable[..., Any]) -> None:
+        self._functions = functions
+        self.contexts: list[CallContext] = []
+
+    def mounted(self, endpoint: str) -> Any:
+        function = self._functions.get(endpoint.replace(".", "_"))
+        if function is None or not endpoint.startswith("_"):
+            return None
+        return lambda kwargs, context: function(**kwargs)
+
+    async def serve_session_call(self, call: Call, context: CallContext) -> Any:
+        self.contexts.append(context)
+        return await self._functions[call.endpoint](*call.args, **call.kwargs)
+
+
+class End(SessionConnection):
+    """One end of a session, with what it told its owner."""
+
+    stream: ByteStream
+
+    def connection_made(self, stream: ByteStream) -> None:
+        self.stream = stream
+        super().connection_made(stream)
+
+
+@dataclass
+class Owner:
+    """Makes the ends of one side."""
+
+    role: Role
+    server: Handlers
+    scope: TaskScope
+    config: SessionConfig
+    told: list[str]
+
+    def end(self) -> End:
+        loop = asyncio.get_running_loop()
+        rng = random.Random(self.role.value)
+        identity = DIALER if self.role is Role.DIALER else LISTENER
+
+        def make_handshake(peer_address: str) -> Handshake:
+            parameters = Parameters("node", 9000, bytes(8), "test", 0, seen=peer_address)
+            return Handshake(
+                self.role,
+                identity=identity,
+                network_id=network_id_of(NETWORK),
+                keys=HandshakeKeys(rng.randbytes(32), rng.randbytes(32)),
+                parameters=parameters,
+            )
+
+        return End(
+            make_handshake,
+            is_dialer=self.role is Role.DIALER,
+            server=self.server,
+            scope=self.scope,
+            runtime=Runtime(now=loop.time, unix_now=loop.time, rng=rng, token_bytes=rng.randbytes),
+            config=self.config,
+            network=NETWORK,
+            on_established=lambda _: self.told.append("established"),
+            on_closed=lambda _: self.told.append("closed"),
+        )
+
+
+@contextlib.asynccontextmanager
+async def owner(
+    role: Role, server: Handlers | None = None, config: SessionConfig | None = None
+) -> AsyncIterator[Owner]:
+    async with TaskScope(f"the {role.name.lower()}") as scope:
+        yield Owner(role, server or Handlers(), scope, config or SessionConfig(), [])
+
+
+@contextlib.asynccontextmanager
+async def session(
+    transport: Transport,
+    *,
+    dialer: Handlers | None = None,
+    listener: Handlers | None = None,
+    dialer_config: SessionConfig | None = None,
+    listener_config: SessionConfig | None = None,
+) -> AsyncIterator[tuple[End, End]]:
+    """The dialer's and the listener's end of an established session; afterwards nothing of it is left."""
+    async with (
+        owner(Role.DIALER, dialer, dialer_config) as dialing,
+        owner(Role.LISTENER, listener, listener_config) as listening,
+    ):
+        accepted: asyncio.Queue[End] = asyncio.Queue()
+
+        def accept() -> End:
+            end = listening.end()
+            accepted.put_nowait(end)
+            return end
+
+        door = await transport.listen("127.0.0.1", 0, accept)
+        ours = dialing.end()
+        await transport.connect(*parse_address(door.addresses[0]), ours)
+        theirs = await accepted.get()
+        await asyncio.gather(ours.wait_established(), theirs.wait_established())
+        door.close()
+        try:
+            yield ours, theirs
+        finally:
+            for end in (ours, theirs):
+                end.abort()
+                await end.wait_closed()
+            assert dialing.told == listening.told == ["established", "closed"]
+
+
+class FakeStream:
+    """A stream into nowhere; nothing of what is written leaves if `is_stuck`."""
+
+    local_address = "127.0.0.1:1"
+    peer_address = "127.0.0.1:2"
+
+    def __init__(self, receiver: Receiver, *, is_stuck: bool = False) -> None:
+        self.written = b""
+        self.aborted_at: float | None = None
+        self._receiver = receiver
+        self._is_stuck = is_stuck
+        self._is_closing = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def unsent_bytes(self) -> int:
+        return len(self.written) if self._is_stuck else 0
+
+    def close(self) -> None:
+        if not self._is_closing and not self._is_stuck:
+            asyncio.get_running_loop().call_soon(self._receiver.connection_lost, None)
+        self._is_closing = True
+
+    def abort(self) -> None:
+        if self.aborted_at is None and (self._is_stuck or not self._is_closing):
+            asyncio.get_running_loop().call_soon(self._receiver.connection_lost, None)
+            self.aborted_at = asyncio.get_running_loop().time()
+        self._is_closing = True
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def set_receiver(self, receiver: Receiver) -> None: ...
+
+
+class Deaf:
+    """A Receiver that does nothing."""
+
+    def connection_made(self, stream: ByteStream) -> None: ...
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def eof_received(self) -> bool | None: ...
+
+    def connection_lost(self, exc: Exception | None) -> None: ...
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+
+def virtually(main: Coroutine[Any, Any, Any]) -> Any:
+    """Run in virtual time; at the end no task is left."""
+
+    async def checked() -> Any:
+        result = await main
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        assert len(loop.pending_tasks()) == 1
+        return result
+
+    return run(checked())
+
+
+@pytest.fixture(params=[TcpTransport, MemoryTransport])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    return request.param()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_and_nobody_complained(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    gc.collect()  # a socket or a future that was forgotten says so now, and that is an error here
+    records = [*caplog.get_records("call"), *caplog.records]
+    assert [record for record in records if record.levelno > logging.INFO and record.exc_info is not None] == []
+    assert [record for record in records if record.levelno > logging.INFO and record.name == "asyncio"] == []
+
+
+async def echo(value: Any = None) -> Any:
+    return value
+
+
+async def for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+# Calls
+
+
+async def test_both_ends_call_over_one_session(transport: Transport):
+    async with session(transport, dialer=Handlers(who=lambda: echo("d")), listener=Handlers(who=lambda: echo("l"))) as (
+        ours,
+        theirs,
+    ):
+        answers = await asyncio.gather(
+            ours.call("who", [], {}, timeout_s=5), theirs.call("who", [], {}, timeout_s=None)
+        )
+
+        assert answers == ["l", "d"]
+        assert (ours.peer.node_id, theirs.peer.node_id) == (LISTENER.node_id, DIALER.node_id)
+
+
+async def test_a_handler_learns_who_calls_and_from_where(transport: Transport):
+    handlers = Handlers(echo=echo)
+
+    async with session(transport, listener=handlers) as (ours, theirs):
+        await ours.call("echo", [], {}, timeout_s=None)
+        await ours.call("echo", [], {}, timeout_s=5)
+
+        unlimited, limited = handlers.contexts
+        assert unlimited == CallContext(
+            peer=DIALER.node_id, address=theirs.address, listen_address="127.0.0.1:9000", network=NETWORK
+        )
+        assert limited.deadline is not None
+        assert replace(limited, deadline=None) == unlimited
+
+
+async def test_answers_come_in_the_order_in_which_handlers_end(transport: Transport):
+    gate, ended = asyncio.Event(), []
+
+    async def wait() -> str:
+        await gate.wait()
+        return "waited"
+
+    async def open_gate() -> str:
+        gate.set()
+        return "opened"
+
+    async with session(transport, listener=Handlers(wait=wait, open_gate=open_gate)) as (ours, _):
+        calls = [asyncio.create_task(ours.call(name, [], {}, timeout_s=5)) for name in ("wait", "open_gate")]
+        for call in calls:
+            call.add_done_callback(lambda done: ended.append(done.result()))
+        await asyncio.gather(*calls)
+
+        assert ended == ["opened", "waited"]
+
+
+@pytest.mark.parametrize("max_calls_served", [64, 256])
+async def test_two_hundred_calls_are_in_flight_at_once(transport: Transport, max_calls_served: int):
+    running, most_running, in_flight = 0, 0, []
+    gate = asyncio.Event()
+
+    async def wait(number: int) -> int:
+        nonlocal running, most_running
+        running += 1
+        most_running = max(most_running, running)
+        if running == min(200, max_calls_served):
+            in_flight.append((ours.calls_in_flight, theirs.calls_in_flight))
+            gate.set()
+        await gate.wait()
+        running -= 1
+        return number
+
+    config = SessionConfig(max_calls_served=max_calls_served)
+    async with session(transport, listener=Handlers(wait=wait), listener_config=config) as (ours, theirs):
+        calls = (ours.call("wait", [number], {}, timeout_s=5) for number in range(200))
+        answers = await asyncio.gather(*calls)
+
+        assert answers == list(range(200))
+        assert in_flight[0] == (200, 200)
+        assert most_running == min(200, max_calls_served)
+
+
+async def test_a_cancelled_call_cancels_its_handler_and_no_other(transport: Transport):
+    started, cancelled, gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def wait() -> str:
+        try:
+            started.set()
+            await gate.wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return "done"
+
+    async with session(transport, listener=Handlers(wait=wait)) as (ours, theirs):
+        call = asyncio.create_task(ours.call("wait", [], {}, timeout_s=5))
+        await started.wait()
+        started.clear()
+        other = asyncio.create_task(ours.call("wait", [], {}, timeout_s=5))
+        await started.wait()
+        call.cancel()
+        await asyncio.wait_for(cancelled.wait(), PATIENCE_S)
+        gate.set()
+
+        assert await other == "done"
+        assert call.cancelled()
+        assert (ours.calls_in_flight, theirs.calls_in_flight) == (0, 0)
+
+
+def test_a_deadline_ends_the_call_at_both_ends():
+    cancelled_at: list[float] = []
+
+    async def wait() -> None:
+        try:
+            await for_ever()
+        finally:
+            cancelled_at.append(asyncio.get_running_loop().time())
+
+    async def main() -> float:
+        async with session(MemoryTransport(), listener=Handlers(wait=wait)) as (ours, theirs):
+            with pytest.raises(Timeout):
+                await ours.call("wait", [], {}, timeout_s=3)
+            assert (ours.calls_in_flight, theirs.calls_in_flight) == (0, 0)
+            return asyncio.get_running_loop().time()
+
+    assert virtually(main()) == pytest.approx(3)
+    assert cancelled_at == pytest.approx([3])
+
+
+def test_an_answer_after_the_deadline_hurts_nobody():
+    async def slow() -> str:
+        with contextlib.suppress(asyncio.CancelledError):
+            await for_ever()
+        return "late"
+
+    async def main() -> str:
+        async with session(MemoryTransport(delay_s=0.1), listener=Handlers(slow=slow, echo=echo)) as (ours, _):
+            with pytest.raises(Timeout):
+                await ours.call("slow", [], {}, timeout_s=1)
+            return await ours.call("echo", ["alive"], {}, timeout_s=1)
+
+    assert virtually(main()) == "alive"
+
+
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), 2**64, "\ud800", CYCLE, b"x" * (4 * MIB + 1)],
+    ids=["object", "2**64", "surrogate", "cycle", "4 MiB"],
+)
+async def test_arguments_that_cannot_travel_fail_here_and_the_session_lives(transport: Transport, value: Any):
+    async with session(transport, listener=Handlers(echo=echo)) as (ours, theirs):
+        with pytest.raises(ConfigError, match="echo"):
+            await ours.call("echo", [value], {}, timeout_s=5)
+
+        assert await ours.call("echo", ["alive"], {}, timeout_s=5) == "alive"
+        assert (ours.calls_in_flight, theirs.calls_in_flight) == (0, 0)
+
+
+@pytest.mark.parametrize("value", [object(), 2**64, "\ud800", CYCLE], ids=["object", "2**64", "surrogate", "cycle"])
+async def test_a_result_that_cannot_travel_is_an_internal_error_and_logged_once(
+    transport: Transport, value: Any, caplog: pytest.LogCaptureFixture
+):
+    async with session(transport, listener=Handlers(bad=lambda: echo(value), echo=echo)) as (ours, _):
+        with pytest.raises(RemoteError) as raised:
+            await ours.call("bad", [], {}, timeout_s=5)
+
+        assert await ours.call("echo", ["alive"], {}, timeout_s=5) == "alive"
+    assert raised.value.code == "internal_error"
+    assert [record.levelname for record in caplog.records if record.levelno > logging.DEBUG] == ["ERROR"]
+
+
+async def test_a_result_that_is_too_large_says_how_large(transport: Transport):
+    async with session(transport, listener=Handlers(big=lambda: echo(b"x" * (4 * MIB + 1)))) as (ours, _):
+        with pytest.raises(RemoteError, match=str(4 * MIB)) as raised:
+            await ours.call("big", [], {}, timeout_s=5)
+
+        assert raised.value.code == "too_large"
+
+
+async def test_the_largest_argument_travels_there_and_back(transport: Transport):
+    data = random.Random(4).randbytes(4 * MIB - 100)
+
+    async with session(transport, listener=Handlers(echo=echo)) as (ours, _):
+        assert await ours.call("echo", [data], {}, timeout_s=10) == data
+
+
+@pytest.mark.parametrize("code", [code for code in Code if code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)])
+@pytest.mark.parametrize("endpoint", ["fail", "_fail"])
+async def test_a_failure_arrives_with_its_code_and_details(endpoint: str, code: Code):
+    error = RemoteError(code, "text", details={"reason": "why", "reference": "0a", "more": [1]})
+
+    async def fail() -> None:
+        raise error
+
+    def fail_at_once() -> None:
+        raise error
+
+    async with session(MemoryTransport(), listener=Handlers(fail=fail, _fail=fail_at_once)) as (ours, _):
+        with pytest.raises(RemoteError) as raised:
+            await ours.call(endpoint, [], {}, timeout_s=5)
+
+    got = raised.value
+    assert (got.code, got.message, got.reason, got.reference, got.details) == (code, "text", "why", "0a", {"more": [1]})
+
+
+async def test_a_code_nobody_knows_reads_as_internal_error():
+    async def fail() -> None:
+        raise RemoteError("teapot", "short and stout")
+
+    async with session(MemoryTransport(), listener=Handlers(fail=fail)) as (ours, _):
+        with pytest.raises(RemoteError, match="short") as raised:
+            await ours.call("fail", [], {}, timeout_s=5)
+
+    assert raised.value.code == "internal_error"
+
+
+@pytest.mark.parametrize("details", [{"value": object()}, {"value": b"x" * (4 * MIB)}], ids=["object", "4 MiB"])
+async def test_a_failure_whose_details_cannot_travel_still_ends_the_call(details: dict[str, Any]):
+    async def fail() -> None:
+        raise RemoteError("failed", "text", details=details)
+
+    async with session(MemoryTransport(), listener=Handlers(fail=fail)) as (ours, _):
+        with pytest.raises(RemoteError) as raised:
+            await ours.call("fail", [], {}, timeout_s=5)
+
+    assert raised.value.code == "failed"
+
+
+# The end
+
+
+async def test_a_peer_that_dies_ends_calls_in_flight_and_their_handlers(transport: Transport):
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        try:
+            started.set()
+            await for_ever()
+        finally:
+            cancelled.set()
+
+    async with session(transport, listener=Handlers(wait=wait)) as (ours, theirs):
+        call = asyncio.create_task(ours.call("wait", [], {}, timeout_s=5))
+        await started.wait()
+        theirs.abort()
+        with pytest.raises(PeerUnavailable) as raised:
+            await call
+        await asyncio.wait_for(cancelled.wait(), PATIENCE_S)
+        await ours.wait_closed()
+
+        assert raised.value.may_have_started
+        assert not ours.is_open
+        with pytest.raises(PeerUnavailable) as raised:
+            await ours.call("wait", [], {}, timeout_s=5)
+        assert not raised.value.may_have_started
+
+
+async def test_a_request_that_is_still_queued_when_the_connection_dies_has_not_started(transport: Transport):
+    async with session(transport, listener=Handlers(wait=for_ever)) as (ours, _):
+        calls = [asyncio.create_task(ours.call("wait", [], {}, timeout_s=5)) for _ in range(2)]
+        await asyncio.sleep(0)  # the first is written at once, the second waits for the end of this turn
+        ours.stream.abort()
+        assert not ours.is_open
+        calls.append(asyncio.create_task(ours.call("_dht.late", [], {}, timeout_s=5)))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+
+        assert [type(result) for result in results] == [PeerUnavailable] * 3
+        assert [result.may_have_started for result in results] == [True, False, False]
+
+
+async def test_a_goodbye_says_whether_a_call_had_started(transport: Transport):
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        try:
+            started.set()
+            await for_ever()
+        finally:
+            cancelled.set()
+
+    async with session(transport, listener=Handlers(wait=wait, echo=echo)) as (ours, theirs):
+        running = asyncio.create_task(ours.call("wait", [], {}, timeout_s=5))
+        await started.wait()
+        crossing = asyncio.create_task(ours.call("echo", [], {}, timeout_s=5))
+        theirs.close("closing")
+        results = await asyncio.gather(running, crossing, return_exceptions=True)
+        await asyncio.wait_for(cancelled.wait(), PATIENCE_S)
+        await ours.wait_closed()
+        await theirs.wait_closed()
+
+        assert [type(result) for result in results] == [PeerUnavailable] * 2
+        assert [result.may_have_started for result in results] == [True, False]
+        assert ours.failure is None
+        assert theirs.failure is None
+
+
+async def test_closing_ends_our_own_calls(transport: Transport):
+    async with session(transport, listener=Handlers(wait=for_ever)) as (ours, theirs):
+        call = asyncio.create_task(ours.call("wait", [], {}, timeout_s=5))
+        await asyncio.sleep(0)
+        ours.close()
+        with pytest.raises(PeerUnavailable):
+            await call
+        await theirs.wait_closed()
+
+        assert theirs.calls_in_flight == 0
+
+
+async def test_a_retired_session_finishes_its_calls_and_starts_none(transport: Transport):
+    started, gate = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> str:
+        started.set()
+        await gate.wait()
+        return "finished"
+
+    async with session(transport, listener=Handlers(wait=wait), dialer=Handlers(wait=wait)) as (ours, theirs):
+        call = asyncio.create_task(ours.call("wait", [], {}, timeout_s=5))
+        await started.wait()
+        theirs.retire("duplicate")
+        with pytest.raises(PeerUnavailable) as refused_there:
+            await ours.call("wait", [], {}, timeout_s=5)
+        with pytest.raises(PeerUnavailable) as refused_here:
+            await theirs.call("wait", [], {}, timeout_s=5)
+        is_open = ours.is_open
+        gate.set()
+        answer = await call
+        await ours.wait_closed()
+
+        assert answer == "finished"
+        assert not is_open
+        assert not refused_there.value.may_have_started
+        assert not refused_here.value.may_have_started
+
+
+async def test_a_retired_session_without_calls_closes_at_once(transport: Transport):
+    async with session(transport) as (ours, theirs):
+        theirs.retire("duplicate")
+        await ours.wait_closed()
+        await theirs.wait_closed()
+
+        assert ours.failure is None
+
+
+async def test_wait_idle_waits_for_calls_of_both_directions(transport: Transport):
+    gate = asyncio.Event()
+
+    async def wait() -> None:
+        await gate.wait()
+
+    async with session(transport, listener=Handlers(wait=wait), dialer=Handlers(wait=wait)) as (ours, theirs):
+        await ours.wait_idle()
+        calls = [asyncio.create_task(end.call("wait", [], {}, timeout_s=5)) for end in (ours, theirs)]
+        await asyncio.sleep(0)
+        idle = [asyncio.create_task(end.wait_idle()) for end in (ours, ours, theirs)]
+        await asyncio.sleep(0)
+        was_idle = any(task.done() for task in idle)
+        gate.set()
+        await asyncio.gather(*idle)
+
+        assert not was_idle
+        assert (ours.calls_in_flight, theirs.calls_in_flight) == (0, 0)
+        await asyncio.gather(*calls)
+
+
+async def test_wait_idle_ends_with_the_connection(transport: Transport):
+    async with session(transport, listener=Handlers(wait=for_ever)) as (ours, theirs):
+        call = asyncio.create_task(ours.call("wait", [], {}, timeout_s=5))
+        await asyncio.sleep(0)
+        idle = asyncio.create_task(ours.wait_idle())
+        await asyncio.sleep(0)
+        theirs.abort()
+        await asyncio.wait_for(idle, PATIENCE_S)
+
+        with pytest.raises(PeerUnavailable):
+            await call
+
+
+async def test_a_handler_that_closes_its_own_session_runs_to_its_end(transport: Transport):
+    ended = asyncio.Event()
+
+    async def close() -> None:
+        theirs.close()
+        await theirs.wait_closed()
+        ended.set()
+
+    async with session(transport, listener=Handlers(close=close)) as (ours, theirs):
+        with pytest.raises(PeerUnavailable):
+            await ours.call("close", [], {}, timeout_s=5)
+
+        await asyncio.wait_for(ended.wait(), PATIENCE_S)
+
+
+async def test_keys_that_are_used_up_end_a_session_without_a_lost_call():
+    config = SessionConfig(max_records=4_096)
+
+    async with session(
+        MemoryTransport(), listener=Handlers(echo=echo), dialer_config=config, listener_config=config
+    ) as (
+        ours,
+        theirs,
+    ):
+        answered = 0
+        while ours.is_open:
+            assert await ours.call("echo", [answered], {}, timeout_s=5) == answered
+            answered += 1
+        await theirs.wait_closed()
+
+        assert 4_000 < answered < 4_096
+        assert (ours.failure, theirs.failure) == (None, None)
+
+
+def test_a_silent_peer_is_asked_and_then_given_up():
+    async def main() -> tuple[float, float]:
+        loop = asyncio.get_running_loop()
+        async with session(MemoryTransport(), listener=Handlers(wait=for_ever)) as (ours, theirs):
+            started_at = loop.time()
+            theirs.stream.set_receiver(Deaf())
+            with pytest.raises(PeerUnavailable) as raised:
+                await ours.call("wait", [], {}, timeout_s=None)
+            given_up_after_s = loop.time() - started_at
+            await ours.wait_closed()
+            assert raised.value.may_have_started
+            theirs.connection_lost(None)  # it was told of nothing since it is deaf
+            return given_up_after_s, loop.time() - started_at
+
+    given_up_after_s, closed_after_s = virtually(main())
+
+    config = SessionConfig()
+    assert given_up_after_s == pytest.approx(config.idle_ping_s + config.ping_timeout_s)
+    assert closed_after_s <= given_up_after_s + config.goodbye_timeout_s
+
+
+def test_an_idle_session_with_a_peer_that_is_there_stays():
+    async def main() -> bool:
+        async with session(MemoryTransport(delay_s=0.1)) as (ours, theirs):
+            await asyncio.sleep(3_600)
+            return ours.is_open and theirs.is_open
+
+    assert virtually(main())
+
+
+# A peer that reads too little
+
+
+def test_results_nobody_reads_are_not_made_into_bytes():
+    async def big(number: int) -> bytes:
+        await asyncio.sleep(number / 100)
+        return b"x" * 200_000
+
+    async def main() -> int:
+        async with session(MemoryTransport(), listener=Handlers(big=big)) as (ours, theirs):
+            ours.stream.pause_reading()
+            calls = [asyncio.create_task(ours.call("big", [number], {}, timeout_s=None)) for number in range(60)]
+            await asyncio.sleep(5)
+            unsent_bytes = theirs.stream.unsent_bytes()
+            ours.stream.resume_reading()
+            answers = await asyncio.gather(*calls)
+            assert [len(answer) for answer in answers] == [200_000] * 60
+            return unsent_bytes
+
+    assert HIGH_WATER_BYTES < virtually(main()) < HIGH_WATER_BYTES + 210_000
+
+
+def test_a_peer_that_never_reads_is_cut_off_after_the_stall():
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        async with session(MemoryTransport(), listener=Handlers(big=lambda: echo(b"x" * MIB))) as (ours, theirs):
+            ours.stream.pause_reading()
+            started_at = loop.time()
+            call = asyncio.create_task(ours.call("big", [], {}, timeout_s=None))
+            await theirs.wait_closed()
+            with pytest.raises(PeerUnavailable):
+                await call
+            assert isinstance(theirs.failure, PeerUnavailable)
+            return loop.time() - started_at
+
+    assert virtually(main()) == pytest.approx(SessionConfig().write_stall_s, abs=0.1)
+
+
+def test_calls_wait_their_turn_while_the_peer_reads_too_slowly():
+    async def main() -> None:
+        async with session(MemoryTransport(), listener=Handlers(echo=echo)) as (ours, theirs):
+            theirs.stream.pause_reading()
+            first = asyncio.create_task(ours.call("echo", [b"x" * MIB], {}, timeout_s=None))
+            await asyncio.sleep(0)
+            unsent_bytes = ours.stream.unsent_bytes()
+            waiting = [asyncio.create_task(ours.call("echo", [b"y" * MIB], {}, timeout_s=None)) for _ in range(5)]
+            with pytest.raises(Timeout, match="not started"):
+                await ours.call("echo", [], {}, timeout_s=2)
+            assert ours.stream.unsent_bytes() == unsent_bytes
+            theirs.stream.resume_reading()
+            assert [len(await call) for call in (first, *waiting)] == [MIB] * 6
+
+    virtually(main())
+
+
+def test_a_call_that_waits_for_room_when_the_peer_dies_has_not_started():
+    async def main() -> None:
+        async with session(MemoryTransport(), listener=Handlers(echo=echo)) as (ours, theirs):
+            theirs.stream.pause_reading()
+            calls = []
+            for size_bytes in (MIB, 1):
+                calls.append(asyncio.create_task(ours.call("echo", [b"x" * size_bytes], {}, timeout_s=None)))
+                await asyncio.sleep(0)
+            theirs.abort()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert [result.may_have_started for result in results] == [True, False]
+
+    virtually(main())
+
+
+def test_an_overlay_call_does_not_wait_behind_others():
+    async def main() -> str:
+        transport = MemoryTransport()
+        async with session(transport, listener=Handlers(echo=echo, _dht_ping=lambda: "pong")) as (ours, theirs):
+            theirs.stream.pause_reading()
+            big = asyncio.create_task(ours.call("echo", [b"x" * MIB], {}, timeout_s=None))
+            await asyncio.sleep(0)
+            size_before_bytes = ours.stream.unsent_bytes()
+            ping = asyncio.create_task(ours.call("_dht.ping", [], {}, timeout_s=None))
+            await asyncio.sleep(0.001)
+            assert ours.stream.unsent_bytes() > size_before_bytes
+            theirs.stream.resume_reading()
+            await big
+            return await ping
+
+    assert virtually(main()) == "pong"
+
+
+def test_a_peer_that_asks_and_never_reads_is_read_no_more_past_a_bound():
+    config = SessionConfig(max_unsent_bytes=600_000)
+
+    async def main() -> int:
+        listener = Handlers(_dht_big=lambda: b"x" * 10_000)
+        async with session(MemoryTransport(), listener=listener, listener_config=config) as (ours, theirs):
+            ours.stream.pause_reading()
+            calls = []
+            for _ in range(300):
+                calls.append(asyncio.create_task(ours.call("_dht.big", [], {}, timeout_s=None)))
+                await asyncio.sleep(0.001)
+            unsent_bytes = theirs.stream.unsent_bytes()
+            ours.stream.resume_reading()
+            assert [len(answer) for answer in await asyncio.gather(*calls)] == [10_000] * 300
+            return unsent_bytes
+
+    assert HIGH_WATER_BYTES < virtually(main()) < 620_000
+
+
+# What is no peer
+
+
+def recorded_handshake() -> list[bytes]:
+    """What a dialer sends in a handshake that succeeds; with keys that are always the same it can be played again."""
+
+    async def main() -> list[bytes]:
+        async with owner(Role.DIALER) as dialing, owner(Role.LISTENER) as listening:
+            dialer, listener = dialing.end(), listening.end()
+            there, here = FakeStream(dialer), FakeStream(listener)
+            dialer.connection_made(there)
+            listener.connection_made(here)
+            first = there.written
+            listener.data_received(first)
+            dialer.data_received(here.written)
+            second = there.written[len(first) :]
+            listener.data_received(second)
+            assert listener.is_established
+            dialer.abort()
+            listener.abort()
+            await dialer.wait_closed()
+            await listener.wait_closed()
+            return [first, second]
+
+    return run(main())
+
+
+RECORDED = recorded_handshake()
+HANDSHAKE = b"".join(RECORDED)
+
+
+async def outcome_of(*pieces: bytes) -> Exception | None:
+    """How a listener's connection ends, or None if it is established, when a peer sends these pieces and no more."""
+    async with owner(Role.LISTENER) as listening:
+        end = listening.end()
+        stream = FakeStream(end)
+        end.connection_made(stream)
+        for piece in pieces:
+            if not stream.is_closing():
+                end.data_received(piece)
+        if not stream.is_closing():
+            end.eof_received()
+        await end.wait_closed()
+        assert listening.told == (["established", "closed"] if end.is_established else ["closed"])
+        return end.failure
+
+
+async def test_a_handshake_arrives_in_one_piece_or_byte_by_byte():
+    assert await outcome_of(HANDSHAKE) is None
+    assert await outcome_of(*RECORDED) is None
+    assert await outcome_of(*(HANDSHAKE[index : index + 1] for index in range(len(HANDSHAKE)))) is None
+
+
+async def test_a_handshake_cut_anywhere_only_closes():
+    for size_bytes in range(len(HANDSHAKE)):
+        failure = await outcome_of(HANDSHAKE[:size_bytes])
+
+        assert isinstance(failure, HandshakeFailed), size_bytes
+        assert failure.reason == "closed", size_bytes
+
+
+async def test_a_handshake_with_any_byte_changed_proves_nothing():
+    for index in range(len(HANDSHAKE)):
+        changed = bytearray(HANDSHAKE)
+        changed[index] ^= 0x01
+
+        assert isinstance(await outcome_of(bytes(changed)), HandshakeFailed), index
+
+
+@settings(max_examples=150, deadline=None)
+@given(kept=st.integers(min_value=0, max_value=len(HANDSHAKE)), garbage=st.binary(min_size=1, max_size=200))
+def test_garbage_at_any_point_only_closes(kept: int, garbage: bytes):
+    async def main() -> Exception | None:
+        return await outcome_of(HANDSHAKE[:kept], garbage)
+
+    failure = run(main())
+
+    if not HANDSHAKE.startswith(HANDSHAKE[:kept] + garbage):
+        assert kept == len(HANDSHAKE) or isinstance(failure, HandshakeFailed)
+    assert failure is None or isinstance(failure, ProtocolViolation)
+
+
+async def test_garbage_in_an_open_session_ends_that_session_alone(transport: Transport):
+    handlers = Handlers(wait=for_ever, echo=echo)
+
+    async with (
+        session(transport, listener=handlers) as (ours, theirs),
+        session(transport, listener=handlers) as (
+            other,
+            _,
+        ),
+    ):
+        call = asyncio.create_task(ours.call("wait", [], {}, timeout_s=5))
+        await asyncio.sleep(0)
+        theirs.data_received(b"\x00\x20" + b"garbage " * 4)
+        with pytest.raises(PeerUnavailable):
+            await call
+        await theirs.wait_closed()
+
+        assert isinstance(theirs.failure, ProtocolViolation)
+        assert await other.call("echo", ["alive"], {}, timeout_s=5) == "alive"
+
+
+@pytest.mark.parametrize("role", Role)
+def test_one_who_says_nothing_is_not_waited_for(role: Role):
+    async def main() -> tuple[float, str]:
+        async with owner(role) as side:
+            end = side.end()
+            end.connection_made(FakeStream(end))
+            with pytest.raises(HandshakeFailed) as raised:
+                await end.wait_established()
+            await end.wait_closed()
+            return asyncio.get_running_loop().time(), raised.value.reason
+
+    assert virtually(main()) == (pytest.approx(SessionConfig().handshake_timeout_s), "timeout")
+
+
+def test_one_who_dribbles_is_not_waited_for_either():
+    async def main() -> float:
+        async with owner(Role.LISTENER) as side:
+            end = side.end()
+            stream = FakeStream(end)
+            end.connection_made(stream)
+            for index in range(len(HANDSHAKE)):
+                if stream.is_closing():
+                    break
+                end.data_received(HANDSHAKE[index : index + 1])
+                await asyncio.sleep(0.1)
+            await end.wait_closed()
+            return asyncio.get_running_loop().time()
+
+    assert virtually(main()) <= SessionConfig().handshake_timeout_s + 0.1
+
+
+@pytest.mark.parametrize("ending", ["eof_received", "close", "garbage"])
+def test_a_peer_that_reads_nothing_does_not_keep_a_connection_that_ends(ending: str):
+    async def main() -> float | None:
+        async with owner(Role.LISTENER) as side:
+            end = side.end()
+            stream = FakeStream(end, is_stuck=True)
+            end.connection_made(stream)
+            end.data_received(RECORDED[0])
+            match ending:
+                case "garbage":
+                    end.data_received(b"\xff" * 100)
+                case _:
+                    getattr(end, ending)()
+            await end.wait_closed()
+            return stream.aborted_at
+
+    assert virtually(main()) == SessionConfig().goodbye_timeout_s
