@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import socket
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from synapse_p2p.config import MIB
 from synapse_p2p.exceptions import (
@@ -25,7 +26,7 @@ from synapse_p2p.protocol.plain import HEADER_SIZE_BYTES, FrameReader, encode_fr
 from synapse_p2p.runtime import Runtime, system_runtime
 from synapse_p2p.serializers import BaseRPCSerializer, MessagePackRPCSerializer
 from synapse_p2p.transport.base import ByteStream, Transport, format_address
-from synapse_p2p.transport.tcp import TcpTransport
+from synapse_p2p.transport.tcp_exchange import ask, dial
 
 LEGACY_SCHEME = "legacy://"
 REQUEST_ID_SIZE_BYTES = 16
@@ -58,7 +59,7 @@ class Client:
         self.max_download_size = max_download_size
         self.max_upload_size = max_upload_size
         self.timeout = timeout
-        self._transport = transport or TcpTransport()
+        self._transport = transport
         self._runtime = runtime or system_runtime()
 
     def with_options(self, *, timeout_s: float | None) -> Client:
@@ -79,13 +80,17 @@ class Client:
         request_id = self._runtime.token_bytes(REQUEST_ID_SIZE_BYTES).hex()
         request = RPCRequest(endpoint=endpoint, id=request_id, args=list(args), kwargs=kwargs)
         frame = self._frame_of(request)
-        receiver = _ResponseReceiver(self._name, self.max_download_size)
+        line: _Line | None = None
         try:
             async with asyncio.timeout(self.timeout):
-                payload = await self._exchange(frame, receiver)
+                line = await self._dial()
+                payload = await line.ask(frame)
         except TimeoutError as error:
-            started = "" if receiver.is_connected else "; the call was not started"
+            started = "" if line is not None else "; the call was not started"
             raise Timeout(f"{self._name} did not answer {endpoint} within {self.timeout} s{started}") from error
+        if payload is None:
+            text = f"{self._name} closed the connection without a whole answer"
+            raise PeerUnavailable(text, may_have_started=True)
         return self._result_in(payload, request)
 
     async def __aenter__(self) -> Client:
@@ -113,20 +118,15 @@ class Client:
             )
         return frame
 
-    async def _exchange(self, frame: bytes, receiver: _ResponseReceiver) -> bytes:
-        """Dial, ask, and return the payload of the answer; the connection is gone afterwards."""
+    async def _dial(self) -> _Line:
         try:
-            stream = await self._transport.connect(self.address, self.port, receiver)
+            if self._transport is None:
+                return _SocketLine(await dial(self.address, self.port), self.max_download_size)
+            receiver = _AnswerReceiver(self.max_download_size)
+            return _StreamLine(await self._transport.connect(self.address, self.port, receiver), receiver)
         except (OSError, UnicodeError) as error:
             # UnicodeError: a name that no resolver can even be asked for.
             raise PeerUnavailable(f"{self._name} cannot be reached: {error}") from error
-        try:
-            stream.write(frame)
-            return await receiver.payload
-        finally:
-            # Nothing that matters is unsent: either the answer is here, or nobody waits for it any more.
-            stream.abort()
-            await receiver.is_lost
 
     def _result_in(self, payload: bytes, request: RPCRequest) -> Any:
         response = self.serializer_class.deserialize(payload)
@@ -143,19 +143,53 @@ class Client:
         raise RemoteError(_known_code(response.error.code), response.error.message)
 
 
-class _ResponseReceiver:
-    """A Receiver that gathers one answer. `payload` ends with it or with the reason why there is none."""
+class _Line(Protocol):
+    """A connection that carries one call. It is closed when `ask` returns or raises."""
 
-    def __init__(self, name: str, max_bytes: int) -> None:
+    async def ask(self, frame: bytes) -> bytes | None:
+        """The payload that comes back for a frame; None if the peer closed before. Raises FrameTooLarge."""
+        ...
+
+
+class _SocketLine:
+    """TCP without a layer: what a client uses unless it is given a transport."""
+
+    def __init__(self, connection: socket.socket, max_bytes: int) -> None:
+        self._connection = connection
+        self._max_bytes = max_bytes
+
+    async def ask(self, frame: bytes) -> bytes | None:
+        return await ask(self._connection, frame, FrameReader(self._max_bytes))
+
+
+class _StreamLine:
+    """A stream of any transport."""
+
+    def __init__(self, stream: ByteStream, receiver: _AnswerReceiver) -> None:
+        self._stream = stream
+        self._receiver = receiver
+
+    async def ask(self, frame: bytes) -> bytes | None:
+        try:
+            self._stream.write(frame)
+            return await self._receiver.payload
+        finally:
+            # Nothing that matters is unsent: either the answer is here, or nobody waits for it any more.
+            self._stream.abort()
+            await self._receiver.is_lost
+
+
+class _AnswerReceiver:
+    """A Receiver that gathers one answer. `payload` ends with it, or with None when there is none."""
+
+    def __init__(self, max_bytes: int) -> None:
         loop = asyncio.get_running_loop()
-        self.payload: asyncio.Future[bytes] = loop.create_future()
+        self.payload: asyncio.Future[bytes | None] = loop.create_future()
         self.is_lost: asyncio.Future[None] = loop.create_future()
-        self.is_connected = False
-        self._name = name
         self._reader = FrameReader(max_bytes)
 
     def connection_made(self, stream: ByteStream) -> None:
-        self.is_connected = True
+        """Whoever connects is handed the stream as well."""
 
     def data_received(self, data: bytes) -> None:
         if self.payload.done():
@@ -173,8 +207,7 @@ class _ResponseReceiver:
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.payload.done():
-            text = f"{self._name} closed the connection without a whole answer"
-            self.payload.set_exception(PeerUnavailable(text, may_have_started=True))
+            self.payload.set_result(None)
         if not self.is_lost.done():
             self.is_lost.set_result(None)
 

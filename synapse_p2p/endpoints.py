@@ -22,6 +22,8 @@ from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError, 
 from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
 from synapse_p2p.parameters import Parameters, analyse
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
+from synapse_p2p.schema import check_of, dump, dump_outermost, is_built, is_open, schema_of
+from synapse_p2p.shapes import MAX_SHOWN_CHARS, Direction, Misfit, Shape
 
 __all__ = [
     "Answer",
@@ -60,10 +62,18 @@ class Endpoint:
     metadata: EndpointMetadata
     parameters: Parameters
     is_async: bool
+    finish: Callable[[Any], Any] | None  # makes of what the function returns what can travel; None: it is that already
 
     @classmethod
-    def of(cls, function: Callable[..., Any], metadata: EndpointMetadata, *, injects_names: bool = True) -> Endpoint:
-        """Raises ConfigError for a function that cannot be called from afar."""
+    def of(
+        cls,
+        function: Callable[..., Any],
+        metadata: EndpointMetadata,
+        *,
+        injects_names: bool = True,
+        validate: bool = False,
+    ) -> Endpoint:
+        """Raises ConfigError for a function that cannot be called from afar, or not be checked where it is to be."""
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
             raise ConfigError(f"{metadata.name!r} is a generator; an endpoint returns one value, such as a list")
         if not callable(function):
@@ -71,7 +81,24 @@ class Endpoint:
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__ is a function to us
         )
-        return cls(function, metadata, analyse(function, injects_names=injects_names), is_async)
+        parameters = analyse(function, injects_names=injects_names, validate=validate)
+        return cls(function, metadata, parameters, is_async, _finish_of(parameters.returns, validate))
+
+    def contract(self) -> dict[str, Any]:
+        """What a caller has to know, in values that travel; the schemas are JSON Schema 2020-12.
+
+        `parameters` is the schema of an object with an argument for each property; `order` says which of them can be
+        given by position, `rest` is the schema of each further position (None: there are none), `returns` that of the
+        result. What JSON Schema has no words for is `{"x-python": "its name in Python"}`, and takes anything.
+        """
+        return {
+            **asdict(self.metadata),
+            "parameters": self.parameters.schema(),
+            "order": list(self.parameters.positional),
+            "rest": self.parameters.rest_schema(),
+            "returns": schema_of(self.parameters.returns, Direction.OUT),
+            "async": self.is_async,
+        }
 
 
 class _RefusedError(SynapseError):
@@ -125,6 +152,26 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         """Name, publish and description of the endpoints that are public, in the order of registration."""
         return [asdict(endpoint.metadata) for endpoint in self._endpoints.values() if endpoint.metadata.publish]
 
+    def contract(self, name: str) -> dict[str, Any]:
+        """What a caller of this endpoint has to know, as `Endpoint.contract` has it.
+
+        An unpublished endpoint is described to whoever knows its name, who may call it as well. A mounted one takes
+        named arguments that its package documents. An unknown name raises the error that is answered `not_found`, with
+        the nearest published name.
+        """
+        if (endpoint := self._endpoints.get(name)) is not None:
+            return endpoint.contract()
+        if name not in self._mounted:
+            raise _RefusedError(self._not_found(name, f"no endpoint is named {name[:MAX_SHOWN_CHARS]!r}"))
+        return {
+            **asdict(EndpointMetadata(name, publish=False)),
+            "parameters": {"type": "object"},
+            "order": [],
+            "rest": None,
+            "returns": {},
+            "async": False,
+        }
+
     def register(
         self,
         name: str,
@@ -133,17 +180,19 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         publish: bool = True,
         description: str = "",
         reserved: bool = False,
+        validate: bool = False,
     ) -> None:
         """Offer a function under a name; one that is taken goes to the newcomer, with a warning.
 
-        `reserved` is for the package's own names. Raises ConfigError for a name or a function that cannot be.
+        `reserved` is for the package's own names; `validate` has arguments and result checked against the types that
+        the function names. Raises ConfigError for a name or a function that cannot be.
         """
         if not isinstance(name, str) or not 0 < len(name) <= MAX_ENDPOINT_CHARS:
             raise ConfigError(f"an endpoint's name is text of 1 to {MAX_ENDPOINT_CHARS} characters, not {name!r:.80}")
         if name.startswith(RESERVED_PREFIXES) and not reserved:
             raise ConfigError(f"{name!r} begins like the names of the package ({', '.join(RESERVED_PREFIXES)})")
         description = description or inspect.getdoc(function) or ""
-        endpoint = Endpoint.of(function, EndpointMetadata(name, publish, description))
+        endpoint = Endpoint.of(function, EndpointMetadata(name, publish, description), validate=validate)
         if name in self._endpoints:
             logger.warning("endpoint %s is registered again; the newer function takes its place", name)
         self._endpoints[name] = endpoint
@@ -190,7 +239,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             return self._invoke_mounted(mounted, request, context)
         endpoint = self._endpoints.get(request.endpoint)
         if endpoint is None:
-            raise _RefusedError(self._not_found(request.endpoint))
+            raise _RefusedError(self._not_found(request.endpoint, f"Unregistered endpoint called: {request.endpoint}"))
         return await self.run(endpoint, request.args, request.kwargs, request=request, context=context)
 
     async def run(
@@ -205,10 +254,12 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         """Run a function, registered or not, with what a caller sent and what the server fills in."""
         positional, named = endpoint.parameters.bind(args, kwargs, request=request, context=context)
         if endpoint.is_async:
-            return await endpoint.function(*positional, **named)
-        result = await self._run_in_thread(functools.partial(endpoint.function, *positional, **named))
-        # A plain function that wraps an async one returns what is still to be awaited.
-        return await result if inspect.isawaitable(result) else result
+            result = await endpoint.function(*positional, **named)
+        else:
+            result = await self._run_in_thread(functools.partial(endpoint.function, *positional, **named))
+            # A plain function that wraps an async one returns what is still to be awaited.
+            result = await result if inspect.isawaitable(result) else result
+        return result if endpoint.finish is None else endpoint.finish(result)
 
     def refusal_of(self, error: Exception, name: str) -> Refusal:
         """What the caller is told of an error. One that nobody meant is logged, once, and stays here."""
@@ -255,12 +306,32 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         run = functools.partial(contextvars.copy_context().run, _call, function)
         return await asyncio.get_running_loop().run_in_executor(self._pool, run)
 
-    def _not_found(self, name: str) -> Refusal:
+    def _not_found(self, name: str, message: str) -> Refusal:
         # The nearest name is a published one: the others are not given away.
         names = [known for known, endpoint in self._endpoints.items() if endpoint.metadata.publish]
         nearest = difflib.get_close_matches(name[:MAX_COMPARED_CHARS], names, n=1)
         details = {"nearest": nearest[0]} if nearest else {}
-        return Refusal(Code.NOT_FOUND, f"Unregistered endpoint called: {name}", details)
+        return Refusal(Code.NOT_FOUND, message, details)
+
+
+def _finish_of(returns: Shape, validate: bool) -> Callable[[Any], Any] | None:
+    if validate:
+        check = check_of(schema_of(returns, Direction.OUT), name="the result")
+
+        def dump_and_check(value: Any) -> Any:
+            dumped = dump(value)
+            try:
+                check(dumped)
+            except Misfit as misfit:
+                # Our fault, not the caller's: it ends as any other exception of a handler.
+                raise SynapseError(f"result{misfit.path} {misfit.problem}") from misfit
+            return dumped
+
+        return dump_and_check
+    if is_built(returns):
+        return dump
+    # Nothing is searched for instances that the hint does not speak of: a long list would pay for it item by item.
+    return dump_outermost if is_open(returns) else None
 
 
 def _call(function: Callable[[], Any]) -> Any:

@@ -1,11 +1,12 @@
 """What a function takes: which parameters a caller fills, and which the server does.
 
-Owns the check that a call fits before anything runs, and the words for one that does not. A function is
-analysed once, when it is registered. Pure.
+Owns the check that a call fits before anything runs, the reading of its values, and the words for what does not fit. A
+function is analysed once, when it is registered: one that wants neither classes nor checks is called with what came.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections import OrderedDict
@@ -16,14 +17,18 @@ from typing import Any, TypeAlias, get_args
 
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import ConfigError, InvalidMessageError
+from synapse_p2p.hints import HintReader, names_of
 from synapse_p2p.messages import RPCRequest
+from synapse_p2p.schema import build, check_of, is_built, is_open, object_schema, schema_of, shown_default
+from synapse_p2p.shapes import MAX_SHOWN_CHARS, NULL, Direction, Json, Member, Misfit, OneOf, Shape
 from synapse_p2p.transport.base import parse_address
 from synapse_p2p.types import build_node_from_peer_name
 
-MAX_SHOWN_CHARS = 64  # of a name that a caller made up
-
 Bound: TypeAlias = tuple[Sequence[Any], Mapping[str, Any]]
 """The positional and named arguments to run a function with."""
+
+Reading: TypeAlias = Callable[[Any], Any]
+"""Makes of a value that was sent the one to hand over. Raises Misfit."""
 
 
 class Injected(Enum):
@@ -44,14 +49,19 @@ class Parameters:
     positional: tuple[str, ...]  # of the caller's: those that a position can fill, in order
     named: frozenset[str]  # of the caller's: those that a name can fill
     required: tuple[str, ...]
-    takes_more_positions: bool
-    takes_more_names: bool
+    rest: str | None  # the parameter that takes further positions
+    more: str | None  # the parameter that takes further names
+    shapes: Mapping[str, Shape]  # of the caller's, with those two
+    readings: Mapping[str, Reading]  # of those whose values are built or checked
+    returns: Shape
 
     def bind(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], *, request: RPCRequest, context: CallContext
     ) -> Bound:
         """The arguments to run with. Raises InvalidMessageError that names the parameter in the way."""
         self.check(args, kwargs)
+        if self.readings:
+            args, kwargs = self._read(args, kwargs)
         if not self.injected:
             return args, kwargs
         arguments = OrderedDict(self.caller.bind(*args, **kwargs).arguments)
@@ -63,7 +73,7 @@ class Parameters:
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raises InvalidMessageError where a call with these would not fit."""
-        if len(args) > len(self.positional) and not self.takes_more_positions:
+        if len(args) > len(self.positional) and self.rest is None:
             raise InvalidMessageError(f"{len(args)} positional arguments given; {self._wanted()}")
         filled = self.positional[: len(args)]
         for name in kwargs:
@@ -71,21 +81,59 @@ class Parameters:
                 raise InvalidMessageError(f"parameter {name!r} is filled by the server; leave it out")
             if name in filled and name in self.named:
                 raise InvalidMessageError(f"parameter {name!r} is given twice, by position and by name")
-            if name not in self.named and not self.takes_more_names:
+            if name not in self.named and self.more is None:
                 raise InvalidMessageError(f"unknown parameter {name[:MAX_SHOWN_CHARS]!r}; {self._wanted()}")
         for name in self.required:
             if name not in filled and not (name in self.named and name in kwargs):
                 raise InvalidMessageError(f"parameter {name!r} is missing; {self._wanted()}")
+
+    def schema(self) -> Json:
+        """The arguments as the JSON Schema document of one object; `x-positional-only` marks what no name fills."""
+        single = [name for name in self.caller.parameters if name not in (self.rest, self.more)]
+        more = None if self.more is None else self.shapes[self.more]
+        schema = object_schema({name: self._member(name) for name in single}, more=more)
+        for name in single:
+            if name not in self.named:
+                schema["properties"][name]["x-positional-only"] = True
+        return schema
+
+    def rest_schema(self) -> Json | None:
+        """The document of each positional argument past the named ones; None where there may be none."""
+        return None if self.rest is None else schema_of(self.shapes[self.rest], Direction.IN)
+
+    def _member(self, name: str) -> Member:
+        default = shown_default(self.caller.parameters[name].default)
+        return Member(self.shapes[name], is_required=name in self.required, default=default)
+
+    def _read(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bound:
+        filled = [self._value(name, name, value) for name, value in zip(self.positional, args, strict=False)]
+        surplus = enumerate(args[len(filled) :])
+        filled += [self._value(self.rest, f"{self.rest}[{index}]", value) for index, value in surplus]
+        named = {
+            name: self._value(name if name in self.named else self.more, name[:MAX_SHOWN_CHARS], value)
+            for name, value in kwargs.items()
+        }
+        return filled, named
+
+    def _value(self, parameter: str | None, shown_name: str, value: Any) -> Any:
+        reading = self.readings.get(parameter or "")
+        if reading is None:
+            return value
+        try:
+            return reading(value)
+        except Misfit as misfit:
+            raise InvalidMessageError(f"parameter '{shown_name}{misfit.path}' {misfit.problem}") from misfit
 
     def _wanted(self) -> str:
         names = ", ".join(self.caller.parameters)
         return f"it takes ({names})"
 
 
-def analyse(function: Callable[..., Any], *, injects_names: bool = True) -> Parameters:
+def analyse(function: Callable[..., Any], *, injects_names: bool = True, validate: bool = False) -> Parameters:
     """The parameters of a function. `rpc` and `node` are the caller's too where `injects_names` is false.
 
-    Raises ConfigError for a function whose signature cannot be read.
+    Values are built where the hint names a class; `validate` has the others checked against their schemas. Raises
+    ConfigError for a function whose signature cannot be read, and where there is nothing to check with.
     """
     whole = _signature_of(function)
     injected = {
@@ -97,6 +145,9 @@ def analyse(function: Callable[..., Any], *, injects_names: bool = True) -> Para
     by_position = [p for p in callers if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     by_name = [p for p in callers if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     single = [p for p in callers if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    reader = HintReader(names_of(function))
+    shapes = {p.name: _shape_of(p, reader) for p in callers}
+    readings = {name: _reading_of(name, shape, validate) for name, shape in shapes.items()}
     return Parameters(
         whole=whole,
         caller=whole.replace(parameters=callers, return_annotation=inspect.Signature.empty),
@@ -104,9 +155,34 @@ def analyse(function: Callable[..., Any], *, injects_names: bool = True) -> Para
         positional=tuple(p.name for p in by_position),
         named=frozenset(p.name for p in by_name),
         required=tuple(p.name for p in single if p.default is p.empty),
-        takes_more_positions=any(p.kind is p.VAR_POSITIONAL for p in callers),
-        takes_more_names=any(p.kind is p.VAR_KEYWORD for p in callers),
+        rest=next((p.name for p in callers if p.kind is p.VAR_POSITIONAL), None),
+        more=next((p.name for p in callers if p.kind is p.VAR_KEYWORD), None),
+        shapes=shapes,
+        readings={name: reading for name, reading in readings.items() if reading is not None},
+        returns=reader.read(whole.return_annotation),
     )
+
+
+def _shape_of(parameter: inspect.Parameter, reader: HintReader) -> Shape:
+    shape = reader.read(parameter.annotation)
+    # `x: int = None` says less than it means, and has long been written.
+    if parameter.default is None and not is_open(shape) and NULL not in (shape, *shape.parts()):
+        return OneOf((shape, NULL))
+    return shape
+
+
+def _reading_of(name: str, shape: Shape, validate: bool) -> Reading | None:
+    if is_built(shape):
+        return functools.partial(build, shape)
+    if not validate:
+        return None
+    check = check_of(schema_of(shape, Direction.IN), name=f"parameter {name!r}")
+
+    def read(value: Any) -> Any:
+        check(value)
+        return value
+
+    return read
 
 
 def _signature_of(function: Callable[..., Any]) -> inspect.Signature:

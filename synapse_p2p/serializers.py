@@ -64,7 +64,7 @@ class MessagePackRPCSerializer(BaseRPCSerializer):
             if problem := _unsendable(value, name, MAX_VALUE_DEPTH):
                 raise ConfigError(problem)
         try:
-            return cast("bytes", msgpack.packb(outgoing, default=_fields_of))
+            return cast("bytes", msgpack.packb(_map_of(outgoing), default=_fields_of))
         except (TypeError, ValueError, OverflowError) as error:
             # Text that is no Unicode (a lone surrogate) is what the walk above does not look for.
             raise ConfigError(f"MsgPack cannot carry this {outgoing.type}: {error}") from error
@@ -81,6 +81,20 @@ class MessagePackRPCSerializer(BaseRPCSerializer):
         if message_type == "response":
             return _read_response(fields)
         raise InvalidMessageError(f"unknown message type: {_shown(message_type)}")
+
+
+def _map_of(message: RPCMessage) -> dict[str, Any]:
+    """A message as the map that travels: half the cost of asking a dataclass for its fields."""
+    if isinstance(message, RPCRequest):
+        return {
+            "endpoint": message.endpoint,
+            "id": message.id,
+            "args": message.args,
+            "kwargs": message.kwargs,
+            "type": message.type,
+        }
+    error = message.error and {"code": message.error.code, "message": message.error.message}
+    return {"id": message.id, "ok": message.ok, "result": message.result, "error": error, "type": message.type}
 
 
 def _read_request(fields: dict[Any, Any]) -> RPCRequest:
@@ -119,7 +133,8 @@ def _read_id(fields: dict[Any, Any]) -> str:
 
 
 def _refuse_unknown(fields: dict[Any, Any], known: frozenset[str], message_type: str) -> None:
-    if unknown := [key for key in fields if key not in known]:
+    if not known.issuperset(fields):
+        unknown = [key for key in fields if key not in known]
         raise InvalidMessageError(f"unknown {message_type} fields: {', '.join(map(_shown, unknown[:4]))}")
 
 

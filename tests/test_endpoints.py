@@ -4,17 +4,25 @@ import asyncio
 import contextvars
 import functools
 import logging
+import sys
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from synapse_p2p.context import CallContext
-from synapse_p2p.endpoints import RESERVED_PREFIXES, EndpointDirectory, EndpointMetadata
+from synapse_p2p.endpoints import RESERVED_PREFIXES, Endpoint, EndpointDirectory, EndpointMetadata
 from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError, RemoteError
 from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
 
 CONTEXT = CallContext(peer=None, address="127.0.0.1:80")
+
+
+@dataclass
+class User:
+    name: str
+    age: int = 3
 
 
 def directory(**options: Any) -> EndpointDirectory:
@@ -198,6 +206,102 @@ async def test_nothing_runs_when_the_arguments_do_not_fit():
     assert isinstance(outcome, Refusal)
     assert outcome.code is Code.BAD_REQUEST
     assert not has_run
+
+
+# Values
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+async def test_a_class_is_built_before_the_handler_runs_and_dumped_after_it(in_thread: bool):
+    endpoints = directory()
+
+    def plain(user: User) -> list[User]:
+        return [user, User(user.name, user.age + 1)]
+
+    async def awaited(user: User) -> list[User]:
+        return plain(user)
+
+    endpoints.register("grow", plain if in_thread else awaited)
+
+    assert await serve(endpoints, "grow", {"name": "Ada"}) == Answer(
+        [{"name": "Ada", "age": 3}, {"name": "Ada", "age": 4}]
+    )
+    assert await serve(endpoints, "grow", {"name": "Ada", "age": "x"}) == Refusal(
+        Code.BAD_REQUEST, "parameter 'user.age' has to be an integer, not text"
+    )
+    endpoints.close()
+
+
+async def test_an_instance_that_no_hint_speaks_of_is_dumped_where_it_is_the_result_itself():
+    endpoints = directory()
+    users = [User("Ada")]
+
+    async def one():
+        return users[0]
+
+    async def several():
+        return users
+
+    endpoints.register("one", one)
+    endpoints.register("several", several)
+    outcome = await serve(endpoints, "several")
+
+    assert await serve(endpoints, "one") == Answer({"name": "Ada", "age": 3})
+    assert isinstance(outcome, Answer)
+    assert outcome.value is users
+
+
+async def test_nothing_is_looked_at_where_the_hints_name_no_class():
+    async def handler(a: int, b: dict[str, Any]) -> list[Any]:
+        return []
+
+    endpoint = Endpoint.of(handler, EndpointMetadata("any"))
+
+    assert endpoint.finish is None
+    assert endpoint.parameters.readings == {}
+
+
+async def test_arguments_and_result_are_checked_where_that_is_wanted(caplog: pytest.LogCaptureFixture):
+    endpoints = directory()
+
+    async def half(number: int) -> int:
+        return number / 2
+
+    endpoints.register("half", half, validate=True)
+
+    assert await serve(endpoints, "half", 4) == Answer(2)
+    assert await serve(endpoints, "half", "4") == Refusal(
+        Code.BAD_REQUEST, "parameter 'number' does not fit its schema: type 'integer'"
+    )
+    assert caplog.records == []
+    assert await serve(endpoints, "half", 3) == Refusal(
+        Code.INTERNAL_ERROR, "internal error (reference abababab)", {"reference": "abababab"}
+    )
+    assert "result does not fit its schema: type 'integer'" in caplog.text
+
+
+async def test_nothing_is_checked_unless_that_is_wanted():
+    endpoints = directory()
+
+    async def half(number: int) -> int:
+        return number * 2
+
+    endpoints.register("double", half)
+
+    assert await serve(endpoints, "double", "4") == Answer("44")
+
+
+def test_a_check_that_cannot_be_had_is_an_error_at_registration(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    monkeypatch.setitem(sys.modules, "jsonschema.exceptions", None)
+    endpoints = directory()
+
+    async def no_arguments() -> int:
+        return 1
+
+    with pytest.raises(ConfigError, match=r"pip install 'synapse-p2p\[schema\]'"):
+        endpoints.register("one", no_arguments, validate=True)
+    assert "one" not in endpoints
 
 
 # The ends of exceptions
