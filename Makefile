@@ -6,13 +6,42 @@ PY := $(VENV)/bin/python
 FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done
 
-.PHONY: demo test check clean
+# The first interpreter of just this version, on PATH or under pyenv.
+find_version = for p in python$(1) "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$(1).*/bin/python; do \
+	"$$p" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(1)")' 2>/dev/null && { echo "$$p"; break; }; done
+VERSIONS := 3.11 3.12 3.13
+TEST_VERSIONS := $(addprefix test-,$(VERSIONS))
+
+.PHONY: demo test types test-all $(TEST_VERSIONS) interpreters check compat bench clean
 
 demo: $(VENV)/.core
 	@$(PY) -m synapse_p2p.apps.demo
 
-test: check
+test: check types
 	PYTHONDEVMODE=1 $(PY) -m pytest -n 2
+
+# What users write against the wheel as they install it; apart from the rest, which runs in parallel.
+types: $(VENV)/.dev
+	$(PY) -m pytest tests/typing
+
+# The tests on every Python version that is supported; one that is not installed is an error.
+test-all: interpreters
+	@for version in $(VERSIONS); do $(MAKE) --no-print-directory test-$$version || exit 1; done
+
+interpreters:
+	@missing=; \
+	$(foreach version,$(VERSIONS),test -n "$$($(call find_version,$(version)))" || missing="$$missing $(version)";) \
+	test -z "$$missing" || { echo "Not found on PATH or under pyenv: Python$$missing. Install it, then run make again."; exit 1; }
+
+$(TEST_VERSIONS): test-%: .venv-%/.dev
+	PYTHONDEVMODE=1 .venv-$*/bin/python -m pytest -n 2
+
+# Cross calls with earlier releases as published, which it installs.
+compat: $(VENV)/.dev
+	PYTHONDEVMODE=1 $(PY) -m pytest tests/compat
+
+bench: $(VENV)/.core
+	$(PY) -m benchmarks.rpc
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
@@ -31,5 +60,12 @@ $(VENV)/.dev: $(VENV)/.core
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+.venv-%/.dev: pyproject.toml
+	@python=$$($(call find_version,$*)); \
+	test -n "$$python" || { echo "Python $* was not found on PATH or under pyenv: install it, then run make again."; exit 1; }; \
+	test -x .venv-$*/bin/python || "$$python" -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-* build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
