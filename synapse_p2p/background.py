@@ -56,19 +56,11 @@ class TaskScope:
 
     def spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
         """Run a coroutine as a task that nobody awaits. After `close()` RuntimeError is raised and nothing runs."""
-        task = self.spawn_awaited(coroutine, name=name)
-        task.add_done_callback(self._log_failure)
-        return task
+        return self._start(coroutine, name, self._forget_and_log)
 
     def spawn_awaited(self, coroutine: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
         """Run a coroutine as a task whose result or failure the caller takes."""
-        if self._is_closed:
-            coroutine.close()
-            raise RuntimeError(f"{self.name} is closed; it starts no task")
-        task = asyncio.get_running_loop().create_task(coroutine, name=name)
-        self._tasks[task] = None
-        task.add_done_callback(self._forget)
-        return task
+        return self._start(coroutine, name, self._forget)
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -108,10 +100,22 @@ class TaskScope:
     ) -> None:
         await self.close()
 
+    def _start(
+        self, coroutine: Coroutine[Any, Any, T], name: str | None, on_end: Callable[[asyncio.Task[Any]], None]
+    ) -> asyncio.Task[T]:
+        if self._is_closed:
+            coroutine.close()
+            raise RuntimeError(f"{self.name} is closed; it starts no task")
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks[task] = None
+        task.add_done_callback(on_end)
+        return task
+
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)
 
-    def _log_failure(self, task: asyncio.Task[Any]) -> None:
+    def _forget_and_log(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("task %s of %s failed", task.get_name(), self.name, exc_info=error)
 

@@ -94,7 +94,9 @@ def unpack(data: bytes | memoryview, limits: Limits) -> Any:
         # msgpack raises half a dozen unrelated types here (ValueError, StackError, OverflowError, UnicodeDecodeError
         # ...).
         raise InvalidMessageError(f"not a valid MsgPack message: {type(error).__name__}") from error
-    if type(value) in (list, dict) and _is_deeper_than(value, limits.max_depth):
+    # Nesting takes containers, and each has its weight: most messages hold too few to be too deep.
+    may_be_deep = limits.max_elements - elements > _LIST_WEIGHT * limits.max_depth
+    if may_be_deep and _is_deeper_than(value, limits.max_depth):
         raise InvalidMessageError(f"nested deeper than {limits.max_depth}")
     return value
 
@@ -115,7 +117,7 @@ def _refuse_extension(code: int, data: bytes) -> NoReturn:
 
 
 def _is_deeper_than(value: Any, max_depth: int) -> bool:
-    level = [value]
+    level = [value] if type(value) in (list, dict) else []
     for _ in range(max_depth):
         below: list[Any] = []
         for container in level:

@@ -6,6 +6,7 @@ implement the same contract and one test file runs on both.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Callable
@@ -167,6 +168,7 @@ def is_literal_address(text: str) -> bool:
     return port > 0 and (version == 6) == text.startswith("[")
 
 
+@functools.lru_cache(maxsize=256)  # asked for every plain connection, about few hosts
 def is_loopback(host: str) -> bool:
     """Whether a host names this machine alone: `localhost`, 127.0.0.0/8, ::1, or the last two as an IPv4-mapped
     IPv6.

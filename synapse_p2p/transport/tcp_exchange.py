@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import struct
 import sys
@@ -19,6 +20,7 @@ from synapse_p2p.protocol.plain import FrameReader
 
 READ_SIZE_BYTES = 64 * 1024
 
+_UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK, errno.EINTR})
 _RESET_ON_CLOSE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
@@ -67,10 +69,13 @@ async def _connected(family: int, address: Any) -> socket.socket:
         connection.setblocking(False)
         # Or the last piece of a long frame waits for the peer to confirm those before.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            connection.connect(address)  # on one machine this is all
-        except (BlockingIOError, InterruptedError):
+        error = connection.connect_ex(address)
+        if error in _UNDER_WAY:
+            error = connection.connect_ex(address)  # on one machine it has come about meanwhile
+        if error in _UNDER_WAY:
             await asyncio.get_running_loop().sock_connect(connection, address)
+        elif error not in (0, errno.EISCONN):
+            raise OSError(error, os.strerror(error))
     except BaseException:
         connection.close()
         raise
