@@ -119,6 +119,7 @@ class DHTNode:
     async def start(self) -> None:
         """Begin to look after the routing table and the store. A second call does nothing."""
         if self._scope is None:
+            self._check_dials = 0
             self._scope = TaskScope(f"node {self.id.hex()[:8]}")
             self._maintenance = Maintenance(self._host.runtime, self._scope)
             self._maintenance.every("refresh", self._config.refresh_s / 4, self._refresh)
@@ -246,7 +247,8 @@ class DHTNode:
                 continue
             for stored in self.store.get(key, self._host.runtime.now()):
                 for capability in self._capabilities_under(key, stored.record):
-                    await self._store_at(newcomer, stored.record, capability)
+                    if await self._store_at(newcomer, stored.record, capability) == "unreachable":
+                        return
 
     def _should_offer(self, key: Key, newcomer: Contact) -> bool:
         # The cheaper question first: most records are another's to offer.

@@ -142,8 +142,9 @@ class Requester:
             answer = read(
                 await self._host.peers.call(contact, endpoint, request, timeout_s=self._config.lookup.request_timeout_s)
             )
-        except (*UNREACHABLE, InvalidMessageError):
-            self._on_failure(contact)
+        except (*UNREACHABLE, InvalidMessageError) as error:
+            if not isinstance(error, PeerUnavailable) or error.was_tried:
+                self._on_failure(contact)
             raise
         except RemoteError as error:
             if error.code != Code.BUSY:  # one that has much to do is a good contact all the same

@@ -89,11 +89,7 @@ class RoutingTable:
         return Observation.WAITING
 
     def on_failure(self, node_id: NodeID, now: float) -> Contact | None:
-        """A request to this node failed. The contact, if that was one too many and it is evicted for it.
-
-        Callers keep failures to themselves while most requests fail at once: then our own network is the
-        suspect.
-        """
+        """A request to this node failed. The contact, if that was one too many and it is evicted for it."""
         kbucket = self._kbucket_of(node_id)
         if kbucket is None:
             return None

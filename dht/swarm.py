@@ -96,8 +96,8 @@ class Swarm:
         on.
 
         With `wait_joined` a swarm that was not joined by then is stopped again and JoinFailed raised. Started already,
-        it does nothing; stopped by somebody meanwhile, it returns. Raises OSError when the port cannot be had, and
-        ConfigError for an agent that no record can tell of.
+        it does nothing; stopped by somebody meanwhile, it returns, or raises JoinFailed with `wait_joined`. Raises
+        OSError when the port cannot be had, and ConfigError for an agent that no record can tell of.
         """
         async with self._life:
             if self._scope is not None:
@@ -299,7 +299,7 @@ class Swarm:
             server.address, server.port = parse_address(listen)
         elif self._agent is None or not self._agent.bind_given:
             server.address, server.port = (LOOPBACK if seeds_are_here else ALL_INTERFACES), 0
-        if self._is_node and is_loopback(server.address) and not seeds_are_here:
+        if self._is_node and advertise is None and is_loopback(server.address) and not seeds_are_here:
             self._is_node = False
             logger.warning(
                 "this node listens on %s alone and its seeds are elsewhere: nobody could dial it, so it starts as a "

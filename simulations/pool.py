@@ -136,7 +136,7 @@ class VirtualPool:
     async def _dial_shared(self, address: str, expected_id: NodeID | None, deadline: float | None) -> VirtualSession:
         self._check_dialable(address)
         if self._backoff.is_resting(address, self._loop.time()):
-            raise PeerUnavailable(f"{address} did not answer a moment ago")
+            raise PeerUnavailable(f"{address} did not answer a moment ago", was_tried=False)
         key = (address, expected_id)
         dial = self._dials.get(key)
         if dial is None:

@@ -29,15 +29,6 @@ STOP_TIMEOUT_S = 0.5  # for periodic functions to end once they are cancelled
 MAX_BACKGROUND_THREADS = 8  # for plain periodic functions of one server; more of them wait for a free one
 MAX_REMEMBERED_FAILURES = 16  # different ones of one periodic function; past it the one not seen longest is new again
 REPEATS_LOGGED_EVERY_S = 60.0  # how often the log tells that a known failure goes on
-MAX_BACKGROUND_THREADS = 8  # for plain periodic functions of one server; more of them wait for a free one
-MAX_REMEMBERED_FAILURES = 16  # different ones of one periodic function; past it the one not seen longest is new again
-REPEATS_LOGGED_EVERY_S = 60.0  # how often the log tells that a known failure goes on
-MAX_BACKGROUND_THREADS = 8  # for plain periodic functions of one server; more of them wait for a free one
-MAX_REMEMBERED_FAILURES = 16  # different ones of one periodic function; past it the one not seen longest is new again
-REPEATS_LOGGED_EVERY_S = 60.0  # how often the log tells that a known failure goes on
-MAX_BACKGROUND_THREADS = 8  # for plain periodic functions of one server; more of them wait for a free one
-MAX_REMEMBERED_FAILURES = 16  # different ones of one periodic function; past it the one not seen longest is new again
-REPEATS_LOGGED_EVERY_S = 60.0  # how often the log tells that a known failure goes on
 
 T = TypeVar("T")
 

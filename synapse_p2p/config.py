@@ -58,7 +58,7 @@ class ServerConfig:
     min_body_bytes_per_s: int = 16 * KIB  # slower senders of a body are cut off ...
     body_grace_s: float = 10.0  # ... after this much on top
     write_stall_s: float = 10.0
-    stop_timeout_s: float = 1.0  # how long a stop waits for handlers that ignore being cancelled
+    stop_timeout_s: float = 0.5  # how long a stop waits for handlers that ignore being cancelled
     max_plain_connections: int = 512
     handler_threads: int = 8  # for plain `def` handlers
     max_handlers: int = 256  # running at once over all connections

@@ -225,6 +225,12 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         self._running_count += 1
         try:
             return Answer(await self.invoke(request, context))
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled this call: the handler awaited something that was. Its caller is owed an answer.
+            return self.refusal_of(SynapseError(f"the handler was cancelled from within: {error!r}"), request.endpoint)
         except Exception as error:
             return self.refusal_of(error, request.endpoint)
         finally:
@@ -298,7 +304,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         try:
             return handler(request.kwargs, context)
         except RemoteError as error:
-            raise _RefusedError(Refusal(Code(error.code), error.message, error.details)) from error
+            raise _RefusedError(Refusal(Code.read(error.code), error.message, error.details)) from error
 
     async def _run_in_thread(self, function: Callable[[], Any]) -> Any:
         if self._pool is None:

@@ -49,8 +49,8 @@ class HandshakeFailed(ProtocolViolation):
     """The other end could not prove who it is, or is not whom we wanted.
 
     `reason` is one word for programs: `preamble`, `message`, `crypto`, `proof`, `self`, `identity`, `version`,
-    `refused`,
-    `closed`. `refusal` is the listener's unproved word (`version`, `suite`, `network`, `busy`), text for people only.
+    `refused`, `timeout`, `closed`. `refusal` is the listener's unproved word (`version`, `suite`, `network`, `busy`),
+    text for people only.
     """
 
     def __init__(self, reason: str, text: str, *, refusal: str | None = None) -> None:
@@ -63,12 +63,13 @@ class PeerUnavailable(SynapseError, ConnectionError):
     """No answer is to be had from this peer now.
 
     `may_have_started` is False only when the request certainly never reached the peer: repeating it elsewhere is then
-    safe.
+    safe. `was_tried` is False where nothing was sent at all, because the address failed a moment ago: no new evidence.
     """
 
-    def __init__(self, text: str, *, may_have_started: bool = False) -> None:
+    def __init__(self, text: str, *, may_have_started: bool = False, was_tried: bool = True) -> None:
         super().__init__(text)
         self.may_have_started = may_have_started
+        self.was_tried = was_tried
 
 
 class Timeout(SynapseError, TimeoutError):

@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-STOP_GRACE_S = 0.5  # for calls that run; with the time to end them `stop` stays well under two seconds
-WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, never bound here
+STOP_GRACE_S = 0.5  # for calls that run; clients that are merely connected take none of it
 RUN_GRACE_S = 5.0  # the same when a signal ends `run`
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, never bound here
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -230,24 +230,31 @@ class Server:
             return self._server
 
     async def stop(self, *, grace: float = STOP_GRACE_S) -> None:
-        """Close the port, let calls that run finish for `grace` seconds, and end everything. Bounded in time."""
-        listener, self._listener, self._server = self._listener, None, None
-        if listener is not None:
-            listener.close()
-        await self.background_executor.stop()
-        if self._sessions is not None:
-            await self._sessions.stop(grace)
-        connections, self._connections = self._connections, None
-        if connections is not None:
-            await connections.close(grace)
-        self.endpoints.close()
-        self._has_stopped.set()
+        """Close the port, let calls that run finish for `grace` seconds, and end everything. Bounded in time.
+
+        It waits for a start that is under way. Being cancelled ends the grace; a second stop ends what is left.
+        """
+        async with self._start_lock:
+            deadline = self.runtime.now() + grace
+            listener, self._listener, self._server = self._listener, None, None
+            if listener is not None:
+                listener.close()
+            try:
+                await self.background_executor.stop()
+                if self._sessions is not None:
+                    await self._sessions.stop(max(0.0, deadline - self.runtime.now()))
+                if self._connections is not None:
+                    await self._connections.close(max(0.0, deadline - self.runtime.now()))
+                    self._connections = None
+            finally:
+                self.endpoints.close()
+                self._has_stopped.set()
 
     async def serve(self) -> None:
         """Start, say so, and return when the server was stopped; being cancelled stops it."""
         await self.start()
-        self._print_startup()
         try:
+            self._print_startup()
             await self._has_stopped.wait()
         finally:
             await self.stop()
@@ -261,8 +268,8 @@ class Server:
 
     async def _serve_until(self, signalled: asyncio.Event) -> None:
         await self.start()
-        self._print_startup()
         try:
+            self._print_startup()
             await first_set(signalled, self._has_stopped)
         finally:
             await self.stop(grace=RUN_GRACE_S)

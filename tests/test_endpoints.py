@@ -501,3 +501,36 @@ def test_mounting_again_takes_the_place_of_what_was_there():
     assert mounted is not None
     assert mounted({}, CONTEXT) == "new"
     assert endpoints.mounted("_dht.pong") is None
+
+
+async def test_a_handler_that_is_cancelled_from_within_still_ends_its_call(caplog):
+    endpoints = directory()
+
+    async def awaits_what_was_cancelled() -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    endpoints.register("broken", awaits_what_was_cancelled)
+
+    outcome = await serve(endpoints, "broken")
+
+    assert isinstance(outcome, Refusal)
+    assert outcome.code is Code.INTERNAL_ERROR
+    assert "cancelled from within" in caplog.text
+
+
+async def test_a_call_that_is_cancelled_ends_as_cancelled():
+    endpoints = directory()
+
+    async def slow() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    endpoints.register("slow", slow)
+    task = asyncio.ensure_future(serve(endpoints, "slow"))
+    await asyncio.sleep(0)
+
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -770,3 +770,15 @@ def test_endpoint_metadata_has_three_fields():
         "publish": False,
         "description": "Whether this server answers.",
     }
+
+
+async def test_a_stop_during_the_start_closes_the_port():
+    server = Server(port=0)
+    starting = asyncio.ensure_future(server.start())
+    await asyncio.sleep(0)
+
+    await server.stop()
+
+    listening = await starting
+    assert not listening.is_serving()
+    assert server.listening_addresses == ()

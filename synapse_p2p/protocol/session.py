@@ -59,6 +59,11 @@ class Code(StrEnum):
     FAILED = "failed"
     INTERNAL_ERROR = "internal_error"
 
+    @classmethod
+    def read(cls, text: str) -> Code:
+        """The code that a text names; `internal_error` for one that this release does not know."""
+        return cls(text) if text in _CODES else cls.INTERNAL_ERROR
+
 
 _CODES = frozenset(Code)
 
@@ -332,12 +337,15 @@ class Session:
     def _on_call(self, call: Call, kind: FrameKind, now: float) -> None:
         if self._is_own(call.id) or call.id <= self._last_peer_ids[kind] or self._is_open(call.id):
             raise ProtocolViolation(f"call id {call.id} is not a fresh one of the caller's")
+        if (kind is FrameKind.CONTROL) != call.endpoint.startswith(CONTROL_PREFIX):
+            # Or a peer would get the places of the overlay's short calls for its long ones.
+            raise ProtocolViolation(f"a call to {call.endpoint[:64]!r} in a frame of kind {kind.name}")
         self._last_peer_ids[kind] = call.id
         deadline = None
-        match call.options.get("deadline_ms"):
-            case int() as left_ms if left_ms is not True and 0 <= left_ms <= MAX_DEADLINE_MS:
-                deadline = now + left_ms / 1000
-                self._watch(deadline, call.id)
+        left_ms = call.options.get("deadline_ms")
+        if type(left_ms) is int and 0 <= left_ms <= MAX_DEADLINE_MS:
+            deadline = now + left_ms / 1000
+            self._watch(deadline, call.id)
         if kind is FrameKind.CONTROL:
             self._control_ids[call.id] = None
         arrived = CallArrived(call, deadline)
@@ -475,7 +483,7 @@ class Session:
 
 
 def _failed(message: Fail) -> CallFailed:
-    code = Code(message.code) if message.code in _CODES else Code.INTERNAL_ERROR
+    code = Code.read(message.code)
     details = message.details or {}
     may_have_started = details.get("may_have_started") is not False
     return CallFailed(message.id, code, message.message, details, may_have_started)

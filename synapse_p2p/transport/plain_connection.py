@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 SESSION_FIRST_BYTE = 0xA5
 MAX_BUFFERED_BYTES = 64 * 1024 * 1024  # of unfinished requests, over all connections of a server
-STOP_TIMEOUT_S = 0.5  # for handlers to end once they are cancelled
 LINGER_S = 1.0  # how long a caller refused early may go on sending before it is cut off
 READ_SIZE_BYTES = 64 * 1024
 MAX_LOGGED_CHARS = 120  # of what was wrong with a request, which may name what the caller sent
@@ -101,7 +100,7 @@ class PlainConnections:
         for connection in self._others():
             connection.abort("the server stops")
         try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
+            async with asyncio.timeout(self.config.stop_timeout_s):
                 await self.scope.close()
                 await self._wait_until_empty()
         except TimeoutError:

@@ -209,7 +209,7 @@ class SessionPool:
                     await connection.wait_idle()
 
     async def _end_tasks(self) -> None:
-        scope = self._scope
+        scope, self._scope = self._scope, None
         if scope is None:
             return
         try:
@@ -217,7 +217,6 @@ class SessionPool:
                 await scope.close()
         except TimeoutError:
             logger.warning("%d handlers ignore that they were cancelled; stopping without them", len(scope))
-        self._scope = None
 
     # Sessions
 
@@ -249,7 +248,7 @@ class SessionPool:
         if self._is_stopping:
             raise PeerUnavailable(NODE_IS_STOPPING)
         if self._backoff.is_resting(address, self._runtime.now()):
-            raise PeerUnavailable(f"{address} did not answer a moment ago")
+            raise PeerUnavailable(f"{address} did not answer a moment ago", was_tried=False)
         key = (address, expected_id)
         dial = self._dials.get(key)
         if dial is None:

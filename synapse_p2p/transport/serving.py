@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 MountedHandler: TypeAlias = Callable[[Mapping[str, Any], CallContext], Any]
 
-_CODES = frozenset(Code)
-
 
 class CallServer(Protocol):
     """Who runs the calls that arrive on a connection."""
@@ -104,7 +102,8 @@ class ServedCalls:
         else:
             self._answer(call, value)
         finally:
-            self._tasks.pop(call.id, None)
+            if self._tasks.get(call.id) is asyncio.current_task():
+                del self._tasks[call.id]
         if not self._session.is_closing:
             self._on_answered(had_to_wait)
 
@@ -119,7 +118,7 @@ class ServedCalls:
             self._session.fail(call.id, Code.INTERNAL_ERROR, f"the result of {call.endpoint} cannot be sent")
 
     def _fail(self, call: Call, error: RemoteError) -> None:
-        code = Code(error.code) if error.code in _CODES else Code.INTERNAL_ERROR
+        code = Code.read(error.code)
         try:
             self._session.fail(call.id, code, error.message, error.details)
         except (FrameTooLarge, TypeError, ValueError, OverflowError) as unsendable:

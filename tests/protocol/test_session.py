@@ -819,6 +819,15 @@ def test_overlay_calls_do_not_wait_behind_tasks():
     assert len(arrived) == SMALL.max_calls_served + 1
 
 
+@pytest.mark.parametrize(("kind", "endpoint"), [(FrameKind.CONTROL, "echo"), (FrameKind.TASK, "_dht.ping")])
+def test_a_call_in_a_frame_of_the_other_kind_is_a_violation(kind: FrameKind, endpoint: str):
+    _, listener = pair()
+    frame = encode_frame(kind, encode_message(Call(2, endpoint, [], {}, {})))
+
+    with pytest.raises(ProtocolViolation, match="in a frame of kind"):
+        listener.receive_data(frame, 0.0)
+
+
 def test_overlay_calls_that_nobody_answers_are_bounded_too():
     dialer, listener = pair()
     for _ in range(SMALL.max_calls_queued + 1):
