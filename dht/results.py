@@ -70,7 +70,13 @@ class FoundAgent:
 
     def __str__(self) -> str:
         where = ", ".join(self.addresses) or "no address"
-        return f"{self.name} ({self.role}) at {where}, id {self.id.hex()[:16]}: {', '.join(self.capabilities)}"
+        name, role = _printable(self.name), _printable(self.role)
+        return f"{name} ({role}) at {where}, id {self.id.hex()[:16]}: {', '.join(self.capabilities)}"
+
+
+def _printable(text: str) -> str:
+    # An agent chooses its own name, and what is printed may land on a terminal: no stranger's escapes there.
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,6 +157,7 @@ class Swarm:
         self._publishing = self._new_publishing()
         if self._agent is not None:
             self._seal_record(self._agent, self._offer())  # refuse here what no record can tell of, not in a task
+        self._server.sessions.open()
         if self._is_node:
             await self._server.start()
         node = self._node = DHTNode(self._server, config=self._config.dht)

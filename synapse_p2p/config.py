@@ -17,6 +17,9 @@ class SessionConfig:
     max_control_frame_bytes: int = 64 * KIB
     max_task_frame_bytes: int = 4 * MIB  # larger payloads are streams
     max_calls_served: int = 64  # handlers that one peer keeps running
+    max_control_calls: int = (
+        128  # overlay calls of ours in flight; the others wait, for a peer takes 256 and refuses more
+    )
     max_calls_queued: int = 256  # calls of one peer that wait for a free place; beyond: busy
     max_records: int = 2**20  # of one direction under one key
     handshake_timeout_s: float = 5.0

@@ -215,6 +215,7 @@ class Server:
         async with self._start_lock:
             if self._server is not None:
                 return self._server
+            self.sessions.open()
             self._connections = PlainConnections(
                 make_exchange=self._make_exchange,
                 respond=self._respond,

@@ -36,6 +36,7 @@ from synapse_p2p.protocol.wire import (
     Pong,
     Result,
     Unknown,
+    check_readable,
     decode_message,
     encode_frame,
     encode_message,
@@ -462,6 +463,8 @@ class Session:
         )
         if len(body) > limit_bytes:
             raise FrameTooLarge(limit_bytes=limit_bytes, actual_bytes=len(body))
+        if kind is FrameKind.TASK:
+            check_readable(message, body)
         frame = encode_frame(kind, body)
         if kind is FrameKind.CONTROL:
             self._control.append(frame)

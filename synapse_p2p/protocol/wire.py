@@ -238,6 +238,32 @@ _PING = pack([int(MessageType.PING), 0])
 _PONG = pack([int(MessageType.PONG), 0])
 
 
+def check_readable(message: Message, body: bytes) -> None:
+    """Raise ValueError for a task message that packs, but that the other end would refuse and close the session for.
+
+    MsgPack carries keys that are numbers, any depth and any count; readers do not. Cost: none for plain values, else
+    that of decoding `body`.
+    """
+    match message:
+        case Call(_, _, args, kwargs):
+            values = [*args, *kwargs.values()]
+        case Result(_, value):
+            values = [value]
+        case Fail(_, _, _, details):
+            values = [details]
+        case _:
+            return
+    if all(type(value) in _PLAIN for value in values):
+        return
+    try:
+        unpack(body, TASK_LIMITS)
+    except InvalidMessageError as error:
+        raise ValueError(f"the other end would not read it ({error.__cause__ or error})") from error
+
+
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+
+
 def decode_message(body: bytes | memoryview, kind: FrameKind) -> Message:
     """The message in a frame's body. Elements after the known ones are ignored. Raises InvalidMessageError."""
     value = unpack(body, CONTROL_LIMITS if kind is FrameKind.CONTROL else TASK_LIMITS)

@@ -7,8 +7,9 @@ with it every call in flight on it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from synapse_p2p.background import TaskScope
@@ -99,6 +100,7 @@ class SessionConnection:
         self._established: asyncio.Future[None] | None = None
         self._idle: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._control_places = asyncio.Semaphore(config.max_control_calls)
 
     # What the owner sees
 
@@ -145,8 +147,21 @@ class SessionConnection:
         travel.
         """
         deadline = None if timeout_s is None else self._runtime.now() + timeout_s
-        if self._outflow is not None and self._outflow.is_full and not endpoint.startswith(CONTROL_PREFIX):
+        if endpoint.startswith(CONTROL_PREFIX):
+            async with self._control_place(deadline):
+                return await self._call(endpoint, args, kwargs, deadline, options)
+        if self._outflow is not None and self._outflow.is_full:
             await self._wait_for_room_until(deadline)
+        return await self._call(endpoint, args, kwargs, deadline, options)
+
+    async def _call(
+        self,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        deadline: float | None,
+        options: Mapping[str, Any] | None,
+    ) -> Any:
         session = self._session
         if session is None or not self.is_open:
             raise PeerUnavailable(f"the session with {self.address} is closed")
@@ -362,6 +377,22 @@ class SessionConnection:
         assert self._stream is not None
         if self._stream.unsent_bytes() > self._config.max_unsent_bytes:
             self._stream.pause_reading()
+
+    @contextlib.asynccontextmanager
+    async def _control_place(self, deadline: float | None) -> AsyncIterator[None]:
+        """Hold one of the places for overlay calls of ours: a burst of them waits here instead of being refused
+        there.
+        """
+        left_s = None if deadline is None else deadline - self._runtime.now()
+        try:
+            async with asyncio.timeout(left_s):
+                await self._control_places.acquire()
+        except TimeoutError:
+            raise Timeout(f"too many calls to {self.address} were waiting; this one was not started") from None
+        try:
+            yield
+        finally:
+            self._control_places.release()
 
     async def _wait_for_room_until(self, deadline: float | None) -> None:
         """Return when more may be written, or the stream has ended. Raises Timeout."""

@@ -53,7 +53,7 @@ class SessionPool:
     """Dials once when many ask at once, keeps one session per peer and instance, and retries what certainly never left.
 
     `listen_port()` is announced to peers; 0 makes us a client to them. State belongs to the loop that is running when
-    the first session opens; `stop()` ends it, and a stopped pool can be used again.
+    the first session opens; `stop()` ends it, and `open()` makes a stopped pool usable again.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class SessionPool:
         self._dials: dict[tuple[str, NodeID | None], asyncio.Task[SessionConnection]] = {}
         self._scope: TaskScope | None = None
         self._limits_timer: asyncio.TimerHandle | None = None
-        self._is_stopping = False
+        self._is_stopped = False
 
     # The PeerCaller
 
@@ -155,7 +155,7 @@ class SessionPool:
 
     def accept(self, stream: ByteStream, data: bytes) -> None:
         """Take over an accepted stream whose first bytes are `data`."""
-        if self._is_stopping:
+        if self._is_stopped:
             stream.abort()
             return
         proving = [held for held in self._connections if held.is_proving and not held.is_dialer]
@@ -180,9 +180,16 @@ class SessionPool:
         """Who is connected now, oldest session first."""
         return [node_id for node_id in self._by_id if self.is_connected(node_id)]
 
+    def open(self) -> None:
+        """Dial and accept again after a stop."""
+        self._is_stopped = False
+
     async def stop(self, grace: float = 5.0) -> None:
-        """Refuse new calls, let those that run finish for `grace` seconds, say goodbye, close. Bounded in time."""
-        self._is_stopping = True
+        """Refuse new calls, let those that run finish for `grace` seconds, say goodbye, close. Bounded in time.
+
+        It stays so until `open()`: a search of the user's that still runs must not dial behind our back.
+        """
+        self._is_stopped = True
         try:
             await self._finish_calls(grace)
             await self._end_tasks()
@@ -197,7 +204,6 @@ class SessionPool:
             if self._limits_timer is not None:
                 self._limits_timer.cancel()
                 self._limits_timer = None
-            self._is_stopping = False
 
     async def _finish_calls(self, grace: float) -> None:
         connections = list(self._connections)
@@ -245,7 +251,7 @@ class SessionPool:
 
     async def _dial_shared(self, address: str, expected_id: NodeID | None) -> SessionConnection:
         """One dial for all who ask for the same at once. Being cancelled leaves the dial to the others."""
-        if self._is_stopping:
+        if self._is_stopped:
             raise PeerUnavailable(NODE_IS_STOPPING)
         if self._backoff.is_resting(address, self._runtime.now()):
             raise PeerUnavailable(f"{address} did not answer a moment ago", was_tried=False)
@@ -350,7 +356,7 @@ class SessionPool:
         return Parameters(mode, port, self._instance, self._agent, round(self._runtime.unix_now() * 1000))
 
     def _on_established(self, connection: SessionConnection) -> None:
-        if self._is_stopping:
+        if self._is_stopped:
             connection.close("stopping")
             return
         sessions = self._by_id.setdefault(connection.peer.node_id, [])
@@ -413,7 +419,7 @@ class SessionPool:
         return None if deadline is None else deadline - self._runtime.now()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        if self._is_stopping:
+        if self._is_stopped:
             coroutine.close()
             raise PeerUnavailable(NODE_IS_STOPPING)
         return self._tasks().spawn_awaited(coroutine, name=name)

@@ -99,6 +99,13 @@ class ServedCalls:
                 await self._outflow.wait_for_room()
         except RemoteError as error:
             self._fail(call, error)
+        except asyncio.CancelledError:
+            raise  # withdrawn, or the node stops: the session has ended the call
+        except BaseException:
+            # SystemExit and its like end the program, maybe; the caller is told all the same.
+            self._session.fail(call.id, Code.INTERNAL_ERROR, f"{call.endpoint} was torn down")
+            self._on_answered(had_to_wait)
+            raise
         else:
             self._answer(call, value)
         finally:

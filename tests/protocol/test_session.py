@@ -828,6 +828,27 @@ def test_a_call_in_a_frame_of_the_other_kind_is_a_violation(kind: FrameKind, end
         listener.receive_data(frame, 0.0)
 
 
+DEEP: Any = []
+for _ in range(40):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize("value", [{1: 2}, DEEP, [0] * 300_000, {"a": [{2.5: 1}]}])
+def test_what_the_other_end_would_not_read_is_not_sent(value: Any):
+    dialer, listener = pair()
+    running = dialer.call("echo", [], {}, now=0.0)
+    pump(dialer, listener)
+
+    with pytest.raises(ValueError, match="would not read it"):
+        dialer.call("echo", [value], {}, now=0.0)
+    with pytest.raises(ValueError, match="would not read it"):
+        listener.answer(running, value)
+    listener.answer(running, "fine")
+    pump(dialer, listener)
+
+    assert dialer.events() == [CallAnswered(running, "fine")]
+
+
 def test_overlay_calls_that_nobody_answers_are_bounded_too():
     dialer, listener = pair()
     for _ in range(SMALL.max_calls_queued + 1):

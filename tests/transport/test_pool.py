@@ -134,6 +134,7 @@ class Node:
         )
 
     async def listen(self, port: int = 0) -> Node:
+        self.pool.open()
         self._door = await self.network.listen(HOST, port, lambda: Door(self))
         self.address = self._door.addresses[0]
         return self
@@ -1006,12 +1007,15 @@ def test_who_knocks_while_the_pool_stops_is_turned_away():
     virtually(main())
 
 
-def test_a_stopped_pool_can_be_used_again():
+def test_a_stopped_pool_dials_nobody_until_it_is_opened_again():
     async def main() -> None:
         a, b = await two_nodes()
         await a.echo(b)
         await asyncio.gather(a.pool.stop(), a.pool.stop(0))
         await a.pool.stop()
+        with pytest.raises(PeerUnavailable, match="stopping"):
+            await a.echo(b)
+        a.pool.open()
         answers = [await a.echo(b), await b.echo(a)]
         await asyncio.gather(a.stop(), b.stop())
 
