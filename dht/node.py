@@ -101,6 +101,7 @@ class DHTNode:
         self._bootstrap = Bootstrap(host, self.routing_table, self._requester, self._config)
         self._seeds: tuple[SeedAddress, ...] = ()
         self._check_dials = 0
+        self._knocking: asyncio.Task[None] | None = None
         self._scope: TaskScope | None = None
         self._maintenance: Maintenance | None = None
         host.mount("_dht.", self._responder.endpoints())
@@ -145,6 +146,11 @@ class DHTNode:
         self._seeds = tuple(dict.fromkeys((*self._seeds, *asked)))
         return await self._bootstrap.join(asked)
 
+    @property
+    def has_joined(self) -> bool:
+        """Whether some seed ever let us in."""
+        return self.join_report().joined > 0
+
     def join_report(self) -> JoinReport:
         """How every seed given so far took it, as of now."""
         return self._bootstrap.report(self._seeds)
@@ -155,6 +161,7 @@ class DHTNode:
 
     async def lookup(self, target: Key, mode: LookupMode) -> LookupOutcome:
         """One iterative search, with its trace."""
+        await self._knock_if_alone()
         return await self._requester.lookup(target, mode)
 
     async def find_providers(self, capability: str, mode: LookupMode = LookupMode.STRICT) -> ProvidersFound:
@@ -177,6 +184,7 @@ class DHTNode:
             taken = [reading.take(envelope) for envelope in answer.records]
             return answer.contacts, any(taken)
 
+        await self._knock_if_alone()
         outcome = await self._requester.lookup(root, mode, ask=ask)
         return ProvidersFound(reading.records(), outcome, is_truncated)
 
@@ -277,6 +285,14 @@ class DHTNode:
         # In a large swarm everybody would knock at the same few seeds; there the rare refresh is enough.
         if len(self.routing_table) < self._config.lookup.k:
             await self._knock()
+
+    async def _knock_if_alone(self) -> None:
+        """Before a search that would ask nobody: the seeds may be back. Many searches at once knock once."""
+        if len(self.routing_table) or not self._seeds or self._scope is None:
+            return
+        if self._knocking is None or self._knocking.done():
+            self._knocking = self._scope.spawn_awaited(self._knock(), name="knock at the seeds")
+        await asyncio.wait((self._knocking,))
 
     async def _knock(self) -> None:
         """Try the seeds again with which we have no session: one came up late, or came back and knows nobody."""

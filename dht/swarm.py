@@ -146,9 +146,15 @@ class Swarm:
 
     async def _run(self, stopped: asyncio.Event) -> None:
         try:
-            await self.start()
-            print(introduce(self.status()), flush=True)  # noqa: T201 - whoever runs it by hand looks for it there
-            await stopped.wait()
+            async with TaskScope("run") as scope:
+                starting = scope.spawn_awaited(self.start())
+                waiting = scope.spawn_awaited(stopped.wait())
+                # A join may take seconds: the signal is heard meanwhile.
+                await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
+                if starting.done():
+                    await starting
+                    print(introduce(self.status()), flush=True)  # noqa: T201 - whoever runs it looks for it there
+                    await waiting
         finally:
             await self.stop()
 
@@ -386,7 +392,7 @@ class Swarm:
         """Why a search may have missed somebody; empty where it did not."""
         node = self._started()
         if not len(node.routing_table) and node.join_report().tried:
-            return "this node has joined nobody yet"
+            return "this node has lost all its contacts" if node.has_joined else "this node has joined nobody yet"
         return providers.reason
 
     def _matching(self, providers: ProvidersFound, names: list[str]) -> list[FoundAgent]:

@@ -621,3 +621,53 @@ def test_a_search_or_a_publication_that_is_cancelled_leaves_no_task(turns: int):
             assert asyncio.all_tasks() == before
 
     run(main())
+
+
+def test_a_search_that_would_ask_nobody_knocks_at_the_seeds_first():
+    async def main() -> tuple[int, float]:
+        async with Swarm() as swarm:
+            ((seed, _),) = await swarm.add()
+            host, node = await swarm.join(swarm.network.host(), [seed.address])
+            await swarm.end(seed)
+            while len(node.routing_table):
+                await node.find_node(seed.id)
+                await asyncio.sleep(1)
+            seed.restart()
+            await swarm.join(seed, [])
+            await asyncio.sleep(2)  # for the back-off, which is shorter than any period of maintenance
+            before = host.network.loop.time()
+
+            found = await node.find_node(seed.id)
+
+            return len(found), host.network.loop.time() - before
+
+    count, took_s = run(main())
+
+    assert count == 1
+    assert took_s < 3
+
+
+def test_many_searches_at_once_knock_once():
+    async def main() -> int:
+        async with Swarm() as swarm:
+            ((seed, _),) = await swarm.add()
+            _, node = await swarm.join(swarm.network.host(), [seed.address])
+            await swarm.end(seed)
+            while len(node.routing_table):
+                await node.find_node(seed.id)
+                await asyncio.sleep(1)
+            knocks = 0
+            knock = node._knock
+
+            async def counted() -> None:
+                nonlocal knocks
+                knocks += 1
+                await knock()
+
+            node._knock = counted
+
+            await asyncio.gather(*(node.find_node(seed.id) for _ in range(20)))
+
+            return knocks
+
+    assert run(main()) == 1

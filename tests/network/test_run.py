@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -143,3 +144,22 @@ async def test_a_node_on_all_addresses_advertises_what_its_first_peer_says_and_i
         assert before.advertised == ()
         assert before.listening == (f"0.0.0.0:{port}",)
         assert [agent.addresses for agent in found] == [(f"127.0.0.1:{port}",)]
+
+
+def test_a_signal_is_heard_while_it_still_joins():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        program = f"""
+import threading, os, signal, time
+from dht import Swarm
+from synapse_p2p import AgentNode
+threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+began = time.monotonic()
+Swarm(AgentNode(name="a", role="r"), bootstrap=["127.0.0.1:{port}"]).run()
+print(time.monotonic() - began)
+"""
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert float(ended.stdout.strip().splitlines()[-1]) < 3.5, "a join that nobody answers takes 5 s"
