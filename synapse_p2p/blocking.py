@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from synapse_p2p import client
+from synapse_p2p.client import Keep
 from synapse_p2p.config import MIB
 from synapse_p2p.exceptions import ConfigError, SynapseError
 from synapse_p2p.runtime import Runtime
@@ -63,10 +64,18 @@ class Client:
         )
         self._loop_thread = shared_loop_thread()
 
-    def with_options(self, *, timeout_s: float | None) -> Client:
-        """The same client with another timeout: `client.with_options(timeout_s=2).call(...)`."""
+    def with_options(
+        self,
+        *,
+        timeout_s: float | Keep | None = Keep.AS_IT_IS,
+        idempotent: bool | Keep = Keep.AS_IT_IS,
+        traceparent: str | Keep | None = Keep.AS_IT_IS,
+    ) -> Client:
+        """The same client with other options: `client.with_options(timeout_s=2).call(...)`. What is not given stays."""
         other = Client.__new__(Client)
-        other.async_client = self.async_client.with_options(timeout_s=timeout_s)
+        other.async_client = self.async_client.with_options(
+            timeout_s=timeout_s, idempotent=idempotent, traceparent=traceparent
+        )
         other._loop_thread = self._loop_thread
         return other
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import re
 import socket
+from enum import Enum
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -30,6 +32,15 @@ from synapse_p2p.transport.tcp_exchange import ask, dial
 
 LEGACY_SCHEME = "legacy://"
 REQUEST_ID_SIZE_BYTES = 16
+
+
+_TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Keep(Enum):
+    """Stands for an option that is not given, where None means something."""
+
+    AS_IT_IS = "as it is"
 
 
 class Client:
@@ -59,15 +70,34 @@ class Client:
         self.max_download_size = max_download_size
         self.max_upload_size = max_upload_size
         self.timeout = timeout
+        self.idempotent = False
+        self.traceparent: str | None = None
         self._transport = transport
         self._runtime = runtime or system_runtime()
 
-    def with_options(self, *, timeout_s: float | None) -> Client:
-        """The same client with another timeout: `client.with_options(timeout_s=2).call(...)`."""
-        if timeout_s is not None and timeout_s <= 0:
-            raise ConfigError(f"timeout_s is {timeout_s}; it has to be above 0 seconds, or None")
+    def with_options(
+        self,
+        *,
+        timeout_s: float | Keep | None = Keep.AS_IT_IS,
+        idempotent: bool | Keep = Keep.AS_IT_IS,
+        traceparent: str | Keep | None = Keep.AS_IT_IS,
+    ) -> Client:
+        """The same client with other options: `client.with_options(timeout_s=2).call(...)`. What is not given stays.
+
+        A call that is `idempotent` may run twice, so it is tried once more when the connection breaks. `traceparent`
+        (W3C Trace Context) goes with calls where the wire has room for it; the plain wire has none. Raises ConfigError.
+        """
         other = copy.copy(self)
-        other.timeout = timeout_s
+        if timeout_s is not Keep.AS_IT_IS:
+            if timeout_s is not None and timeout_s <= 0:
+                raise ConfigError(f"timeout_s is {timeout_s}; it has to be above 0 seconds, or None")
+            other.timeout = timeout_s
+        if idempotent is not Keep.AS_IT_IS:
+            other.idempotent = idempotent
+        if traceparent is not Keep.AS_IT_IS:
+            if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
+                raise ConfigError(f"traceparent {traceparent!r:.80} is not version-trace-parent-flags, as W3C has it")
+            other.traceparent = traceparent
         return other
 
     async def call(self, endpoint: str, /, *args: Any, **kwargs: Any) -> Any:
@@ -81,10 +111,17 @@ class Client:
         request = RPCRequest(endpoint=endpoint, id=request_id, args=list(args), kwargs=kwargs)
         frame = self._frame_of(request)
         line: _Line | None = None
+        payload: bytes | None = None
         try:
             async with asyncio.timeout(self.timeout):
-                line = await self._dial()
-                payload = await line.ask(frame)
+                for _ in range(2 if self.idempotent else 1):
+                    line = await self._dial()
+                    payload = await line.ask(frame)
+                    if payload is not None:
+                        break
+        except PeerUnavailable as error:
+            error.may_have_started = line is not None  # a first try of an idempotent call was sent
+            raise
         except TimeoutError as error:
             started = "" if line is not None else "; the call was not started"
             raise Timeout(f"{self._name} did not answer {endpoint} within {self.timeout} s{started}") from error

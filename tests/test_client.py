@@ -192,6 +192,44 @@ def test_options_make_another_client_and_leave_the_first():
     assert client.timeout == 30
 
 
+def test_an_option_that_is_not_given_stays_as_it_was():
+    client = Client(timeout=7).with_options(idempotent=True)
+
+    other = client.with_options(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+
+    assert (other.timeout, other.idempotent) == (7, True)
+    assert (client.traceparent, Client().idempotent) == (None, False)
+
+
+def test_a_traceparent_of_another_shape_is_refused():
+    with pytest.raises(ConfigError, match="W3C"):
+        Client().with_options(traceparent="00-1-2-3")
+
+
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_only_an_idempotent_call_is_tried_again_when_the_connection_breaks(idempotent: bool):
+    connections: list[asyncio.StreamWriter] = []
+    frame = encode_frame(
+        MessagePackRPCSerializer.serialize(RPCResponse(id="", ok=False, error=RPCError("x", "second")))
+    )
+
+    async def break_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        await reader.read(1000)
+        if len(connections) == 2:
+            writer.write(frame)
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(break_the_first, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = Client(port=port).with_options(idempotent=idempotent)
+        with pytest.raises(RemoteError if idempotent else PeerUnavailable):
+            await client.call("anything")
+
+    assert len(connections) == (2 if idempotent else 1)
+
+
 def test_the_plain_wire_can_be_asked_for_by_name():
     assert Client("legacy://10.0.0.5", 9000).address == "10.0.0.5"
 

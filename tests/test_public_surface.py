@@ -35,6 +35,7 @@ from synapse_p2p import (
     types,
     utils,
 )
+from synapse_p2p.client import Keep
 from synapse_p2p.serializers import MessagePackRPCSerializer
 
 MIB = 2**20
@@ -100,7 +101,11 @@ KEYWORD_ONLY: dict[Callable[..., Any], dict[str, Any]] = {
     Server.endpoint: {"publish": True, "description": ""},
     AgentNode: {"name": REQUIRED, "role": REQUIRED, "description": "", "capabilities": None},
     AgentNode.capability: {"description": "", "input_schema": None, "output_schema": None},
-    Client.with_options: {"timeout_s": REQUIRED},
+    Client.with_options: {
+        "timeout_s": Keep.AS_IT_IS,
+        "idempotent": Keep.AS_IT_IS,
+        "traceparent": Keep.AS_IT_IS,
+    },
     CallError: {"details": None},
     dht.Swarm: {"bootstrap": (), "listen": None, "advertise": None, "network": "", "identity": None},
     dht.Swarm.start: {"join_timeout": 5, "wait_joined": False},

@@ -27,6 +27,7 @@ from synapse_p2p.serializers import MessagePackRPCSerializer
 from synapse_p2p.transport.base import ByteStream, Transport
 from synapse_p2p.transport.memory import MemoryTransport
 from synapse_p2p.transport.tcp import TcpTransport
+from synapse_p2p.types import Node
 
 T = TypeVar("T")
 PING = encode_frame(MessagePackRPCSerializer.serialize(RPCRequest(endpoint="_synapse.ping", id="7")))
@@ -782,3 +783,22 @@ async def test_a_stop_during_the_start_closes_the_port():
     listening = await starting
     assert not listening.is_serving()
     assert server.listening_addresses == ()
+
+
+async def test_callers_come_over_ipv6_too():
+    server = Server("::1", 0)
+    seen = []
+
+    @server.endpoint()
+    async def whoami(node: Node) -> str:
+        seen.append(node.ip)
+        return node.ip
+
+    try:
+        await server.start()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    answer = await Client("::1", server.port).call("whoami")
+    await server.stop()
+
+    assert answer == seen[0] == "::1"
