@@ -23,8 +23,6 @@ from synapse_p2p.transport.base import ByteStream, format_address
 logger = logging.getLogger(__name__)
 
 SESSION_FIRST_BYTE = 0xA5
-MAX_BUFFERED_BYTES = 64 * 1024 * 1024  # of unfinished requests, over all connections of a server
-LINGER_S = 1.0  # how long a caller refused early may go on sending before it is cut off
 READ_SIZE_BYTES = 64 * 1024
 MAX_LOGGED_CHARS = 120  # of what was wrong with a request, which may name what the caller sent
 
@@ -159,7 +157,7 @@ class PlainConnection:
             return
         exchange.receive_data(data, self._owner.now())
         self._count(exchange.buffered_bytes())
-        if self._owner.buffered_bytes > MAX_BUFFERED_BYTES:
+        if self._owner.buffered_bytes > self._owner.config.max_plain_buffered_bytes:
             exchange.refuse(Refusal(Code.BUSY, "too many large requests at once; try again later"))
         self._step()
 
@@ -216,7 +214,7 @@ class PlainConnection:
         self._stream.write(frame)
         if is_early:
             # Closing on unread bytes resets the connection, and the caller may lose the answer with it.
-            self._set_timer(LINGER_S, self._finish)
+            self._set_timer(self._owner.config.linger_s, self._finish)
         else:
             self._finish()
 

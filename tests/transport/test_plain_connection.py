@@ -5,15 +5,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from simulations.virtual_loop import run
 from synapse_p2p.config import ServerConfig
 from synapse_p2p.messages import RPCRequest, RPCResponse
 from synapse_p2p.protocol.plain import PlainExchange, PlainLimits, encode_frame
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.serializers import MessagePackRPCSerializer
-from synapse_p2p.transport import plain_connection
 from synapse_p2p.transport.plain_connection import PlainConnection, PlainConnections
 
 LIMITS = PlainLimits(max_request_bytes=1000, header_timeout_s=10.0, body_grace_s=5.0, min_body_bytes_per_s=100)
@@ -200,11 +197,9 @@ def test_nothing_is_written_to_a_caller_that_is_gone():
     assert stream.closed_at is None
 
 
-def test_what_all_unfinished_requests_hold_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plain_connection, "MAX_BUFFERED_BYTES", 1000)
-
+def test_what_all_unfinished_requests_hold_is_bounded():
     async def main() -> tuple[FakeStream, FakeStream, int]:
-        owner = connections()
+        owner = connections(max_plain_buffered_bytes=1000)
         first, second = FakeStream(), FakeStream()
         opened(owner, first).data_received((900).to_bytes(4, "big") + b"x" * 600)
         late = opened(owner, second)
