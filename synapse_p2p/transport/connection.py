@@ -16,12 +16,10 @@ from synapse_p2p.background import TaskScope
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import (
-    ConfigError,
     FrameTooLarge,
     HandshakeFailed,
     PeerUnavailable,
     ProtocolViolation,
-    RemoteError,
     Timeout,
 )
 from synapse_p2p.protocol.channel import SecureChannel
@@ -41,6 +39,7 @@ from synapse_p2p.protocol.session import (
 )
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport.base import ByteStream, format_address, parse_address
+from synapse_p2p.transport.failures import error_of, unsendable
 from synapse_p2p.transport.outflow import Outflow
 from synapse_p2p.transport.serving import CallServer, ServedCalls
 
@@ -169,7 +168,7 @@ class SessionConnection:
         try:
             call_id = session.call(endpoint, args, kwargs, now=now, deadline=deadline, options=options)
         except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(_explain_unsendable(endpoint, args, kwargs, error)) from error
+            raise unsendable(endpoint, error) from error
         future: asyncio.Future[Any] = self._loop.create_future()
         self._calls[call_id] = future
         self._pump(at_once=session.calls_in_flight == 1)
@@ -422,7 +421,7 @@ class SessionConnection:
                 case CallFailed(id):
                     if event.code is Code.UNAVAILABLE and not event.may_have_started:
                         self._is_refused = True
-                    self._fail_call(id, _error_of(event, self.address))
+                    self._fail_call(id, error_of(event, self.address))
                 case CallExpired(id):
                     self._fail_call(id, Timeout(f"{self.address} did not answer in the time given"))
                 case PeerClosed(code, text):
@@ -510,31 +509,3 @@ class SessionConnection:
             self._timer.cancel()
         self._timer = self._loop.call_later(delay_s, callback)
         self._timer_at = self._runtime.now() + delay_s
-
-
-def _error_of(event: CallFailed, address: str) -> Exception:
-    if event.code is Code.UNAVAILABLE:
-        return PeerUnavailable(f"{address}: {event.message}", may_have_started=event.may_have_started)
-    if event.code is Code.DEADLINE_EXCEEDED:
-        return Timeout(f"{address}: {event.message}")
-    details = dict(event.details)
-    return RemoteError(
-        event.code,
-        event.message,
-        reason=_text(details.pop("reason", None)),
-        reference=_text(details.pop("reference", None)),
-        details=details,
-    )
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _explain_unsendable(endpoint: str, args: list[Any], kwargs: dict[str, Any], error: Exception) -> str:
-    if isinstance(error, FrameTooLarge):
-        return (
-            f"the arguments of {endpoint} take {error.actual_bytes} bytes; one call carries {error.limit_bytes} "
-            "at most: send the data in several calls"
-        )
-    return f"the arguments of {endpoint} cannot be sent: {error}"

@@ -1,0 +1,38 @@
+"""What the caller of a call on a session is raised, from what the session says of its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synapse_p2p.exceptions import ConfigError, FrameTooLarge, PeerUnavailable, RemoteError, Timeout
+from synapse_p2p.protocol.session import CallFailed, Code
+
+
+def error_of(event: CallFailed, address: str) -> Exception:
+    """The error that stands for a failed call. A failure of the peer's handler is a RemoteError in the peer's words."""
+    if event.code is Code.UNAVAILABLE:
+        return PeerUnavailable(f"{address}: {event.message}", may_have_started=event.may_have_started)
+    if event.code is Code.DEADLINE_EXCEEDED:
+        return Timeout(f"{address}: {event.message}")
+    details = dict(event.details)
+    return RemoteError(
+        event.code,
+        event.message,
+        reason=_text(details.pop("reason", None)),
+        reference=_text(details.pop("reference", None)),
+        details=details,
+    )
+
+
+def unsendable(endpoint: str, error: Exception) -> ConfigError:
+    """The error for arguments that cannot travel, or are too many; `error` is what packing them raised."""
+    if isinstance(error, FrameTooLarge):
+        return ConfigError(
+            f"the arguments of {endpoint} take {error.actual_bytes} bytes; one call carries {error.limit_bytes} "
+            "at most: send the data in several calls"
+        )
+    return ConfigError(f"the arguments of {endpoint} cannot be sent: {error}")
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
