@@ -208,6 +208,26 @@ async def two_nodes(network: Network | None = None, **options: Any) -> tuple[Nod
 # Sessions
 
 
+@pytest.mark.parametrize(("max_control_calls", "refused"), [(128, 0), (1000, 600 - 256)])
+def test_a_burst_of_overlay_calls_waits_here_instead_of_being_refused_there(max_control_calls: int, refused: int):
+    async def slow(value: int) -> int:
+        await asyncio.sleep(0.1)
+        return value
+
+    async def main() -> list[Any]:
+        network = Network(delay_s=0.01)
+        a = Node(network, 1, session_config=SessionConfig(max_control_calls=max_control_calls))
+        b = await Node(network, 2, handlers=Handlers(**{"_dht.slow": slow})).listen()
+        answers = await asyncio.gather(*(a.call(b, "_dht.slow", n) for n in range(600)), return_exceptions=True)
+        await asyncio.gather(a.stop(), b.stop())
+        return answers
+
+    answers = virtually(main())
+
+    assert sum(isinstance(answer, RemoteError) and answer.code == "busy" for answer in answers) == refused
+    assert sum(answer == n for n, answer in enumerate(answers)) == 600 - refused
+
+
 def test_calls_share_the_session_that_the_first_one_opened():
     async def main() -> None:
         a, b = await two_nodes()
