@@ -30,7 +30,7 @@ from synapse_p2p.transport.base import parse_address
 EXCHANGE_COUNT = 20
 PATIENCE_S = 4.0
 """How long the slow seeds hold up a join that another seed has answered."""
-NO_ANSWER_YET = "no answer yet; is it running, and is the way to it open?"
+_IS_IT_THERE = "is it running, and is the way to it open?"
 
 
 class SeedState(StrEnum):
@@ -140,7 +140,10 @@ class Bootstrap:
     def report(self, seeds: tuple[SeedAddress, ...]) -> JoinReport:
         """What is known of these seeds by now."""
         unknown = SeedState.NO_ANSWER
-        reports = (self._reports.get(seed) or SeedReport(seed.text, unknown, NO_ANSWER_YET) for seed in seeds)
+        reports = (
+            self._reports.get(seed) or SeedReport(seed.text, unknown, f"no answer yet; {_IS_IT_THERE}")
+            for seed in seeds
+        )
         return JoinReport(tuple(reports), len(self._table))
 
     async def refresh(self, index: int) -> None:
@@ -192,7 +195,7 @@ def _failed(seed: SeedAddress, error: Exception) -> SeedReport:
         case HandshakeFailed(reason="self"):
             return SeedReport(seed.text, SeedState.OURSELVES, "this node itself, skipped")
         case Timeout() | HandshakeFailed(reason="timeout"):
-            return SeedReport(seed.text, SeedState.NO_ANSWER, "no answer; is it running, and is the way to it open?")
+            return SeedReport(seed.text, SeedState.NO_ANSWER, f"no answer; {_IS_IT_THERE}")
         case HandshakeFailed(refusal="network"):
             text = "it belongs to another network; write its name in network=..."
             return SeedReport(seed.text, SeedState.REFUSED, text)

@@ -219,14 +219,11 @@ class Swarm:
         names = _normalized(capabilities)
         if limit is not None and limit < 1:
             raise ConfigError(f"limit is {limit}; it has to be 1 or more, or None for all")
-        providers = await self._started().find_providers(names[0])
-        agents = self._matching(providers, names)
+        agents, reason = await self._search(names, LookupMode.STRICT)
         if max_age is not None:
             agents = [agent for agent in agents if agent.age_s <= max_age]
-        self._server.runtime.rng.shuffle(agents)
         if probe:
             agents = await self._answering(agents, limit)
-        reason = self._incompleteness(providers)
         if limit is not None and len(agents) > limit:
             agents, reason = agents[:limit], f"limit {limit}"
         return FindResult(tuple(agents), not reason, reason)
@@ -249,10 +246,7 @@ class Swarm:
         name = _normalized([capability])[0]
 
         async def find(mode: LookupMode) -> FindResult:
-            providers = await self._started().find_providers(name, mode)
-            agents = self._matching(providers, [name])
-            self._server.runtime.rng.shuffle(agents)
-            reason = self._incompleteness(providers)
+            agents, reason = await self._search([name], mode)
             return FindResult(tuple(agents), not reason, reason)
 
         asking = Asking(
@@ -387,6 +381,13 @@ class Swarm:
             await self._publish()
 
     # Choosing among those found
+
+    async def _search(self, names: list[str], mode: LookupMode) -> tuple[list[FoundAgent], str]:
+        """Agents with all of these names, in random order, and why they may not be all; empty where they are."""
+        providers = await self._started().find_providers(names[0], mode)
+        agents = self._matching(providers, names)
+        self._server.runtime.rng.shuffle(agents)
+        return agents, self._incompleteness(providers)
 
     def _incompleteness(self, providers: ProvidersFound) -> str:
         """Why a search may have missed somebody; empty where it did not."""

@@ -72,7 +72,7 @@ class TaskScope:
             for task in running:
                 task.cancel()
             for task in running:
-                await _ended(task)
+                await wait_at_most(task, None)
                 # Its done callback may be a loop turn away still.
                 self._tasks.pop(task, None)
 
@@ -80,7 +80,7 @@ class TaskScope:
         """Wait until every task has ended by itself; bound it with a timeout of your own."""
         own = asyncio.current_task()
         while running := [task for task in self._tasks if task is not own]:
-            await _ended(running[0])
+            await wait_at_most(running[0], None)
             self._tasks.pop(running[0], None)
 
     async def __aenter__(self) -> TaskScope:
@@ -315,24 +315,11 @@ def _name_of(error: Exception) -> str:
     return f"{name} at {frame.f_code.co_filename}:{line}"
 
 
-async def _ended(task: asyncio.Task[Any]) -> None:
-    """Return when `task` has ended, however it did. Being cancelled ends the wait and leaves the task alone."""
-    if not task.done():
-        waiter = asyncio.get_running_loop().create_future()
+async def wait_at_most(future: asyncio.Future[Any], timeout_s: float | None) -> bool:
+    """Whether `future` was done within `timeout_s` seconds; None waits for as long as it takes.
 
-        def wake(_: asyncio.Task[Any]) -> None:
-            if not waiter.done():
-                waiter.set_result(None)
-
-        task.add_done_callback(wake)
-        try:
-            await waiter
-        finally:
-            task.remove_done_callback(wake)
-
-
-async def wait_at_most(future: asyncio.Future[Any], timeout_s: float) -> bool:
-    """Whether `future` was done within `timeout_s` seconds. It is neither cancelled nor asked how it ended."""
+    It is neither cancelled nor asked how it ended; being cancelled ends the wait and leaves it alone.
+    """
     if future.done():
         return True
     loop = asyncio.get_running_loop()
@@ -343,10 +330,11 @@ async def wait_at_most(future: asyncio.Future[Any], timeout_s: float) -> bool:
             waiter.set_result(None)
 
     future.add_done_callback(wake)
-    timer = loop.call_later(timeout_s, wake)
+    timer = None if timeout_s is None else loop.call_later(timeout_s, wake)
     try:
         await waiter
     finally:
-        timer.cancel()
+        if timer is not None:
+            timer.cancel()
         future.remove_done_callback(wake)
     return future.done()

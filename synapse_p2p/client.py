@@ -177,7 +177,7 @@ class Client:
             return response.result
         if response.error is None:
             raise RemoteError(Code.INTERNAL_ERROR, "RPC call failed")
-        raise RemoteError(_known_code(response.error.code), response.error.message)
+        raise RemoteError(Code.read(response.error.code), response.error.message)
 
 
 class _Line(Protocol):
@@ -253,7 +253,3 @@ class _AnswerReceiver:
 
     def resume_writing(self) -> None:
         """See `pause_writing`."""
-
-
-def _known_code(code: str) -> Code:
-    return Code(code) if code in set(Code) else Code.INTERNAL_ERROR

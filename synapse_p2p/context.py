@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from synapse_p2p.identity import NodeID
 
@@ -26,3 +27,7 @@ class CallContext:
     traceparent: str | None = None
     delegation: Any = field(default=None, compare=False)
     swarm: Any = field(default=None, compare=False)
+
+
+MountedHandler: TypeAlias = Callable[[Mapping[str, Any], CallContext], Any]
+"""A package's endpoint: the map of named arguments and the context in, the answer out, at once."""

@@ -15,9 +15,9 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from synapse_p2p.context import CallContext
+from synapse_p2p.context import CallContext, MountedHandler
 from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError, RemoteError, SynapseError
 from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
 from synapse_p2p.parameters import Parameters, analyse
@@ -40,9 +40,6 @@ logger = logging.getLogger(__name__)
 RESERVED_PREFIXES = ("_synapse.", "_agent.", "_node.", "_dht.", "_swarm.")
 REFERENCE_SIZE_BYTES = 4
 MAX_COMPARED_CHARS = 64  # of an unknown name, when the nearest known one is sought
-
-MountedHandler: TypeAlias = Callable[[Mapping[str, Any], CallContext], Any]
-"""A package's endpoint: the map of named arguments and the context in, the answer out, at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from synapse_p2p.protocol.wire import (
 )
 
 CONTROL_PREFIX = "_dht."  # calls to these endpoints travel as control frames
+NODE_IS_STOPPING = "the node is stopping"
 MAX_DEADLINE_MS = 10 * 365 * 86_400 * 1000
 
 
@@ -208,10 +209,10 @@ class Session:
         if self.is_closing:
             return
         for call_id in list(self._waiting):
-            self._refuse(call_id, Code.UNAVAILABLE, "the node is stopping", {"may_have_started": False})
+            self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
         for call_id in list(self._running):
             self._events.append(CallWithdrawn(call_id))
-            self._refuse(call_id, Code.UNAVAILABLE, "the node is stopping", {"may_have_started": True})
+            self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": True})
         self._control_after_tasks(Goodbye(code, text))
         self._close("we closed the session")
 
@@ -351,7 +352,7 @@ class Session:
             self._control_ids[call.id] = None
         arrived = CallArrived(call, deadline)
         if self.is_draining:
-            self._refuse(call.id, Code.UNAVAILABLE, "the node is stopping", {"may_have_started": False})
+            self._refuse(call.id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
         elif self._has_room(kind):
             self._run(arrived, kind)
         elif kind is FrameKind.TASK and len(self._waiting) < self._config.max_calls_queued:

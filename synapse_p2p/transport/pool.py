@@ -36,6 +36,7 @@ from synapse_p2p.protocol.pool_policy import (
     choose_survivor,
     sessions_to_close,
 )
+from synapse_p2p.protocol.session import NODE_IS_STOPPING
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport.base import ByteStream, Transport, is_literal_address, parse_address
 from synapse_p2p.transport.connection import SessionConnection
@@ -45,7 +46,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-NODE_IS_STOPPING = "the node is stopping"
 SETTLE_S = 1.0  # how long a session that we dialed counts as used though no call is in flight yet
 
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from synapse_p2p.background import TaskScope
-from synapse_p2p.context import CallContext
+from synapse_p2p.context import CallContext, MountedHandler
 from synapse_p2p.exceptions import FrameTooLarge, RemoteError
-from synapse_p2p.protocol.session import Code, Session
+from synapse_p2p.protocol.session import NODE_IS_STOPPING, Code, Session
 from synapse_p2p.protocol.wire import Call
 from synapse_p2p.transport.outflow import Outflow
 
 logger = logging.getLogger(__name__)
-
-MountedHandler: TypeAlias = Callable[[Mapping[str, Any], CallContext], Any]
 
 
 class CallServer(Protocol):
@@ -75,7 +73,7 @@ class ServedCalls:
                 self._answer(call, value)
         elif self._scope.is_closed:
             # It waited for a place, and the place came free because the node stops.
-            self._session.fail(call.id, Code.UNAVAILABLE, "the node is stopping", {"may_have_started": False})
+            self._session.fail(call.id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
         else:
             context = self._context if deadline is None else replace(self._context, deadline=deadline)
             self._tasks[call.id] = self._scope.spawn(self._run(call, context), name=f"call {call.endpoint[:64]}")
@@ -104,7 +102,8 @@ class ServedCalls:
         except BaseException:
             # SystemExit and its like end the program, maybe; the caller is told all the same.
             self._session.fail(call.id, Code.INTERNAL_ERROR, f"{call.endpoint} was torn down")
-            self._on_answered(had_to_wait)
+            if not self._session.is_closing:
+                self._on_answered(had_to_wait)
             raise
         else:
             self._answer(call, value)

@@ -228,6 +228,30 @@ def test_a_burst_of_overlay_calls_waits_here_instead_of_being_refused_there(max_
     assert sum(answer == n for n, answer in enumerate(answers)) == 600 - refused
 
 
+def test_a_handler_that_is_torn_down_still_ends_its_call(caplog: pytest.LogCaptureFixture):
+    class TornDown(BaseException):
+        """What a library throws to get out of everything."""
+
+    async def torn() -> None:
+        raise TornDown
+
+    async def main() -> tuple[list[Any], str]:
+        network = Network(delay_s=0.01)
+        a, b = Node(network, 1), await Node(network, 2, handlers=Handlers(torn=torn)).listen()
+        ends = await asyncio.gather(*(a.call(b, "torn", timeout_s=5) for _ in range(100)), return_exceptions=True)
+        answer = await a.echo(b)
+        await asyncio.gather(a.stop(), b.stop())
+        return ends, answer
+
+    ends, answer = virtually(main())
+
+    assert {type(end) for end in ends} == {RemoteError}
+    assert {end.code for end in ends} == {"internal_error"}
+    assert answer == "hello"
+    assert len([record for record in caplog.records if record.exc_info]) == len(ends)
+    caplog.clear()
+
+
 def test_calls_share_the_session_that_the_first_one_opened():
     async def main() -> None:
         a, b = await two_nodes()
