@@ -49,8 +49,9 @@ class HandshakeFailed(ProtocolViolation):
     """The other end could not prove who it is, or is not whom we wanted.
 
     `reason` is one word for programs: `preamble`, `message`, `crypto`, `proof`, `self`, `identity`, `version`,
-    `refused`, `timeout`, `closed`. `refusal` is the listener's unproved word (`version`, `suite`, `network`, `busy`),
-    text for people only.
+    `refused`, `plain`, `timeout`, `closed`. `plain`: the other end answered as a listener of releases 1 and 2 does,
+    which speak the plain wire alone; nothing proves that word either. `refusal` is the listener's unproved word
+    (`version`, `suite`, `network`, `busy`), text for people only.
     """
 
     def __init__(self, reason: str, text: str, *, refusal: str | None = None) -> None:
@@ -93,7 +94,8 @@ class RemoteError(SynapseError, RuntimeError):
         details: Mapping[str, Any] | None = None,
         reference: str | None = None,
     ) -> None:
-        super().__init__(message)
+        # Its text says both, as the one text of the plain wire does.
+        super().__init__(f"{reason}: {message}" if reason and message else reason or message)
         self.code = code
         self.message = message
         self.reason = reason

@@ -20,13 +20,14 @@ MAX_PLAINTEXT_BYTES = MAX_CIPHERTEXT_BYTES - TAG_SIZE_BYTES
 class SecureChannel:
     """Both directions of one connection. Invariant: what is buffered is less than one record."""
 
-    __slots__ = ("_buffer", "_max_records", "_receive", "_send")
+    __slots__ = ("_buffer", "_is_failed", "_max_records", "_receive", "_send")
 
     def __init__(self, send: CipherState, receive: CipherState, *, max_records: int) -> None:
         self._send = send
         self._receive = receive
         self._max_records = max_records
         self._buffer = bytearray()
+        self._is_failed = False
 
     def seal(self, plaintext: bytes) -> bytes:
         """Records that carry `plaintext`, as few as can be; none for nothing, as a record of nothing is a fault.
@@ -47,26 +48,32 @@ class SecureChannel:
     def open(self, data: bytes) -> bytes:
         """What the whole records in `data` (with what was left over before) say, joined.
 
-        Raises ProtocolViolation at the first bad record; nothing of that call is delivered then.
+        Raises ProtocolViolation at the first bad record, and from then on; nothing of that call is delivered.
         """
+        if self._is_failed:
+            raise ProtocolViolation("nothing is read after a bad record")
+        self._is_failed = True  # until all of it was good
         if self._buffer:
             self._buffer += data
             data = bytes(self._buffer)
             self._buffer.clear()
+        arrived_bytes = len(data)
         position = 0
         opened: list[bytes] = []
-        while len(data) - position >= LENGTH_BYTES:
+        while arrived_bytes - position >= LENGTH_BYTES:
             start = position + LENGTH_BYTES
-            size_bytes = int.from_bytes(data[position:start], "big")
-            if size_bytes <= TAG_SIZE_BYTES:
-                raise ProtocolViolation(f"a record of {size_bytes} bytes is too short")
-            if len(data) < start + size_bytes:
+            end = start + int.from_bytes(data[position:start], "big")
+            if end <= start + TAG_SIZE_BYTES:
+                raise ProtocolViolation(f"a record of {end - start} bytes is too short")
+            if end > arrived_bytes:
                 break
             if self._receive.nonce >= self._max_records:
                 raise ProtocolViolation("more records than one key may carry")
-            opened.append(self._receive.decrypt(data[start : start + size_bytes]))
-            position = start + size_bytes
-        self._buffer += data[position:]
+            opened.append(self._receive.decrypt(data[start:end]))
+            position = end
+        if position < arrived_bytes:
+            self._buffer += data[position:]
+        self._is_failed = False
         return opened[0] if len(opened) == 1 else b"".join(opened)
 
     def _seal_one(self, plaintext: bytes) -> bytes:

@@ -8,6 +8,10 @@ Pure: bytes in, bytes out, a `PeerProof` at the end. Layout and reasons: docs/sp
                                                      <-  u16 | Noise 2 { proof of the listener }
     u16 | Noise 3 { proof of the dialer }            ->
 
+Where one network key is set, it is mixed in before message 1 (suite 03): who does not have it is known by its first
+message. A listener of releases 1 and 2 answers the preamble in its own words; reading them is here, what to make of
+them is the caller's.
+
 A proof is MsgPack `[1, ed25519_public, signature, parameters]`; the signature is over a label, the role, and the
 handshake hash before that payload, which covers both fresh keys: it proves this connection and no other.
 """
@@ -16,21 +20,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
-from synapse_p2p.exceptions import HandshakeFailed, InvalidMessageError
+from synapse_p2p.exceptions import FrameTooLarge, HandshakeFailed, InvalidMessageError
 from synapse_p2p.identity import Identity, NodeID, node_id_of, verify
+from synapse_p2p.messages import RPCError, RPCMessage, RPCResponse
 from synapse_p2p.protocol.noise import KEY_SIZE_BYTES, CipherState, NoiseXX
+from synapse_p2p.protocol.plain import HEADER_SIZE_BYTES, FrameReader
 from synapse_p2p.protocol.wire import Limits, pack, unpack
+from synapse_p2p.serializers import MessagePackRPCSerializer
 
 MAGIC = b"\xa5SYNN"
 FIRST_BYTE = MAGIC[0]
 VERSION = 1
 SUITE_AESGCM = 1  # Noise_XX_25519_AESGCM_SHA256
+SUITE_AESGCM_PSK = 3  # Noise_XXpsk0_25519_AESGCM_SHA256, for a network with a key
 PREAMBLE_BYTES = 8
 REFUSAL_MAGIC = b"\xa5NO"
 REFUSAL_BYTES = 4
 MAX_MESSAGE_BYTES = 1024
+MAX_PLAIN_ANSWER_BYTES = 1024  # with its length; releases 1.3.1 and 2.5.0 answer in about 100
 MAX_PARAMETERS_BYTES = 512
 MAX_AGENT_CHARS = 64
 MAX_SEEN_CHARS = 64
@@ -41,6 +50,8 @@ _PROLOGUE = b"synapse-noise/1"
 _LABEL = b"synapse-noise-id:v1:"
 _PROOF_VERSION = 1
 _LENGTH_BYTES = 2
+_MAGIC_AS_LENGTH = int.from_bytes(MAGIC[:HEADER_SIZE_BYTES], "big")  # what the plain wire takes our first bytes for
+_NETWORKS_DIFFER = "most often network= or network_key= is not the same on both sides"
 _LIMITS = Limits(max_elements=128, max_map_entries=64, max_depth=8)
 
 Mode: TypeAlias = Literal["client", "node"]
@@ -57,8 +68,8 @@ class Refusal(IntEnum):
 
 _REFUSAL_TEXT = {
     Refusal.VERSION: "it speaks another version of the protocol",
-    Refusal.SUITE: "it wants another cipher suite; a network key may be set on one side only",
-    Refusal.NETWORK: "it belongs to another network; check the network= name on both sides",
+    Refusal.SUITE: "it wants another cipher suite; most often network_key= is set on one side only",
+    Refusal.NETWORK: f"it belongs to another network; {_NETWORKS_DIFFER}",
     Refusal.BUSY: "it has no room for another connection now",
 }
 
@@ -159,8 +170,8 @@ class Handshake:
 
     States: a dialer sends preamble and message 1, waits for message 2, sends message 3 and is established. A listener
     waits for the preamble, then message 1, sends message 2, waits for message 3 and is established; before that it
-    knows no id and does no work for one. A HandshakeFailed in any state is final; `data_to_send()` may then hold a
-    refusal.
+    knows no id and does no work for one. A HandshakeFailed in any state is final, and so is `refuse_busy()`;
+    `data_to_send()` may then hold a refusal.
     """
 
     def __init__(
@@ -172,10 +183,17 @@ class Handshake:
         keys: HandshakeKeys,
         parameters: Parameters,
         expected_id: NodeID | None = None,
+        network_key: bytes | None = None,
     ) -> None:
+        """`network_key`, 32 bytes, is mixed in as a pre-shared key: both ends have it, or neither does.
+
+        `expected_id` is whom a dialer wants; None takes any peer.
+        """
         self._role = role
         self._identity = identity
         self._network_id = network_id
+        self._network_key = network_key
+        self._suite = SUITE_AESGCM if network_key is None else SUITE_AESGCM_PSK
         self._keys = keys
         self._parameters = parameters
         self._expected_id = expected_id
@@ -183,12 +201,13 @@ class Handshake:
         self._preamble = b""
         self._received = bytearray()
         self._to_send = bytearray()
+        self._has_answered = False  # a listener's message 2 is out, or waits to be sent
         self._failure: HandshakeFailed | None = None
 
     def start(self) -> None:
         """The first move: the dialer's preamble and message 1. A listener waits."""
         if self._role is Role.DIALER:
-            self._preamble = MAGIC + bytes((VERSION, SUITE_AESGCM, self._network_id[0]))
+            self._preamble = MAGIC + bytes((VERSION, self._suite, self._network_id[0]))
             self._to_send += self._preamble
             self._begin_noise()
             self._send_message(self._noise_state.write_message())
@@ -210,6 +229,17 @@ class Handshake:
             self._failure = error
             raise
 
+    def refuse_busy(self) -> None:
+        """A listener has no room for this caller: the handshake is over, and the refusal is there to send.
+
+        From message 2 on the wire has no place for a refusal, and the caller sees the end of the stream alone.
+        """
+        assert self._role is Role.LISTENER, "a dialer has nobody to refuse"
+        if self._failure is None:
+            if not self._has_answered:
+                self._queue_refusal(Refusal.BUSY)
+            self._failure = HandshakeFailed("refused", "no room for another connection", refusal="busy")
+
     def _advance(self) -> Established | None:
         if self._role is Role.LISTENER and not self._preamble and not self._take_preamble():
             return None
@@ -229,6 +259,7 @@ class Handshake:
             prologue=_PROLOGUE + self._preamble + self._network_id,
             static=self._keys.static,
             ephemeral=self._keys.ephemeral,
+            psk=self._network_key,
         )
 
     def _take_preamble(self) -> bool:
@@ -243,16 +274,19 @@ class Handshake:
         version, suite, hint = self._preamble[len(MAGIC) :]
         if version != VERSION:
             self._refuse(Refusal.VERSION)
-        if suite != SUITE_AESGCM:
+        if suite != self._suite:
             self._refuse(Refusal.SUITE)
         if hint != self._network_id[0]:
             self._refuse(Refusal.NETWORK)
         self._begin_noise()
         return True
 
-    def _refuse(self, code: Refusal) -> None:
-        self._to_send += REFUSAL_MAGIC + bytes((code,))
+    def _refuse(self, code: Refusal) -> NoReturn:
+        self._queue_refusal(code)
         raise HandshakeFailed("preamble", f"refused a preamble: {code.name.lower()}")
+
+    def _queue_refusal(self, code: Refusal) -> None:
+        self._to_send += REFUSAL_MAGIC + bytes((code,))
 
     def _take_message(self) -> bytes | None:
         """The next whole Noise message, None while it is not all here."""
@@ -262,6 +296,9 @@ class Handshake:
         if len(self._received) < _LENGTH_BYTES:
             return None
         size_bytes = int.from_bytes(self._received[:_LENGTH_BYTES], "big")
+        if self._role is Role.DIALER and size_bytes == 0:
+            self._take_plain_answer()
+            return None
         if not 0 < size_bytes <= MAX_MESSAGE_BYTES:
             raise HandshakeFailed("message", f"a handshake message of {size_bytes} bytes")
         end = _LENGTH_BYTES + size_bytes
@@ -283,18 +320,37 @@ class Handshake:
             raise HandshakeFailed("refused", "the peer refused the connection, for a reason unknown here") from None
         raise HandshakeFailed("refused", f"the peer refused: {_REFUSAL_TEXT[code]}", refusal=code.name.lower())
 
+    def _take_plain_answer(self) -> None:
+        """Gather one plain frame: no message of ours is empty, but the length of a short frame begins 00 00.
+
+        What follows the frame is not looked at, so that it makes no difference how the bytes were split.
+        """
+        reader = FrameReader(MAX_PLAIN_ANSWER_BYTES - HEADER_SIZE_BYTES)
+        try:
+            if (payload := reader.receive_data(bytes(self._received))) is None:
+                return
+            answer = MessagePackRPCSerializer.deserialize(payload)
+        except (FrameTooLarge, InvalidMessageError) as error:
+            raise HandshakeFailed("message", "the peer's answer is no handshake message") from error
+        if not _is_answer_to_preamble(answer):
+            raise HandshakeFailed("message", "the peer's answer is of the plain wire, but not one to our preamble")
+        raise HandshakeFailed("plain", "the peer speaks only the plain wire of releases 1 and 2")
+
     def _on_message(self, message: bytes) -> Established | None:
         noise = self._noise_state
         try:
             payload, hash_before_payload = noise.read_message_and_hash(message)
         except HandshakeFailed as error:
             if self._role is Role.DIALER:
-                raise HandshakeFailed(
-                    error.reason, f"{error}; most often the two are in different networks (network=)"
-                ) from error
+                raise HandshakeFailed(error.reason, f"{error}; {_NETWORKS_DIFFER}") from error
+            if error.reason == "crypto" and not self._has_answered:
+                # Only a network key seals message 1. The dialer's people would otherwise see a closed connection and
+                # no reason; who tries keys learns no more from this word than from the close.
+                self._queue_refusal(Refusal.NETWORK)
             raise
         if self._role is Role.LISTENER and not noise.is_finished:
             self._send_proof()  # message 1 says nothing of who calls
+            self._has_answered = True
             return None
         peer = self._check_proof(payload, hash_before_payload)
         if self._role is Role.DIALER:
@@ -341,6 +397,14 @@ class Handshake:
     def _send_message(self, message: bytes) -> None:
         assert len(message) <= MAX_MESSAGE_BYTES, "our own handshake message is over the limit"
         self._to_send += len(message).to_bytes(_LENGTH_BYTES, "big") + message
+
+
+def _is_answer_to_preamble(answer: RPCMessage) -> bool:
+    """Whether this is how releases 1 and 2 refuse a frame as long as our first four bytes would have it."""
+    match answer:
+        case RPCResponse(id="", ok=False, result=None, error=RPCError(code="bad_request", message=text)):
+            return str(_MAGIC_AS_LENGTH) in text
+    return False
 
 
 def _malformed(name: str) -> HandshakeFailed:

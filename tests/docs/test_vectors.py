@@ -33,7 +33,7 @@ from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import HandshakeFailed
 from synapse_p2p.identity import Identity, network_id_of, node_id_of
 from synapse_p2p.protocol.channel import SecureChannel
-from synapse_p2p.protocol.handshake import Established, Handshake, HandshakeKeys, Parameters, Role
+from synapse_p2p.protocol.handshake import Established, Handshake, HandshakeKeys, Parameters, Refusal, Role
 from synapse_p2p.protocol.noise import NoiseXX
 from synapse_p2p.protocol.session import CallAnswered, CallArrived, Session
 from synapse_p2p.protocol.wire import CONTROL_LIMITS, pack, unpack
@@ -70,7 +70,17 @@ def _with_bytes(value: Any) -> Any:
     return value
 
 
+def with_network_key(opening: dict[str, Any]) -> dict[str, Any]:
+    """The handshake of the same two in a network with a key: what differs is of that, the rest as without one."""
+    keyed = opening["with_network_key"]
+    return opening | keyed | {side: opening[side] | keyed[side] for side in ("dialer", "listener")}
+
+
 HANDSHAKE = load("session_opening.json")
+OPENINGS = [
+    pytest.param(HANDSHAKE, id="open network"),
+    pytest.param(with_network_key(HANDSHAKE), id="network key"),
+]
 RECORDS = load("records.json")
 DHT_MESSAGES = load("dht_messages.json")
 
@@ -78,28 +88,30 @@ DHT_MESSAGES = load("dht_messages.json")
 # The handshake
 
 
-def machine(role: Role) -> Handshake:
-    side = HANDSHAKE["dialer" if role is Role.DIALER else "listener"]
-    return Handshake(
+def machine(role: Role, golden: dict[str, Any] = HANDSHAKE) -> Handshake:
+    side = golden["dialer" if role is Role.DIALER else "listener"]
+    handshake = Handshake(
         role,
         identity=Identity.from_seed(side["identity_seed"]),
-        network_id=HANDSHAKE["network_id"],
+        network_id=golden["network_id"],
         keys=HandshakeKeys(side["static"], side["ephemeral"]),
         parameters=Parameters.from_map(side["parameters"]),
+        network_key=golden.get("network_key"),
     )
+    handshake.start()
+    return handshake
 
 
 def framed(message: bytes) -> bytes:
     return len(message).to_bytes(2, "big") + message
 
 
-def established_pair() -> tuple[Established, Established]:
+def established_pair(golden: dict[str, Any]) -> tuple[Established, Established]:
     """The dialer's end and the listener's, from the vectors' own bytes."""
-    dialer, listener = machine(Role.DIALER), machine(Role.LISTENER)
-    dialer.start()
-    listener.receive_data(HANDSHAKE["preamble"] + framed(HANDSHAKE["message_1"]))
-    at_dialer = dialer.receive_data(framed(HANDSHAKE["message_2"]))
-    at_listener = listener.receive_data(framed(HANDSHAKE["message_3"]))
+    dialer, listener = machine(Role.DIALER, golden), machine(Role.LISTENER, golden)
+    listener.receive_data(golden["preamble"] + framed(golden["message_1"]))
+    at_dialer = dialer.receive_data(framed(golden["message_2"]))
+    at_listener = listener.receive_data(framed(golden["message_3"]))
     assert at_dialer is not None and at_listener is not None
     return at_dialer, at_listener
 
@@ -116,10 +128,10 @@ def test_node_id_is_the_hash_of_the_public_key(side: str) -> None:
     assert identity.node_id == node_id_of(identity.public_key) == HANDSHAKE[side]["node_id"]
 
 
-def test_handshake_of_fixed_keys_sends_the_golden_bytes() -> None:
-    dialer, listener = machine(Role.DIALER), machine(Role.LISTENER)
+@pytest.mark.parametrize("golden", OPENINGS)
+def test_handshake_of_fixed_keys_sends_the_golden_bytes(golden: dict[str, Any]) -> None:
+    dialer, listener = machine(Role.DIALER, golden), machine(Role.LISTENER, golden)
 
-    dialer.start()
     first = dialer.data_to_send()
     listener.receive_data(first)
     second = listener.data_to_send()
@@ -127,62 +139,73 @@ def test_handshake_of_fixed_keys_sends_the_golden_bytes() -> None:
     third = dialer.data_to_send()
     at_listener = listener.receive_data(third)
 
-    assert first == HANDSHAKE["preamble"] + framed(HANDSHAKE["message_1"])
-    assert second == framed(HANDSHAKE["message_2"])
-    assert third == framed(HANDSHAKE["message_3"])
+    assert first == golden["preamble"] + framed(golden["message_1"])
+    assert second == framed(golden["message_2"])
+    assert third == framed(golden["message_3"])
     assert at_dialer is not None and at_listener is not None
-    assert at_dialer.handshake_hash == at_listener.handshake_hash == HANDSHAKE["handshake_hash"]
+    assert at_dialer.handshake_hash == at_listener.handshake_hash == golden["handshake_hash"]
 
 
-def test_each_side_proves_the_golden_identity_and_parameters() -> None:
-    at_dialer, at_listener = established_pair()
+@pytest.mark.parametrize("golden", OPENINGS)
+def test_each_side_proves_the_golden_identity_and_parameters(golden: dict[str, Any]) -> None:
+    at_dialer, at_listener = established_pair(golden)
 
-    assert at_dialer.peer.node_id == HANDSHAKE["listener"]["node_id"]
-    assert at_dialer.peer.parameters.to_map() == HANDSHAKE["listener"]["parameters"]
-    assert at_listener.peer.node_id == HANDSHAKE["dialer"]["node_id"]
-    assert at_listener.peer.parameters.to_map() == HANDSHAKE["dialer"]["parameters"]
+    assert at_dialer.peer.node_id == golden["listener"]["node_id"]
+    assert at_dialer.peer.parameters.to_map() == golden["listener"]["parameters"]
+    assert at_listener.peer.node_id == golden["dialer"]["node_id"]
+    assert at_listener.peer.parameters.to_map() == golden["dialer"]["parameters"]
 
 
+@pytest.mark.parametrize("golden", OPENINGS)
 @pytest.mark.parametrize(("side", "message", "role"), [("dialer", "message_3", b"I"), ("listener", "message_2", b"R")])
-def test_golden_proof_signs_label_role_and_the_hash_before_its_payload(side: str, message: str, role: bytes) -> None:
-    proof = unpack(HANDSHAKE[side]["proof"], CONTROL_LIMITS)
-    identity = Identity.from_seed(HANDSHAKE[side]["identity_seed"])
+def test_golden_proof_signs_label_role_and_the_hash_before_its_payload(
+    golden: dict[str, Any], side: str, message: str, role: bytes
+) -> None:
+    proof = unpack(golden[side]["proof"], CONTROL_LIMITS)
+    identity = Identity.from_seed(golden[side]["identity_seed"])
 
-    signature = identity.sign(b"synapse-noise-id:v1:" + role, HANDSHAKE[side]["signed_hash"])
+    signature = identity.sign(b"synapse-noise-id:v1:" + role, golden[side]["signed_hash"])
 
-    assert proof == [1, HANDSHAKE[side]["public_key"], signature, HANDSHAKE[side]["parameters"]]
-    assert _noise_payload(message) == (HANDSHAKE[side]["proof"], HANDSHAKE[side]["signed_hash"])
+    assert proof == [1, golden[side]["public_key"], signature, golden[side]["parameters"]]
+    assert _noise_payload(golden, message) == (golden[side]["proof"], golden[side]["signed_hash"])
 
 
-def _noise_payload(message: str) -> tuple[bytes, bytes]:
+def _noise_payload(golden: dict[str, Any], message: str) -> tuple[bytes, bytes]:
     """The plaintext in message 2 or 3, and the hash that its proof signs, read without the handshake's own code."""
     is_listener = message == "message_3"
-    side = HANDSHAKE["listener" if is_listener else "dialer"]
-    prologue = b"synapse-noise/1" + HANDSHAKE["preamble"] + HANDSHAKE["network_id"]
-    noise = NoiseXX(not is_listener, prologue=prologue, static=side["static"], ephemeral=side["ephemeral"])
+    side = golden["listener" if is_listener else "dialer"]
+    prologue = b"synapse-noise/1" + golden["preamble"] + golden["network_id"]
+    noise = NoiseXX(
+        not is_listener,
+        prologue=prologue,
+        static=side["static"],
+        ephemeral=side["ephemeral"],
+        psk=golden.get("network_key"),
+    )
     if not is_listener:
         noise.write_message()
-        return noise.read_message_and_hash(HANDSHAKE["message_2"])
-    noise.read_message(HANDSHAKE["message_1"])
-    noise.write_message(HANDSHAKE["listener"]["proof"])
-    return noise.read_message_and_hash(HANDSHAKE["message_3"])
+        return noise.read_message_and_hash(golden["message_2"])
+    noise.read_message(golden["message_1"])
+    noise.write_message(golden["listener"]["proof"])
+    return noise.read_message_and_hash(golden["message_3"])
 
 
-def test_golden_calls_travel_in_one_golden_record_each_way() -> None:
-    at_dialer, at_listener = established_pair()
-    ask, answer = HANDSHAKE["records"]["dialer_to_listener"], HANDSHAKE["records"]["listener_to_dialer"]
+@pytest.mark.parametrize("golden", OPENINGS)
+def test_golden_calls_travel_in_one_golden_record_each_way(golden: dict[str, Any]) -> None:
+    at_dialer, at_listener = established_pair(golden)
+    ask, answer = golden["records"]["dialer_to_listener"], golden["records"]["listener_to_dialer"]
     dialer, listener = _channel(at_dialer), _channel(at_listener)
     asking, answering = _session(is_dialer=True), _session(is_dialer=False)
 
-    for call in HANDSHAKE["calls"]:
+    for call in golden["calls"]:
         asking.call(call["endpoint"], call["args"], call["kwargs"], now=0.0, deadline=call["deadline_ms"] / 1000)
     asked = asking.data_to_send()
     record = dialer.seal(asked)
     answering.receive_data(listener.open(record), 0.0)
     arrived = [event.call for event in answering.events() if isinstance(event, CallArrived)]
-    for call, golden in zip(arrived, HANDSHAKE["calls"], strict=True):
-        assert (call.endpoint, call.args, call.kwargs) == (golden["endpoint"], golden["args"], golden["kwargs"])
-        answering.answer(call.id, golden["result"])
+    for call, expected in zip(arrived, golden["calls"], strict=True):
+        assert (call.endpoint, call.args, call.kwargs) == (expected["endpoint"], expected["args"], expected["kwargs"])
+        answering.answer(call.id, expected["result"])
     answered = answering.data_to_send()
     answer_record = listener.seal(answered)
 
@@ -190,7 +213,7 @@ def test_golden_calls_travel_in_one_golden_record_each_way() -> None:
     assert (answered, answer_record) == (answer["plaintext"], answer["record"])
     asking.receive_data(dialer.open(answer_record), 0.0)
     ends = [event.value for event in asking.events() if isinstance(event, CallAnswered)]
-    assert ends == [golden["result"] for golden in HANDSHAKE["calls"]]
+    assert ends == [call["result"] for call in golden["calls"]]
 
 
 def _channel(end: Established) -> SecureChannel:
@@ -203,7 +226,6 @@ def _session(*, is_dialer: bool) -> Session:
 
 def test_proof_from_the_future_is_read_as_if_it_said_nothing_more() -> None:
     dialer = machine(Role.DIALER)
-    dialer.start()
 
     established = dialer.receive_data(framed(HANDSHAKE["future"]["message_2"]))
 
@@ -214,19 +236,24 @@ def test_proof_from_the_future_is_read_as_if_it_said_nothing_more() -> None:
     assert established.peer.parameters.versions == (1, 2)
 
 
-@pytest.mark.parametrize("word", ["version", "suite", "network"])
-def test_preamble_that_does_not_fit_is_answered_with_the_golden_refusal(word: str) -> None:
-    refusal = HANDSHAKE["refusals"][word]
-    listener, dialer = machine(Role.LISTENER), machine(Role.DIALER)
-    dialer.start()
+@pytest.mark.parametrize("case", HANDSHAKE["refusals"]["cases"], ids=lambda case: case["name"])
+def test_first_bytes_that_do_not_fit_are_answered_with_the_golden_refusal(case: dict[str, Any]) -> None:
+    listener = machine(Role.LISTENER, with_network_key(HANDSHAKE) if case["network_key"] else HANDSHAKE)
+    dialer = machine(Role.DIALER)
 
+    if case["word"] == "busy":
+        listener.refuse_busy()
     with pytest.raises(HandshakeFailed):
-        listener.receive_data(refusal["preamble"])
+        listener.receive_data(case["first_bytes"])
     with pytest.raises(HandshakeFailed) as told:
-        dialer.receive_data(refusal["answer"])
+        dialer.receive_data(case["answer"])
 
-    assert listener.data_to_send() == refusal["answer"]
-    assert told.value.refusal == word
+    assert listener.data_to_send() == case["answer"]
+    assert told.value.refusal == case["word"]
+
+
+def test_every_refusal_has_a_golden_vector() -> None:
+    assert {case["word"] for case in HANDSHAKE["refusals"]["cases"]} == {code.name.lower() for code in Refusal}
 
 
 # Records

@@ -185,3 +185,11 @@ def test_the_sender_is_warned_while_a_goodbye_still_fits(max_records: int, warne
 
     assert here.is_nearly_used_up()
     assert here.seal(b"goodbye")
+
+
+def test_after_a_bad_record_the_channel_is_closed_for_good_ones():
+    here, there = channel_pair()
+    first, second = here.seal(b"first"), here.seal(b"second")
+
+    assert delivered_of(there, [second]) == (b"", True)
+    assert delivered_of(there, [first]) == (b"", True)
