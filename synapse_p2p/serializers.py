@@ -14,7 +14,7 @@ import msgpack
 
 from synapse_p2p.exceptions import ConfigError, InvalidMessageError
 from synapse_p2p.messages import RPCError, RPCMessage, RPCRequest, RPCResponse
-from synapse_p2p.protocol.wire import MAX_DEPTH, MAX_ENDPOINT_CHARS, TASK_LIMITS, unpack
+from synapse_p2p.protocol.wire import MAX_DEPTH, MAX_ENDPOINT_CHARS, TASK_LIMITS, fields_of, unpack
 
 MAX_VALUE_DEPTH = MAX_DEPTH - 2  # a message is a map that holds a list of arguments: two levels are ours
 MIN_INT, MAX_INT = -(2**63), 2**64 - 1  # what MsgPack has room for
@@ -60,11 +60,10 @@ class MessagePackRPCSerializer(BaseRPCSerializer):
     @classmethod
     def serialize(cls, outgoing: RPCMessage) -> bytes:
         """Raises ConfigError that names the argument, the type found there, and what to send instead."""
-        for name, value in _values_of(outgoing):
-            if problem := _unsendable(value, name, MAX_VALUE_DEPTH):
-                raise ConfigError(problem)
+        if problem := why_unsendable(outgoing):
+            raise ConfigError(problem)
         try:
-            return cast("bytes", msgpack.packb(_map_of(outgoing), default=_fields_of))
+            return cast("bytes", msgpack.packb(_map_of(outgoing), default=fields_of))
         except (TypeError, ValueError, OverflowError) as error:
             # Text that is no Unicode (a lone surrogate) is what the walk above does not look for.
             raise ConfigError(f"MsgPack cannot carry this {outgoing.type}: {error}") from error
@@ -81,6 +80,12 @@ class MessagePackRPCSerializer(BaseRPCSerializer):
         if message_type == "response":
             return _read_response(fields)
         raise InvalidMessageError(f"unknown message type: {_shown(message_type)}")
+
+
+def why_unsendable(message: RPCMessage) -> str | None:
+    """What a user put into a message that cannot travel: its name, its type, what to send instead. None if all can."""
+    problems = (_unsendable(value, name, MAX_VALUE_DEPTH) for name, value in _values_of(message))
+    return next((problem for problem in problems if problem), None)
 
 
 def _map_of(message: RPCMessage) -> dict[str, Any]:
@@ -168,7 +173,7 @@ def _unsendable(value: Any, path: str, depth_left: int) -> str | None:
     if isinstance(value, (list, tuple)):
         items = ((f"{path}[{index}]", item) for index, item in enumerate(value) if not _is_scalar(item))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = ((f"{path}.{name}", item) for name, item in _fields_of(value).items())
+        items = ((f"{path}.{name}", item) for name, item in fields_of(value).items())
     else:
         kind = type(value).__name__
         instead = "its value" if isinstance(value, enum.Enum) else _SEND_INSTEAD.get(kind, "a map of its fields")
@@ -193,10 +198,3 @@ def _unsendable_map(value: dict[Any, Any], path: str, depth_left: int) -> str | 
         if problem := _unsendable(item, f"{path}[{key!r:.40}]", depth_left - 1):
             return problem
     return None
-
-
-def _fields_of(value: Any) -> dict[str, Any]:
-    """A dataclass instance as a map, one level deep: MsgPack asks again for what is below."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    raise TypeError(f"{type(value).__name__} is no value that MsgPack can carry")

@@ -28,6 +28,8 @@ KEY_SIZE_BYTES = 32
 TAG_SIZE_BYTES = 16
 MAX_NONCE = 2**64 - 1  # reserved by the specification for rekeying
 
+_NONCE_PREFIX = bytes(4)
+
 _PATTERN = (("e",), ("e", "ee", "s", "es"), ("s", "se"))
 
 
@@ -63,7 +65,7 @@ class CipherState:
     def _nonce_bytes(self) -> bytes:
         if self.nonce >= MAX_NONCE:
             raise ProtocolViolation("the cipher's counter is used up")
-        return bytes(4) + self.nonce.to_bytes(8, self._byte_order)
+        return _NONCE_PREFIX + self.nonce.to_bytes(8, self._byte_order)
 
 
 class _SymmetricState:

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -38,12 +37,16 @@ from synapse_p2p.protocol.wire import (
     Unknown,
     check_readable,
     decode_message,
+    encode_call,
     encode_frame,
     encode_message,
+    encode_result,
+    quick_value,
 )
 
 CONTROL_PREFIX = "_dht."  # calls to these endpoints travel as control frames
 NODE_IS_STOPPING = "the node is stopping"
+MIN_KEPT_DEADLINES = 64  # of calls that may have ended, before they are looked through
 MAX_DEADLINE_MS = 10 * 365 * 86_400 * 1000
 
 
@@ -70,7 +73,7 @@ class Code(StrEnum):
 _CODES = frozenset(Code)
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class CallArrived:
     """Run this; answer with `answer` or `fail`. `deadline` is on our clock, None for no limit."""
 
@@ -78,14 +81,14 @@ class CallArrived:
     deadline: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class CallWithdrawn:
     """Stop running call `id`: it was cancelled or its time is up. It takes no answer any more."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class CallAnswered:
     """Our call `id` returned."""
 
@@ -93,7 +96,7 @@ class CallAnswered:
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class CallFailed:
     """Our call `id` did not return. `may_have_started` matters for `unavailable` alone."""
 
@@ -104,14 +107,14 @@ class CallFailed:
     may_have_started: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class CallExpired:
     """The deadline of our call `id` passed; the peer was told to stop."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class PeerClosed:
     """The peer said goodbye. Close the connection."""
 
@@ -119,7 +122,7 @@ class PeerClosed:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class PeerSilent:
     """The peer answered no ping. Close the connection."""
 
@@ -143,12 +146,16 @@ class Session:
         self._running_count = {FrameKind.CONTROL: 0, FrameKind.TASK: 0}
         self._waiting: OrderedDict[int, CallArrived] = OrderedDict()
         self._deadlines: list[tuple[float, int]] = []
+        self._max_deadlines = MIN_KEPT_DEADLINES
+        self._max_bytes = {
+            FrameKind.CONTROL: config.max_control_frame_bytes,
+            FrameKind.TASK: config.max_task_frame_bytes,
+        }
         self._reader = FrameReader(
             max_control_frame_bytes=config.max_control_frame_bytes, max_task_frame_bytes=config.max_task_frame_bytes
         )
         self._control: list[bytes] = []
         self._tasks: dict[int, bytes] = {}  # one frame per id at most: a call of ours or an answer to theirs
-        self._control_ids: dict[int, None] = {}  # calls in flight whose messages are control frames
         self._events: list[Event] = []
         self._last_received = now
         self._pinged_at: float | None = None
@@ -173,16 +180,15 @@ class Session:
         sent then.
         """
         assert not self.is_closing, "a closing session takes no calls"
-        travelling = dict(options or {})
+        travelling = dict(options) if options else {}
         if deadline is not None:
-            travelling["deadline_ms"] = max(1, round((deadline - now) * 1000))
+            travelling["deadline_ms"] = max(1, int((deadline - now) * 1000))
         call_id = self._next_id
         kind = FrameKind.CONTROL if endpoint.startswith(CONTROL_PREFIX) else FrameKind.TASK
-        self._queue(kind, call_id, Call(call_id, endpoint, args, kwargs, travelling))
+        values = (*args, *kwargs.values()) if kwargs else args
+        self._queue(kind, call_id, encode_call(call_id, endpoint, args, kwargs, travelling), values)
         self._next_id += 2
         self._ours[call_id] = None
-        if kind is FrameKind.CONTROL:
-            self._control_ids[call_id] = None
         if deadline is not None:
             self._watch(deadline, call_id)
         return call_id
@@ -190,13 +196,13 @@ class Session:
     def cancel(self, call_id: int) -> None:
         """We want no answer to our call any more. A call that is not in flight is left alone."""
         if call_id in self._ours:
-            self._end_ours(call_id)
+            del self._ours[call_id]
             self._withdraw_from_peer(call_id)
 
     def answer(self, call_id: int, value: Any) -> None:
         """The peer's call returned. Raises as `call` does; then say `fail`. A withdrawn call is left alone."""
-        if call_id in self._running:
-            self._queue(self._kind_of(call_id), call_id, Result(call_id, value))
+        if (kind := self._running.get(call_id)) is not None:
+            self._queue(kind, call_id, encode_result(call_id, value), (value,))
             self._end_theirs(call_id)
 
     def fail(self, call_id: int, code: Code, message: str, details: Mapping[str, Any] | None = None) -> None:
@@ -257,12 +263,13 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When to call `poll` next; None once the session is closing."""
-        while self._deadlines and not self._is_open(self._deadlines[0][1]):
-            heapq.heappop(self._deadlines)  # ended in time
         if self.is_closing:
             return None
+        deadlines = self._deadlines
+        while deadlines and not self._is_open(deadlines[0][1]):
+            heapq.heappop(deadlines)  # ended in time
         silence = self._silence_at()
-        return min(silence, self._deadlines[0][0]) if self._deadlines else silence
+        return deadlines[0][0] if deadlines and deadlines[0][0] < silence else silence
 
     def events(self) -> list[Event]:
         """What happened since the last time, in order."""
@@ -304,7 +311,7 @@ class Session:
         assert all(call_id % 2 == self._next_id % 2 for call_id in self._ours)
         assert all(call_id % 2 != self._next_id % 2 for call_id in (*self._running, *self._waiting))
         assert not (self.is_closing and (self._ours or self._running or self._waiting))
-        assert all(self._is_open(call_id) for call_id in self._control_ids)
+        assert not any(arrived.call.endpoint.startswith(CONTROL_PREFIX) for arrived in self._waiting.values())
 
     def _silence_at(self) -> float:
         """When silence has lasted too long. One sum for `poll` and `next_deadline`: were they rounded apart, a caller
@@ -337,28 +344,26 @@ class Session:
                 self._on_unknown(id, kind)
 
     def _on_call(self, call: Call, kind: FrameKind, now: float) -> None:
-        if self._is_own(call.id) or call.id <= self._last_peer_ids[kind] or self._is_open(call.id):
-            raise ProtocolViolation(f"call id {call.id} is not a fresh one of the caller's")
-        if (kind is FrameKind.CONTROL) != call.endpoint.startswith(CONTROL_PREFIX):
+        call_id, is_control = call.id, kind is FrameKind.CONTROL
+        if self._is_own(call_id) or call_id <= self._last_peer_ids[kind] or self._is_open(call_id):
+            raise ProtocolViolation(f"call id {call_id} is not a fresh one of the caller's")
+        if is_control != call.endpoint.startswith(CONTROL_PREFIX):
             # Or a peer would get the places of the overlay's short calls for its long ones.
             raise ProtocolViolation(f"a call to {call.endpoint[:64]!r} in a frame of kind {kind.name}")
-        self._last_peer_ids[kind] = call.id
+        self._last_peer_ids[kind] = call_id
         deadline = None
         left_ms = call.options.get("deadline_ms")
         if type(left_ms) is int and 0 <= left_ms <= MAX_DEADLINE_MS:
             deadline = now + left_ms / 1000
-            self._watch(deadline, call.id)
-        if kind is FrameKind.CONTROL:
-            self._control_ids[call.id] = None
-        arrived = CallArrived(call, deadline)
+            self._watch(deadline, call_id)
         if self.is_draining:
-            self._refuse(call.id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
+            self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False}, kind=kind)
         elif self._has_room(kind):
-            self._run(arrived, kind)
-        elif kind is FrameKind.TASK and len(self._waiting) < self._config.max_calls_queued:
-            self._waiting[call.id] = arrived
+            self._run(CallArrived(call, deadline), kind)
+        elif not is_control and len(self._waiting) < self._config.max_calls_queued:
+            self._waiting[call_id] = CallArrived(call, deadline)
         else:
-            self._refuse(call.id, Code.BUSY, "too many calls of yours are waiting here")
+            self._refuse(call_id, Code.BUSY, "too many calls of yours are waiting here", kind=kind)
 
     def _on_cancel(self, call_id: int) -> None:
         if self._is_own(call_id) or call_id > max(self._last_peer_ids.values()):
@@ -380,7 +385,7 @@ class Session:
     def _take_end(self, call_id: int) -> bool:
         """Whether this answer ends a call of ours now. Late ones are ignored, strays raise."""
         if call_id in self._ours:
-            self._end_ours(call_id)
+            del self._ours[call_id]
             return True
         if not self._is_own(call_id) or call_id >= self._next_id:
             raise ProtocolViolation(f"an answer to call {call_id}, which was never made")
@@ -388,7 +393,7 @@ class Session:
 
     def _expire(self, call_id: int) -> None:
         if call_id in self._ours:
-            self._end_ours(call_id)
+            del self._ours[call_id]
             self._withdraw_from_peer(call_id)
             self._events.append(CallExpired(call_id))
         elif call_id in self._running or call_id in self._waiting:
@@ -402,14 +407,13 @@ class Session:
         self.is_closing = True
         for call_id in list(self._ours):
             never_left = self._tasks.pop(call_id, None) is not None
-            self._end_ours(call_id)
+            del self._ours[call_id]
             started = may_have_started and not never_left
             self._events.append(CallFailed(call_id, Code.UNAVAILABLE, why, {}, started))
         self._events.extend(CallWithdrawn(call_id) for call_id in self._running)
         self._running.clear()
         self._running_count = dict.fromkeys(self._running_count, 0)
         self._waiting.clear()
-        self._control_ids.clear()
         self._deadlines.clear()
 
     def _withdraw_from_peer(self, call_id: int) -> None:
@@ -417,14 +421,25 @@ class Session:
         if self._tasks.pop(call_id, None) is None and not self.is_closing:
             self._control.append(encode_frame(FrameKind.CONTROL, encode_message(Cancel(call_id))))
 
-    def _refuse(self, call_id: int, code: Code, message: str, details: Mapping[str, Any] | None = None) -> None:
-        """End a call of theirs, in whatever state, with a failure."""
-        kind = self._kind_of(call_id)
+    def _refuse(
+        self,
+        call_id: int,
+        code: Code,
+        message: str,
+        details: Mapping[str, Any] | None = None,
+        *,
+        kind: FrameKind | None = None,
+    ) -> None:
+        """End a call of theirs, in whatever state, with a failure; `kind` is that of one that never ran or waited."""
+        kind = self._kind_of(call_id) if kind is None else kind
         try:
-            self._queue(kind, call_id, Fail(call_id, code, message, details or None))
+            self._queue(
+                kind, call_id, encode_message(Fail(call_id, code, message, details or None)), (details or None,)
+            )
         except (FrameTooLarge, TypeError, ValueError, OverflowError):
             # The handler's own words cannot travel; that its call failed has to.
-            self._queue(kind, call_id, Fail(call_id, code, "what the handler said of it cannot be sent"))
+            fail = Fail(call_id, code, "what the handler said of it cannot be sent")
+            self._queue(kind, call_id, encode_message(fail), ())
         self._end_theirs(call_id)
 
     def _has_room(self, kind: FrameKind) -> bool:
@@ -437,47 +452,39 @@ class Session:
         self._running_count[kind] += 1
         self._events.append(arrived)
 
-    def _end_ours(self, call_id: int) -> None:
-        del self._ours[call_id]
-        self._control_ids.pop(call_id, None)
-
     def _end_theirs(self, call_id: int) -> None:
         if (kind := self._running.pop(call_id, None)) is not None:
             self._running_count[kind] -= 1
-        self._waiting.pop(call_id, None)
-        self._control_ids.pop(call_id, None)
+        else:
+            self._waiting.pop(call_id, None)
         while self._waiting and self._has_room(FrameKind.TASK) and not self.is_closing:
             _, arrived = self._waiting.popitem(last=False)
             self._run(arrived, FrameKind.TASK)
 
     def _watch(self, deadline: float, call_id: int) -> None:
         # Calls mostly end long before their deadline: without this the heap would hold every call of the last minutes.
-        if len(self._deadlines) > 64 + 2 * (len(self._ours) + len(self._running) + len(self._waiting)):
+        if len(self._deadlines) > self._max_deadlines:
             self._deadlines = [entry for entry in self._deadlines if self._is_open(entry[1])]
             heapq.heapify(self._deadlines)
+            self._max_deadlines = MIN_KEPT_DEADLINES + 2 * len(self._deadlines)
         heapq.heappush(self._deadlines, (deadline, call_id))
 
-    def _queue(self, kind: FrameKind, call_id: int, message: Message) -> None:
-        body = encode_message(message)
-        limit_bytes = (
-            self._config.max_control_frame_bytes if kind is FrameKind.CONTROL else self._config.max_task_frame_bytes
-        )
-        if len(body) > limit_bytes:
-            raise FrameTooLarge(limit_bytes=limit_bytes, actual_bytes=len(body))
-        if kind is FrameKind.TASK:
-            check_readable(message, body)
-        frame = encode_frame(kind, body)
+    def _queue(self, kind: FrameKind, call_id: int, body: bytes, values: Iterable[Any]) -> None:
+        """Let a message of a call leave; `values` are those of the user's in it."""
+        if len(body) > self._max_bytes[kind]:
+            raise FrameTooLarge(limit_bytes=self._max_bytes[kind], actual_bytes=len(body))
         if kind is FrameKind.CONTROL:
-            self._control.append(frame)
+            self._control.append(encode_frame(kind, body))
         else:
-            self._tasks[call_id] = frame
+            check_readable(values, body)
+            self._tasks[call_id] = encode_frame(kind, body)
 
     def _control_after_tasks(self, message: Message) -> None:
         # A goodbye is the last word: control frames go first, so it goes with the tasks. Id 0 is no call's.
         self._tasks[0] = encode_frame(FrameKind.CONTROL, encode_message(message))
 
     def _kind_of(self, call_id: int) -> FrameKind:
-        return FrameKind.CONTROL if call_id in self._control_ids else FrameKind.TASK
+        return self._running.get(call_id, FrameKind.TASK)  # none but task calls wait
 
     def _is_own(self, call_id: int) -> bool:
         return call_id % 2 == self._next_id % 2

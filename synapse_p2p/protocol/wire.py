@@ -8,17 +8,21 @@ Owns every limit on what is decoded. Decides nothing about calls: that is `sessi
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+import dataclasses
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeVar, dataclass_transform
 
 import msgpack
 
+from synapse_p2p.config import MAX_U24
 from synapse_p2p.exceptions import FrameTooLarge, InvalidMessageError, ProtocolViolation
 
+ValueT = TypeVar("ValueT")
+
 FRAME_HEADER_BYTES = 4
-MAX_U24 = 2**24 - 1
 MAX_DEPTH = 32
 MAX_ENDPOINT_CHARS = 256
 MAX_FAIL_MESSAGE_CHARS = 2048
@@ -37,21 +41,41 @@ class Limits:
     max_elements: int
     max_map_entries: int
     max_depth: int = MAX_DEPTH
+    harmless_size_bytes: int = field(init=False)  # so few bytes keep to both budgets, whatever they hold
 
+    def __post_init__(self) -> None:
+        # A value takes a byte or more and weighs 1 as an element, besides at most 8 as a container; a key and its
+        # value take two. Below 1 KiB what is only announced is harmless too: see `_refuse_empty_promises`.
+        budgets = (self.max_elements // (1 + _MAP_WEIGHT), 2 * self.max_map_entries, _MAX_UNCHECKED_BYTES)
+        object.__setattr__(self, "harmless_size_bytes", min(budgets))
 
-CONTROL_LIMITS = Limits(max_elements=8_192, max_map_entries=8_192)
-TASK_LIMITS = Limits(max_elements=262_144, max_map_entries=65_536)
 
 _LIST_WEIGHT = 4
 _MAP_WEIGHT = 8
 _MAX_UNCHECKED_BYTES = 1024
 
+CONTROL_LIMITS = Limits(max_elements=8_192, max_map_entries=8_192)
+TASK_LIMITS = Limits(max_elements=262_144, max_map_entries=65_536)
+
+_CONTAINER_BYTES = frozenset((*range(0x80, 0xA0), *range(0xDC, 0xE0)))  # first bytes of maps and lists
+_OTHER_BYTES = bytes(byte for byte in range(256) if byte not in _CONTAINER_BYTES)
+
 
 def pack(value: Any) -> bytes:
     """MsgPack bytes of a value. Raises TypeError, ValueError or OverflowError for what MsgPack cannot carry."""
-    packed = msgpack.packb(value)
-    assert packed is not None, "packb returns bytes; its type says more"
+    # Not `packb`, which wraps this in 0.1 us; not one Packer for all, which keeps the room of the largest it packed.
+    packed = msgpack.Packer(default=fields_of).pack(value)
+    assert packed is not None, "a Packer returns bytes; its type says more"
     return packed
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """A dataclass instance as a map, one level deep: MsgPack asks again for what is below. Raises TypeError."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, int):
+        raise OverflowError("an integer beyond 64 bits")
+    raise TypeError(f"{type(value).__name__} is no value that MsgPack can carry")
 
 
 def unpack(data: bytes | memoryview, limits: Limits) -> Any:
@@ -60,6 +84,28 @@ def unpack(data: bytes | memoryview, limits: Limits) -> Any:
     Cost: one pass, two above 1 KiB; extension types, surplus bytes, map keys that are not text or bytes, and values
     past the limits are refused.
     """
+    try:
+        # In few bytes, of which few can begin a container, there is no budget to count down and no depth to look for:
+        # 0.7 us instead of 1.3 for the CALL of a short text.
+        if (
+            len(data) <= limits.harmless_size_bytes
+            and type(data) is bytes
+            and len(data.translate(None, _OTHER_BYTES)) <= limits.max_depth
+        ):
+            return msgpack.unpackb(data, max_ext_len=0, ext_hook=_refuse_extension)
+        value, spent = _unpack_counting(data, limits)
+    except Exception as error:
+        # msgpack raises half a dozen unrelated types here (ValueError, StackError, OverflowError, UnicodeDecodeError
+        # ...).
+        raise InvalidMessageError(f"not a valid MsgPack message: {type(error).__name__}") from error
+    # Nesting takes containers, and each has its weight: most messages hold too few to be too deep.
+    if spent > _LIST_WEIGHT * limits.max_depth and _is_deeper_than(value, limits.max_depth):
+        raise InvalidMessageError(f"nested deeper than {limits.max_depth}")
+    return value
+
+
+def _unpack_counting(data: bytes | memoryview, limits: Limits) -> tuple[Any, int]:
+    """The value and what it weighs. Raises whatever msgpack raises, and ValueError past a budget."""
     elements = limits.max_elements
     entries = limits.max_map_entries
 
@@ -78,27 +124,18 @@ def unpack(data: bytes | memoryview, limits: Limits) -> Any:
             raise ValueError("too many map entries")
         return items
 
-    try:
-        if len(data) > _MAX_UNCHECKED_BYTES:
-            _refuse_empty_promises(data)
-        value = msgpack.unpackb(
-            data,
-            list_hook=count_list,
-            object_hook=count_map,
-            max_array_len=min(limits.max_elements, len(data)),
-            max_map_len=limits.max_map_entries,
-            max_ext_len=0,
-            ext_hook=_refuse_extension,
-        )
-    except Exception as error:
-        # msgpack raises half a dozen unrelated types here (ValueError, StackError, OverflowError, UnicodeDecodeError
-        # ...).
-        raise InvalidMessageError(f"not a valid MsgPack message: {type(error).__name__}") from error
-    # Nesting takes containers, and each has its weight: most messages hold too few to be too deep.
-    may_be_deep = limits.max_elements - elements > _LIST_WEIGHT * limits.max_depth
-    if may_be_deep and _is_deeper_than(value, limits.max_depth):
-        raise InvalidMessageError(f"nested deeper than {limits.max_depth}")
-    return value
+    if len(data) > _MAX_UNCHECKED_BYTES:
+        _refuse_empty_promises(data)
+    value = msgpack.unpackb(
+        data,
+        list_hook=count_list,
+        object_hook=count_map,
+        max_array_len=min(limits.max_elements, len(data)),
+        max_map_len=limits.max_map_entries,
+        max_ext_len=0,
+        ext_hook=_refuse_extension,
+    )
+    return value, limits.max_elements - elements
 
 
 def _refuse_empty_promises(data: bytes | memoryview) -> None:
@@ -129,6 +166,15 @@ def _is_deeper_than(value: Any, max_depth: int) -> bool:
     return True
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def quick_value(cls: type[ValueT]) -> type[ValueT]:
+    """A dataclass with slots that nobody assigns to: type checkers hold it for frozen, at run time it is not.
+
+    Python 3.11 makes a frozen one of five fields in 0.64 us and this one in 0.15; every call takes six such values.
+    """
+    return dataclass(slots=True, unsafe_hash=True)(cls)
+
+
 class FrameKind(IntEnum):
     """Which queue and which limit a frame belongs to."""
 
@@ -148,7 +194,7 @@ class MessageType(IntEnum):
     GOODBYE = 7
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class Call:
     """`[1, id, endpoint, args, kwargs, options]`: please run this."""
 
@@ -159,7 +205,7 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class Result:
     """`[2, id, value]`: it returned."""
 
@@ -167,7 +213,7 @@ class Result:
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class Fail:
     """`[3, id, code, message, details]`: it did not return."""
 
@@ -177,24 +223,24 @@ class Fail:
     details: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class Cancel:
     """`[4, id]`: nobody wants the answer any more."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class Ping:
     """`[5, 0]`: are you there?"""
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class Pong:
     """`[6, 0]`: I am."""
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class Goodbye:
     """`[7, 0, code, text]`: I take no new calls and will close."""
 
@@ -202,7 +248,7 @@ class Goodbye:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class Unknown:
     """A message of a type this release does not serve. `id` is 0 where it names none."""
 
@@ -217,9 +263,9 @@ def encode_message(message: Message) -> bytes:
     """The MsgPack array of a message. Raises what `pack` raises, for values of the user's that cannot travel."""
     match message:
         case Call(id, endpoint, args, kwargs, options):
-            return pack([MessageType.CALL, id, endpoint, args, kwargs, options])
+            return encode_call(id, endpoint, args, kwargs, options)
         case Result(id, value):
-            return pack([MessageType.RESULT, id, value])
+            return encode_result(id, value)
         case Fail(id, code, text, details):
             return pack([MessageType.FAIL, id, code, text[:MAX_FAIL_MESSAGE_CHARS], details])
         case Cancel(id):
@@ -238,22 +284,32 @@ _PING = pack([int(MessageType.PING), 0])
 _PONG = pack([int(MessageType.PONG), 0])
 
 
-def check_readable(message: Message, body: bytes) -> None:
-    """Raise ValueError for a task message that packs, but that the other end would refuse and close the session for.
+def encode_call(
+    call_id: int, endpoint: str, args: list[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+) -> bytes:
+    """What `encode_message` makes of a Call, without the Call."""
+    return pack((_CALL, call_id, endpoint, args, kwargs, options))
 
-    MsgPack carries keys that are numbers, any depth and any count; readers do not. Cost: none for plain values, else
-    that of decoding `body`.
+
+def encode_result(call_id: int, value: Any) -> bytes:
+    """What `encode_message` makes of a Result, without the Result."""
+    return pack((_RESULT, call_id, value))
+
+
+_CALL = int(MessageType.CALL)
+_RESULT = int(MessageType.RESULT)
+
+
+def check_readable(values: Iterable[Any], body: bytes) -> None:
+    """Raise ValueError for a task message of ours that packs, but for which the other end would close the session.
+
+    MsgPack carries keys that are numbers, any depth and any count; readers do not. `values` are the user's, `body` is
+    the message that holds them. Cost: none for plain values, else that of decoding `body`.
     """
-    match message:
-        case Call(_, _, args, kwargs):
-            values = [*args, *kwargs.values()]
-        case Result(_, value):
-            values = [value]
-        case Fail(_, _, _, details):
-            values = [details]
-        case _:
-            return
-    if all(type(value) in _PLAIN for value in values):
+    for value in values:
+        if type(value) not in _PLAIN:
+            break
+    else:
         return
     try:
         unpack(body, TASK_LIMITS)
@@ -266,29 +322,41 @@ _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 
 def decode_message(body: bytes | memoryview, kind: FrameKind) -> Message:
     """The message in a frame's body. Elements after the known ones are ignored. Raises InvalidMessageError."""
-    value = unpack(body, CONTROL_LIMITS if kind is FrameKind.CONTROL else TASK_LIMITS)
-    match value:
-        case [int() as number, int() as call_id, *rest] if (
-            _is_int(number) and _is_int(call_id) and 0 <= call_id <= MAX_ID
-        ):
-            return _decode(number, call_id, rest)
-    raise InvalidMessageError("a message is an array that starts with a type and an id")
+    elements = unpack(body, CONTROL_LIMITS if kind is FrameKind.CONTROL else TASK_LIMITS)
+    if type(elements) is not list or len(elements) < 2:
+        raise InvalidMessageError("a message is an array that starts with a type and an id")
+    number, call_id = elements[0], elements[1]
+    # True and False are ints to Python and no ids to us.
+    if type(number) is not int or type(call_id) is not int or not 0 <= call_id <= MAX_ID:
+        raise InvalidMessageError("a message is an array that starts with a type and an id")
+    # The two that every call takes are told apart by hand: a match statement costs three times as much.
+    if call_id:
+        if number == _RESULT and len(elements) > 2:
+            return Result(call_id, elements[2])
+        if number == _CALL and len(elements) > 5:
+            return _decode_call(call_id, elements)
+    return _decode_rarer(number, call_id, elements[2:])
 
 
-def _decode(number: int, call_id: int, rest: list[Any]) -> Message:
+def _decode_call(call_id: int, elements: list[Any]) -> Call:
+    endpoint, args, kwargs, options = elements[2:6]
+    if type(endpoint) is not str or type(args) is not list or type(kwargs) is not dict or type(options) is not dict:
+        raise InvalidMessageError("a CALL of another shape")
+    if len(endpoint) > MAX_ENDPOINT_CHARS:
+        raise InvalidMessageError(f"an endpoint's name has at most {MAX_ENDPOINT_CHARS} characters")
+    if (kwargs and not _are_text(kwargs)) or (options and not _are_text(options)):
+        raise InvalidMessageError("names of keyword arguments and options are text")
+    return Call(call_id, endpoint, args, kwargs, options)
+
+
+def _decode_rarer(number: int, call_id: int, rest: list[Any]) -> Message:
+    if call_id == 0 and number in _OF_A_CALL:
+        raise InvalidMessageError("a message of a call has an id above 0")
     match number, rest:
-        case MessageType.CALL, [str() as endpoint, list() as args, dict() as kwargs, dict() as options, *_]:
-            if len(endpoint) > MAX_ENDPOINT_CHARS:
-                raise InvalidMessageError(f"an endpoint's name has at most {MAX_ENDPOINT_CHARS} characters")
-            if not all(type(name) is str for name in kwargs) or not all(type(name) is str for name in options):
-                raise InvalidMessageError("names of keyword arguments and options are text")
-            return Call(_own_id(call_id), endpoint, args, kwargs, options)
-        case MessageType.RESULT, [value, *_]:
-            return Result(_own_id(call_id), value)
         case MessageType.FAIL, [str() as code, str() as text, (dict() | None) as details, *_]:
-            return Fail(_own_id(call_id), code, text, details)
+            return Fail(call_id, code, text, details)
         case MessageType.CANCEL, _:
-            return Cancel(_own_id(call_id))
+            return Cancel(call_id)
         case MessageType.PING, _:
             return Ping()
         case MessageType.PONG, _:
@@ -300,21 +368,27 @@ def _decode(number: int, call_id: int, rest: list[Any]) -> Message:
     return Unknown(number, call_id)
 
 
-def _own_id(call_id: int) -> int:
-    if call_id == 0:
-        raise InvalidMessageError("a message of a call has an id above 0")
-    return call_id
+_OF_A_CALL = frozenset({MessageType.CALL, MessageType.RESULT, MessageType.FAIL, MessageType.CANCEL})
 
 
-def _is_int(value: Any) -> bool:
-    return type(value) is int  # True and False are ints to Python and no ids to us
+def _are_text(names: Iterable[Any]) -> bool:
+    # A loop, not `all`: a generator costs three times as much, and most calls have a name or two.
+    for name in names:  # noqa: SIM110
+        if type(name) is not str:
+            return False
+    return True
 
 
 def encode_frame(kind: FrameKind, body: bytes) -> bytes:
     """Header and body. Raises FrameTooLarge where the length does not fit its three bytes."""
-    if len(body) > MAX_U24:
-        raise FrameTooLarge(limit_bytes=MAX_U24, actual_bytes=len(body))
-    return bytes((kind,)) + len(body).to_bytes(3, "big") + body
+    size_bytes = len(body)
+    if size_bytes > MAX_U24:
+        raise FrameTooLarge(limit_bytes=MAX_U24, actual_bytes=size_bytes)
+    return _HEADER.pack(kind << 24 | size_bytes) + body
+
+
+_HEADER = struct.Struct(">I")  # the kind is its top byte, the length the other three
+_KINDS = {int(kind): kind for kind in FrameKind}
 
 
 class FrameReader:
@@ -339,28 +413,25 @@ class FrameReader:
                 return
             data = bytes(self._buffer)
             self._buffer.clear()
-        position = yield from self._cut(data)
-        self._buffer += data[position:]
+        self._wanted_bytes = FRAME_HEADER_BYTES
+        arrived_bytes = len(data)
+        position = 0
+        while (body_at := position + FRAME_HEADER_BYTES) <= arrived_bytes:
+            (header,) = _HEADER.unpack_from(data, position)
+            kind, size_bytes = _KINDS.get(header >> 24), header & MAX_U24
+            if kind is None:
+                raise ProtocolViolation(f"unknown frame kind {header >> 24}")
+            if size_bytes > self._max_bytes[kind]:
+                raise FrameTooLarge(limit_bytes=self._max_bytes[kind], actual_bytes=size_bytes)
+            end = body_at + size_bytes
+            if end > arrived_bytes:
+                self._wanted_bytes = end - position
+                break
+            yield kind, data[body_at:end]
+            position = end
+        if position < arrived_bytes:
+            self._buffer += data[position:]
 
     def buffered_bytes(self) -> int:
         """How much of an unfinished frame is held."""
         return len(self._buffer)
-
-    def _cut(self, data: bytes) -> Generator[tuple[FrameKind, bytes], None, int]:
-        position = 0
-        self._wanted_bytes = FRAME_HEADER_BYTES
-        while len(data) - position >= FRAME_HEADER_BYTES:
-            try:
-                kind = FrameKind(data[position])
-            except ValueError:
-                raise ProtocolViolation(f"unknown frame kind {data[position]}") from None
-            size_bytes = int.from_bytes(data[position + 1 : position + FRAME_HEADER_BYTES], "big")
-            if size_bytes > self._max_bytes[kind]:
-                raise FrameTooLarge(limit_bytes=self._max_bytes[kind], actual_bytes=size_bytes)
-            end = position + FRAME_HEADER_BYTES + size_bytes
-            if end > len(data):
-                self._wanted_bytes = end - position
-                break
-            yield kind, data[position + FRAME_HEADER_BYTES : end]
-            position = end
-        return position

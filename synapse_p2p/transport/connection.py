@@ -1,31 +1,23 @@
 """Pumps one session: bytes of a stream through handshake, channel and session, and the calls of tasks through it.
 
-Owns the timers and the tasks of one connection; decides nothing that `protocol/` decides. A connection ends once, and
-with it every call in flight on it.
+Owns the order in which things happen on one connection; decides nothing that `protocol/` decides. The calls themselves
+are in `asking.py` and `serving.py`. A connection ends once, and with it every call in flight on it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from synapse_p2p.background import TaskScope
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.context import CallContext
-from synapse_p2p.exceptions import (
-    FrameTooLarge,
-    HandshakeFailed,
-    PeerUnavailable,
-    ProtocolViolation,
-    Timeout,
-)
+from synapse_p2p.exceptions import HandshakeFailed, PeerUnavailable, ProtocolViolation, Timeout
 from synapse_p2p.protocol.channel import SecureChannel
 from synapse_p2p.protocol.handshake import Established, Handshake, PeerProof
 from synapse_p2p.protocol.session import (
-    CONTROL_PREFIX,
     CallAnswered,
     CallArrived,
     CallExpired,
@@ -38,8 +30,10 @@ from synapse_p2p.protocol.session import (
     Session,
 )
 from synapse_p2p.runtime import Runtime
+from synapse_p2p.transport.alarm import Alarm
+from synapse_p2p.transport.asking import AskedCalls
 from synapse_p2p.transport.base import ByteStream, format_address, parse_address
-from synapse_p2p.transport.failures import error_of, unsendable
+from synapse_p2p.transport.failures import error_of
 from synapse_p2p.transport.outflow import Outflow
 from synapse_p2p.transport.serving import CallServer, ServedCalls
 
@@ -87,11 +81,10 @@ class SessionConnection:
         self._channel: SecureChannel | None = None
         self._session: Session | None = None
         self._peer: PeerProof | None = None
-        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._asked: AskedCalls | None = None
         self._served: ServedCalls | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._is_flush_scheduled = False
+        self._alarm = Alarm(runtime.now)
+        self._is_pump_scheduled = False
         self._is_refused = False  # the peer takes no new calls here
         self._goodbye_when_idle: tuple[str, str] | None = None
         self._is_ending = False  # the stream was told to close, and a timer set for when it does not
@@ -99,7 +92,6 @@ class SessionConnection:
         self._established: asyncio.Future[None] | None = None
         self._idle: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
-        self._control_places = asyncio.Semaphore(config.max_control_calls)
 
     # What the owner sees
 
@@ -112,6 +104,9 @@ class SessionConnection:
     @property
     def is_open(self) -> bool:
         """Whether calls can be made now."""
+        return self._takes_calls()
+
+    def _takes_calls(self) -> bool:
         session, stream = self._session, self._stream
         if session is None or stream is None or session.is_closing or session.is_draining:
             return False
@@ -133,7 +128,12 @@ class SessionConnection:
         """Calls in both directions that have not ended."""
         return 0 if self._session is None else self._session.calls_in_flight + self._session.calls_served
 
-    async def call(
+    @property
+    def serves_current_task(self) -> bool:
+        """Whether the task that asks is a call of this peer's."""
+        return self._served is not None and self._served.is_run_by_current_task()
+
+    def call(
         self,
         endpoint: str,
         args: list[Any],
@@ -141,44 +141,13 @@ class SessionConnection:
         *,
         timeout_s: float | None,
         options: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """The peer's answer. Raises RemoteError, Timeout, PeerUnavailable; ConfigError for arguments that cannot
-        travel.
+    ) -> Coroutine[Any, Any, Any]:
+        """The peer's answer, to be awaited. Raises RemoteError, Timeout, PeerUnavailable; ConfigError for arguments
+        that cannot travel.
         """
-        deadline = None if timeout_s is None else self._runtime.now() + timeout_s
-        if endpoint.startswith(CONTROL_PREFIX):
-            async with self._control_place(deadline):
-                return await self._call(endpoint, args, kwargs, deadline, options)
-        if self._outflow is not None and self._outflow.is_full:
-            await self._wait_for_room_until(deadline)
-        return await self._call(endpoint, args, kwargs, deadline, options)
-
-    async def _call(
-        self,
-        endpoint: str,
-        args: list[Any],
-        kwargs: dict[str, Any],
-        deadline: float | None,
-        options: Mapping[str, Any] | None,
-    ) -> Any:
-        session = self._session
-        if session is None or not self.is_open:
-            raise PeerUnavailable(f"the session with {self.address} is closed")
-        now = self.last_used = self._runtime.now()
-        try:
-            call_id = session.call(endpoint, args, kwargs, now=now, deadline=deadline, options=options)
-        except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
-            raise unsendable(endpoint, error) from error
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._calls[call_id] = future
-        self._pump(at_once=session.calls_in_flight == 1)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if self._calls.pop(call_id, None) is not None:
-                session.cancel(call_id)
-                self._pump(at_once=False)
-            raise
+        if self._asked is None:
+            raise PeerUnavailable(f"there is no session with {self.address} yet")
+        return self._asked.call(endpoint, args, kwargs, timeout_s=timeout_s, options=options)
 
     def drain(self) -> None:
         """Refuse new calls of the peer; those that run go on."""
@@ -195,7 +164,7 @@ class SessionConnection:
         """Say goodbye and close once that has left. Calls in flight end; `wait_closed` waits for the rest."""
         if self._session is not None and not self._session.is_closing:
             self._session.goodbye(code, text)
-            self._pump(at_once=True)
+            self._pump()
         self._close_stream()
 
     def abort(self) -> None:
@@ -231,7 +200,7 @@ class SessionConnection:
         self._handshake = self._make_handshake(self.address)
         self._handshake.start()
         self._write_handshake()
-        self._set_timer(self._config.handshake_timeout_s, self._on_handshake_timeout)
+        self._alarm.set(self._config.handshake_timeout_s, self._on_handshake_timeout)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -256,8 +225,7 @@ class SessionConnection:
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_end_of_stream()
         self._is_ending = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
         if not self._closed.done():
             self._closed.set_result(None)
             self._on_closed(self)
@@ -301,6 +269,15 @@ class SessionConnection:
             network=self._network,
         )
         assert self._outflow is not None
+        self._asked = AskedCalls(
+            self._session,
+            self._outflow,
+            address=self.address,
+            now=self._runtime.now,
+            max_control_calls=self._config.max_control_calls,
+            is_open=self._takes_calls,
+            on_asked=self._on_asked,
+        )
         self._served = ServedCalls(
             self._session,
             self._outflow,
@@ -309,9 +286,8 @@ class SessionConnection:
             context=context,
             on_answered=self._on_served,
         )
-        if self._timer is not None:
-            self._timer.cancel()
-        self._arm_timer()
+        self._alarm.cancel()
+        self._watch_the_time()
         self._on_established(self)
         if self._established is not None and not self._established.done():
             self._established.set_result(None)
@@ -332,39 +308,40 @@ class SessionConnection:
             session.receive_data(self._channel.open(data), self._runtime.now())
         finally:
             # What came before a fault stands; what it caused is sent after all of it was looked at.
-            self._pump(at_once=True)
+            self._pump()
+            self._watch_the_time()
             if self._outflow is not None and self._outflow.is_full:
                 self._pause_if_unread()
 
-    def _pump(self, *, at_once: bool) -> None:
-        """Tell what happened, then send what there is to send: now, or with everything else of this turn of the
-        loop.
-        """
+    def _pump(self) -> None:
+        """Tell what happened, then send what there is to send."""
         session = self._session
         assert session is not None
         while events := session.events():
             self._dispatch(events)
-        if session.has_data_to_send():
-            if at_once or session.is_closing:
-                self._flush()
-            elif not self._is_flush_scheduled:
-                self._is_flush_scheduled = True
-                self._loop.call_soon(self._flush_scheduled)
-        self._arm_timer()
-        self._tell_if_idle()
-
-    def _flush_scheduled(self) -> None:
-        self._is_flush_scheduled = False
         self._flush()
+        if self._idle is not None or self._goodbye_when_idle is not None:
+            self._tell_if_idle()
+
+    def _pump_soon(self) -> None:
+        """Once for all that this turn of the loop brings: 64 calls in flight share one record, and one write."""
+        if not self._is_pump_scheduled:
+            self._is_pump_scheduled = True
+            self._loop.call_soon(self._pump_scheduled)
+
+    def _pump_scheduled(self) -> None:
+        self._is_pump_scheduled = False
+        self._pump()
+        self._watch_the_time()
 
     def _flush(self) -> None:
         assert self._session is not None and self._channel is not None
         assert self._stream is not None and self._outflow is not None
         # Left in its queue when the stream closes, a request counts as one that never left.
-        if self._stream.is_closing() or not (data := self._session.data_to_send()):
+        if not self._session.has_data_to_send() or self._stream.is_closing():
             return
         try:
-            self._outflow.write(self._channel.seal(data))
+            self._outflow.write(self._channel.seal(self._session.data_to_send()))
         except ProtocolViolation as error:
             self._fail(error)
             return
@@ -377,68 +354,45 @@ class SessionConnection:
         if self._stream.unsent_bytes() > self._config.max_unsent_bytes:
             self._stream.pause_reading()
 
-    @contextlib.asynccontextmanager
-    async def _control_place(self, deadline: float | None) -> AsyncIterator[None]:
-        """Hold one of the places for overlay calls of ours: a burst of them waits here instead of being refused
-        there.
-        """
-        left_s = None if deadline is None else deadline - self._runtime.now()
-        try:
-            async with asyncio.timeout(left_s):
-                await self._control_places.acquire()
-        except TimeoutError:
-            raise Timeout(f"too many calls to {self.address} were waiting; this one was not started") from None
-        try:
-            yield
-        finally:
-            self._control_places.release()
-
-    async def _wait_for_room_until(self, deadline: float | None) -> None:
-        """Return when more may be written, or the stream has ended. Raises Timeout."""
-        assert self._outflow is not None
-        left_s = None if deadline is None else deadline - self._runtime.now()
-        try:
-            async with asyncio.timeout(left_s):
-                while self._outflow.is_full:
-                    await self._outflow.wait_for_room()
-        except TimeoutError:
-            raise Timeout(f"{self.address} reads too slowly; the call was not started") from None
-
     def _dispatch(self, events: list[Event]) -> None:
+        asked, served = self._asked, self._served
+        assert asked is not None and served is not None
         for event in events:
             match event:
                 case CallArrived(call, deadline):
-                    assert self._served is not None
                     self.last_used = self._runtime.now()
-                    self._served.serve(call, deadline)
+                    served.serve(call, deadline)
                 case CallWithdrawn(id):
-                    assert self._served is not None
-                    self._served.withdraw(id)
+                    served.withdraw(id)
                 case CallAnswered(id, value):
-                    future = self._calls.pop(id, None)
-                    if future is not None and not future.done():
-                        future.set_result(value)
+                    asked.end(id, value)
                 case CallFailed(id):
                     if event.code is Code.UNAVAILABLE and not event.may_have_started:
                         self._is_refused = True
-                    self._fail_call(id, error_of(event, self.address))
+                    asked.fail(id, error_of(event, self.address))
                 case CallExpired(id):
-                    self._fail_call(id, Timeout(f"{self.address} did not answer in the time given"))
+                    asked.fail(id, Timeout(f"{self.address} did not answer in the time given"))
                 case PeerClosed(code, text):
                     logger.debug("session with %s closed by the peer: %.64r %.128r", self.address, code, text)
                     self._close_stream()
                 case PeerSilent():
                     self._fail(PeerUnavailable(f"{self.address} is silent"))
 
+    def _on_asked(self, at_once: bool) -> None:
+        self.last_used = self._runtime.now()
+        if at_once:
+            self._flush()
+            self._watch_the_time()
+        else:
+            self._pump_soon()
+
     def _on_served(self, had_to_wait: bool) -> None:
         assert self._session is not None
         # At once after a wait for room: the next one that waits has to see how much there is now.
-        self._pump(at_once=had_to_wait or self._session.calls_served == 0)
-
-    def _fail_call(self, call_id: int, error: Exception) -> None:
-        future = self._calls.pop(call_id, None)
-        if future is not None and not future.done():
-            future.set_exception(error)
+        if had_to_wait or self._session.calls_served == 0:
+            self._pump()
+        else:
+            self._pump_soon()
 
     # The end
 
@@ -480,7 +434,7 @@ class SessionConnection:
         if self._stream is not None and not self._is_ending:
             self._is_ending = True
             self._stream.close()
-            self._set_timer(self._config.goodbye_timeout_s, self.abort)
+            self._alarm.set(self._config.goodbye_timeout_s, self.abort)
 
     def _on_write_stall(self) -> None:
         self._fail(PeerUnavailable(f"{self.address} reads nothing"))
@@ -488,24 +442,13 @@ class SessionConnection:
 
     # Time
 
-    def _arm_timer(self) -> None:
+    def _watch_the_time(self) -> None:
         assert self._session is not None
-        deadline = self._session.next_deadline()
-        if deadline is None:
-            return
-        # A timer that fires early asks again, so only an earlier deadline needs a new one.
-        if self._timer is None or self._timer.cancelled() or deadline < self._timer_at:
-            self._set_timer(max(0.0, deadline - self._runtime.now()), self._on_timer)
-            self._timer_at = deadline
+        if (deadline := self._session.next_deadline()) is not None:
+            self._alarm.set_no_later(deadline, self._on_time)
 
-    def _on_timer(self) -> None:
+    def _on_time(self) -> None:
         assert self._session is not None
-        self._timer = None
         self._session.poll(self._runtime.now())
-        self._pump(at_once=True)
-
-    def _set_timer(self, delay_s: float, callback: Callable[[], None]) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(delay_s, callback)
-        self._timer_at = self._runtime.now() + delay_s
+        self._pump()
+        self._watch_the_time()

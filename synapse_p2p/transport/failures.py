@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from synapse_p2p.exceptions import ConfigError, FrameTooLarge, PeerUnavailable, RemoteError, Timeout
+from synapse_p2p.messages import RPCRequest
 from synapse_p2p.protocol.session import CallFailed, Code
+from synapse_p2p.serializers import why_unsendable
 
 
 def error_of(event: CallFailed, address: str) -> Exception:
@@ -24,14 +26,15 @@ def error_of(event: CallFailed, address: str) -> Exception:
     )
 
 
-def unsendable(endpoint: str, error: Exception) -> ConfigError:
+def unsendable(endpoint: str, args: list[Any], kwargs: dict[str, Any], error: Exception) -> ConfigError:
     """The error for arguments that cannot travel, or are too many; `error` is what packing them raised."""
     if isinstance(error, FrameTooLarge):
         return ConfigError(
             f"the arguments of {endpoint} take {error.actual_bytes} bytes; one call carries {error.limit_bytes} "
             "at most: send the data in several calls"
         )
-    return ConfigError(f"the arguments of {endpoint} cannot be sent: {error}")
+    problem = why_unsendable(RPCRequest(endpoint=endpoint, args=args, kwargs=kwargs)) or error
+    return ConfigError(f"{endpoint} cannot be called with these arguments: {problem}")
 
 
 def _text(value: Any) -> str | None:

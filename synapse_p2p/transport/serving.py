@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Protocol
 
 from synapse_p2p.background import TaskScope
 from synapse_p2p.context import CallContext, MountedHandler
 from synapse_p2p.exceptions import FrameTooLarge, RemoteError
+from synapse_p2p.messages import Refusal
 from synapse_p2p.protocol.session import NODE_IS_STOPPING, Code, Session
 from synapse_p2p.protocol.wire import Call
+from synapse_p2p.schema import dump
 from synapse_p2p.transport.outflow import Outflow
 
 logger = logging.getLogger(__name__)
+
+MAX_TRACEPARENT_CHARS = 128  # of version 00 it is 55; later ones may append
 
 
 class CallServer(Protocol):
@@ -34,6 +37,10 @@ class CallServer(Protocol):
 
     async def serve_session_call(self, call: Call, context: CallContext) -> Any:
         """The value to answer with. Raises RemoteError for the failure to answer with, and nothing else."""
+        ...
+
+    def refusal_of(self, error: Exception, name: str) -> Refusal:
+        """What a caller is told of a result that cannot travel; `error` is logged."""
         ...
 
 
@@ -75,8 +82,12 @@ class ServedCalls:
             # It waited for a place, and the place came free because the node stops.
             self._session.fail(call.id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
         else:
-            context = self._context if deadline is None else replace(self._context, deadline=deadline)
+            context = self._context_of(call, deadline)
             self._tasks[call.id] = self._scope.spawn(self._run(call, context), name=f"call {call.endpoint[:64]}")
+
+    def is_run_by_current_task(self) -> bool:
+        """Whether the task that asks is one of these calls, as that of a handler which stops its own node."""
+        return asyncio.current_task() in self._tasks.values()
 
     def withdraw(self, call_id: int) -> None:
         """Nobody waits for this call any more: cancel its task.
@@ -86,6 +97,16 @@ class ServedCalls:
         task = self._tasks.pop(call_id, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
+
+    def _context_of(self, call: Call, deadline: float | None) -> CallContext:
+        traceparent = call.options.get("traceparent")
+        if not isinstance(traceparent, str) or len(traceparent) > MAX_TRACEPARENT_CHARS:
+            traceparent = None
+        if deadline is None and traceparent is None:
+            return self._context
+        # Not `replace`, which looks at every field by name: this is done for each call.
+        own = self._context
+        return CallContext(own.peer, own.address, own.listen_address, own.network, deadline, traceparent)
 
     async def _run(self, call: Call, context: CallContext) -> None:
         had_to_wait = False
@@ -115,13 +136,19 @@ class ServedCalls:
 
     def _answer(self, call: Call, value: Any) -> None:
         try:
-            self._session.answer(call.id, value)
+            try:
+                self._session.answer(call.id, value)
+            except TypeError:
+                # An instance of which the function's hints say nothing. To look for one in every result would cost by
+                # item, where this costs nothing until there is one.
+                self._session.answer(call.id, dump(value))
         except FrameTooLarge as error:
             text = f"the result of {call.endpoint} is too large: {error.actual_bytes} > {error.limit_bytes} bytes"
             self._session.fail(call.id, Code.TOO_LARGE, text)
-        except (TypeError, ValueError, OverflowError) as error:
-            logger.error("the result of %.80s cannot be sent: %s", call.endpoint, error)
-            self._session.fail(call.id, Code.INTERNAL_ERROR, f"the result of {call.endpoint} cannot be sent")
+        except Exception as error:
+            # The handler's classes have a say in how they are dumped, so it may be any.
+            refusal = self._server.refusal_of(error, call.endpoint)
+            self._session.fail(call.id, refusal.code, refusal.message, refusal.details)
 
     def _fail(self, call: Call, error: RemoteError) -> None:
         code = Code.read(error.code)

@@ -1,19 +1,29 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from synapse_p2p.protocol.pool_policy import (
+    AcceptedConnections,
     DialBackoff,
     SessionFacts,
+    SessionLimits,
     SessionUse,
     Survivor,
     choose_survivor,
+    has_place,
     sessions_to_close,
 )
 
 IDS = st.binary(min_size=32, max_size=32)
 INSTANCES = st.binary(min_size=8, max_size=8)
-USES = st.lists(st.tuples(st.floats(0, 100), st.booleans()), max_size=30)
+USES = st.lists(st.tuples(st.floats(0, 100), st.booleans(), st.booleans()), max_size=30)
+LIMITS = st.builds(
+    lambda max_accepted, reserved, max_idle: SessionLimits(max_accepted + reserved, max_accepted, max_idle),
+    st.integers(1, 20),
+    st.integers(0, 5),
+    st.integers(1, 20),
+)
 
 
 @given(IDS, IDS, INSTANCES, INSTANCES, st.booleans(), st.booleans())
@@ -55,28 +65,137 @@ def test_sessions_with_different_processes_of_one_peer_both_stay(
     assert choose_survivor(own_id, peer_id, older, newer) is Survivor.BOTH
 
 
-@given(USES, st.integers(1, 20), st.integers(1, 20))
+def test_sessions_take_a_quarter_of_the_descriptors_at_most_and_keep_some_places_for_our_dials():
+    assert SessionLimits.of(256, 8, 64, 20_000) == SessionLimits(256, 248, 64)
+    assert SessionLimits.of(256, 8, 64, None) == SessionLimits(256, 248, 64)
+    assert SessionLimits.of(256, 8, 64, 256) == SessionLimits(64, 56, 64)
+    assert SessionLimits.of(4, 8, 64, None) == SessionLimits(4, 2, 64)
+    assert SessionLimits.of(256, 8, 64, 2) == SessionLimits(1, 1, 64)
+
+
+def uses_of(drawn: list[tuple[float, bool, bool]]) -> list[SessionUse[int]]:
+    return [SessionUse(number, *facts) for number, facts in enumerate(drawn)]
+
+
+@given(USES, LIMITS)
 def test_the_idle_sessions_over_the_limits_go_least_recently_used_first(
-    drawn: list[tuple[float, bool]], max_sessions: int, max_idle: int
+    drawn: list[tuple[float, bool, bool]], limits: SessionLimits
 ):
-    uses = [SessionUse(number, last_used, is_idle) for number, (last_used, is_idle) in enumerate(drawn)]
+    uses = uses_of(drawn)
 
-    closed = sessions_to_close(uses, max_sessions=max_sessions, max_idle=max_idle)
+    closed = sessions_to_close(uses, limits)
 
-    idle = [use for use in uses if use.is_idle]
-    kept = [use for use in idle if use.session not in closed]
-    assert len(closed) == len(set(closed)) == len(idle) - len(kept)
-    assert len(kept) <= max_idle
-    assert len(uses) - len(closed) <= max_sessions or not kept
-    assert all(uses[gone].last_used <= use.last_used for gone in closed for use in kept)
-    within_limits = len(idle) <= max_idle and len(uses) <= max_sessions
-    assert (not closed) == (within_limits or not idle)
+    kept = [use for use in uses if use.session not in closed]
+    kept_idle = [use for use in kept if use.is_idle]
+    gone = [use for use in uses if use.session in closed]
+    assert len(closed) == len(set(closed)) == len(gone)
+    assert all(use.is_idle for use in gone)
+    assert len(kept_idle) <= limits.max_idle
+    assert len(kept) <= limits.max_sessions or not kept_idle
+    assert sum(use.is_accepted for use in kept) <= limits.max_accepted or not any(u.is_accepted for u in kept_idle)
+    # Nobody goes before one of the same kind that was used longer ago.
+    for is_accepted in (False, True):
+        latest_gone = max((use.last_used for use in gone if use.is_accepted == is_accepted), default=0.0)
+        assert all(latest_gone <= use.last_used for use in kept_idle if use.is_accepted == is_accepted)
+
+
+@given(USES, LIMITS)
+def test_no_session_goes_that_could_have_stayed(drawn: list[tuple[float, bool, bool]], limits: SessionLimits):
+    uses = uses_of(drawn)
+
+    closed = sessions_to_close(uses, limits)
+
+    for back in closed:
+        kept = [use for use in uses if use.session not in closed or use.session == back]
+        is_too_many = (
+            len(kept) > limits.max_sessions
+            or sum(use.is_idle for use in kept) > limits.max_idle
+            or (uses[back].is_accepted and sum(use.is_accepted for use in kept) > limits.max_accepted)
+        )
+        assert is_too_many
+
+
+@given(USES, LIMITS)
+def test_there_is_a_place_exactly_when_closing_idle_ones_makes_one(
+    drawn: list[tuple[float, bool, bool]], limits: SessionLimits
+):
+    uses = uses_of(drawn)
+    newcomer = SessionUse(len(uses), 200.0, is_idle=False, is_accepted=True)
+
+    closed = sessions_to_close([*uses, newcomer], limits)
+
+    kept = [use for use in [*uses, newcomer] if use.session not in closed]
+    fits = len(kept) <= limits.max_sessions and sum(use.is_accepted for use in kept) <= limits.max_accepted
+    assert has_place(uses, limits) == fits
 
 
 def test_a_session_in_use_is_never_closed_for_room():
-    uses = [SessionUse(number, 0.0, is_idle=False) for number in range(10)]
+    uses = [SessionUse(number, 0.0, is_idle=False, is_accepted=bool(number % 2)) for number in range(10)]
 
-    assert sessions_to_close(uses, max_sessions=1, max_idle=1) == []
+    assert sessions_to_close(uses, SessionLimits(1, 1, 1)) == []
+
+
+class Doors(RuleBasedStateMachine):
+    """AcceptedConnections against lists that are searched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accepted: AcceptedConnections[int] = AcceptedConnections(
+            max_unproved=6, max_unproved_per_host=3, max_sessions_per_host=2
+        )
+        self.unproved: list[tuple[int, str | None]] = []
+        self.sessions: list[tuple[int, str | None]] = []
+        self.number = 0
+
+    @rule(host=st.sampled_from(["a", "b", "c", None]))
+    def add(self, host: str | None) -> None:
+        self.number += 1
+        same = [held for held in self.unproved if host is not None and held[1] == host]
+        expected = same[0] if len(same) == 3 else self.unproved[0] if len(self.unproved) == 6 else None
+
+        surplus = self.accepted.add(self.number, host)
+
+        assert surplus == (None if expected is None else expected[0])
+        self.unproved = [held for held in self.unproved if held != expected] + [(self.number, host)]
+
+    @precondition(lambda self: self.unproved)
+    @rule(data=st.data())
+    def prove(self, data: st.DataObject) -> None:
+        held = data.draw(st.sampled_from(self.unproved))
+        is_full = held[1] is not None and sum(session[1] == held[1] for session in self.sessions) == 2
+        self.unproved.remove(held)
+
+        assert self.accepted.is_host_full(held[1]) == is_full
+        assert self.accepted.on_proved(held[0]) == (not is_full)
+        if not is_full:
+            self.sessions.append(held)
+
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        number = data.draw(st.integers(0, self.number))
+        self.accepted.remove(number)
+        self.unproved = [held for held in self.unproved if held[0] != number]
+        self.sessions = [held for held in self.sessions if held[0] != number]
+
+    @rule()
+    def drop_oldest(self) -> None:
+        expected = self.unproved.pop(0)[0] if self.unproved else None
+
+        assert self.accepted.take_oldest_unproved() == expected
+
+    @rule(data=st.data())
+    def prove_one_that_went(self, data: st.DataObject) -> None:
+        number = data.draw(st.integers(0, self.number))
+        if number not in [held[0] for held in self.unproved]:
+            assert not self.accepted.on_proved(number)
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        self.accepted.check_invariants()
+        assert self.accepted.unproved_count == len(self.unproved)
+
+
+TestDoors = Doors.TestCase
 
 
 def backoff(*, max_remembered: int = 10) -> DialBackoff:

@@ -26,6 +26,7 @@ from synapse_p2p.exceptions import (
     Timeout,
 )
 from synapse_p2p.identity import Identity, network_id_of
+from synapse_p2p.messages import Refusal
 from synapse_p2p.protocol.handshake import Handshake, HandshakeKeys, Parameters, Role
 from synapse_p2p.protocol.session import Code
 from synapse_p2p.protocol.wire import Call
@@ -52,6 +53,10 @@ class Handlers:
         if function is None or not endpoint.startswith("_"):
             return None
         return lambda kwargs, context: function(**kwargs)
+
+    def refusal_of(self, error: Exception, name: str) -> Refusal:
+        logging.getLogger("synapse_p2p").error("the result of %s cannot be sent: %s", name, error)
+        return Refusal(Code.INTERNAL_ERROR, f"the result of {name} cannot be sent")
 
     async def serve_session_call(self, call: Call, context: CallContext) -> Any:
         self.contexts.append(context)

@@ -1,0 +1,127 @@
+"""Makes the calls of ours over one session: when each may start, and who waits for its end.
+
+The twin of `serving.py`. How a call ends is decided in `protocol/session.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from synapse_p2p.exceptions import FrameTooLarge, PeerUnavailable, Timeout
+from synapse_p2p.protocol.session import CONTROL_PREFIX, Session
+from synapse_p2p.transport.failures import unsendable
+from synapse_p2p.transport.outflow import Outflow
+
+
+class AskedCalls:
+    """Our calls to one peer. Each ends once: with its answer, an error, or by being cancelled.
+
+    `is_open()` says whether calls can be made now. `on_asked` is told when a call was queued or withdrawn, and whether
+    that is to be sent at once or with all else of this turn of the loop.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        outflow: Outflow,
+        *,
+        address: str,
+        now: Callable[[], float],
+        max_control_calls: int,
+        is_open: Callable[[], bool],
+        on_asked: Callable[[bool], None],
+    ) -> None:
+        self._session = session
+        self._outflow = outflow
+        self._address = address
+        self._now = now
+        self._is_open = is_open
+        self._on_asked = on_asked
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._control_places = asyncio.Semaphore(max_control_calls)
+
+    async def call(
+        self,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        timeout_s: float | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The peer's answer. Raises as `SessionConnection.call` says.
+
+        One coroutine, whichever way a call goes: each one that is awaited inside another costs 0.3 us a call.
+        """
+        deadline = None if timeout_s is None else self._now() + timeout_s
+        is_control = endpoint.startswith(CONTROL_PREFIX)
+        if is_control:
+            await self._take_control_place(deadline)
+        elif self._outflow.is_full:
+            await self._wait_for_room(deadline)
+        try:
+            if not self._is_open():
+                raise PeerUnavailable(f"the session with {self._address} is closed")
+            try:
+                call_id = self._session.call(
+                    endpoint, args, kwargs, now=self._now(), deadline=deadline, options=options
+                )
+            except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
+                raise unsendable(endpoint, args, kwargs, error) from error
+            answer = self._waiting[call_id] = self._loop.create_future()
+            # A call that is alone gains nothing from waiting for others to share its record.
+            self._on_asked(self._session.calls_in_flight == 1)
+            try:
+                return await answer
+            except asyncio.CancelledError:
+                self._withdraw(call_id)
+                raise
+        finally:
+            if is_control:
+                self._control_places.release()
+
+    def end(self, call_id: int, outcome: Any) -> None:
+        """The call returned this."""
+        future = self._waiting.pop(call_id, None)
+        if future is not None and not future.done():
+            future.set_result(outcome)
+
+    def fail(self, call_id: int, error: Exception) -> None:
+        """The call did not return."""
+        future = self._waiting.pop(call_id, None)
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+    def _withdraw(self, call_id: int) -> None:
+        if self._waiting.pop(call_id, None) is not None:
+            self._session.cancel(call_id)
+            self._on_asked(False)
+
+    async def _take_control_place(self, deadline: float | None) -> None:
+        """Take one of the places for overlay calls of ours: a burst of them waits here instead of being refused there.
+
+        Raises Timeout.
+        """
+        if not self._control_places.locked():
+            await self._control_places.acquire()  # at once: the limit of time below costs ten times as much
+            return
+        try:
+            async with asyncio.timeout(self._left_s(deadline)):
+                await self._control_places.acquire()
+        except TimeoutError:
+            raise Timeout(f"too many calls to {self._address} were waiting; this one was not started") from None
+
+    async def _wait_for_room(self, deadline: float | None) -> None:
+        """Return when more may be written, or the stream has ended. Raises Timeout."""
+        try:
+            async with asyncio.timeout(self._left_s(deadline)):
+                while self._outflow.is_full:
+                    await self._outflow.wait_for_room()
+        except TimeoutError:
+            raise Timeout(f"{self._address} reads too slowly; the call was not started") from None
+
+    def _left_s(self, deadline: float | None) -> float | None:
+        return None if deadline is None else deadline - self._now()
