@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from synapse_p2p.exceptions import ConfigError
+from synapse_p2p.trust import TrustConfig
 
 KIB = 1024
 MIB = 1024 * KIB
+MAX_U24 = 2**24 - 1  # the longest frame, which has three bytes for its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,22 @@ class SessionConfig:
     def __post_init__(self) -> None:
         _all_positive(self)
 
+    def with_messages_of(self, size_bytes: int) -> SessionConfig:
+        """The same for messages of at least this size, as far as a frame's length can say it."""
+        return replace(self, max_task_frame_bytes=min(MAX_U24, max(self.max_task_frame_bytes, size_bytes)))
+
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
     """How many peers stay connected, and how hard we dial."""
 
-    max_sessions: int = 256  # opened and accepted; past it the least recently used idle one goes
+    max_sessions: int = 256  # opened and accepted; never more than a quarter of what the process may have open
+    max_sessions_per_address: int = 8  # accepted from one host (in IPv6 one /64) that `trust` does not exempt
+    reserved_sessions: int = 8  # of max_sessions, at most half of them: accepted ones never take these places
     max_idle_sessions: int = 64  # kept though nothing is in flight; least recently used out first
     max_handshakes: int = 128  # accepted and not proved yet; past it the oldest goes
+    max_handshakes_per_address: int = 8  # of these, from one host as above; past it the oldest of that host goes
+    trust: TrustConfig = field(default_factory=TrustConfig)
     dial_timeout_s: float = 2.0  # connect alone; the handshake has its own limit
     check_dial_timeout_s: float = 5.0
     redial_pause_s: float = 1.0  # after a failed dial the same address answers `unavailable` at once this long ...
@@ -70,6 +80,11 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _all_positive(self)
+
+    @property
+    def trust(self) -> TrustConfig:
+        """Which hosts limits per address do not count: what `pool` says, for sessions and plain calls alike."""
+        return self.pool.trust
 
 
 def _all_positive(config: SessionConfig | PoolConfig | ServerConfig) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
 from synapse_p2p.exceptions import ConfigError
+from synapse_p2p.trust import TrustConfig
 
 CONFIGS = [SessionConfig(), PoolConfig(), ServerConfig()]
 KNOBS = [
@@ -21,3 +22,10 @@ KNOBS = [
 def test_a_bound_that_bounds_nothing_is_refused_by_name(config: SessionConfig, name: str, value: float):
     with pytest.raises(ConfigError, match=name):
         replace(config, **{name: value})
+
+
+def test_a_server_trusts_whom_its_sessions_trust():
+    trust = TrustConfig(private=False)
+
+    assert ServerConfig(pool=PoolConfig(trust=trust)).trust is trust
+    assert ServerConfig().trust == TrustConfig()

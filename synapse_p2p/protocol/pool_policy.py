@@ -1,19 +1,20 @@
-"""Who stays connected: which of two sessions with one peer survives, which idle ones go, which addresses rest.
+"""Who stays connected: which of two sessions with one peer survives, who is let in, which idle ones go, which addresses
+rest.
 
 Pure. `transport/pool.py` acts on it, and the simulator follows the same rules.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
 from synapse_p2p.identity import NodeID
 
-S = TypeVar("S")
+S = TypeVar("S", bound=Hashable)
 
 
 class Survivor(Enum):
@@ -53,16 +54,133 @@ class SessionUse(Generic[S]):
     session: S
     last_used: float
     is_idle: bool
+    is_accepted: bool = False
 
 
-def sessions_to_close(open_sessions: Iterable[SessionUse[S]], *, max_sessions: int, max_idle: int) -> list[S]:
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """How many sessions there may be. Only what is idle ever goes for them: they bound strangers, not our own calls."""
+
+    max_sessions: int
+    max_accepted: int  # of these; the other places are kept for sessions that we dial
+    max_idle: int
+
+    @classmethod
+    def of(cls, max_sessions: int, reserved: int, max_idle: int, max_descriptors: int | None) -> SessionLimits:
+        """Those of a process that may have `max_descriptors` files open (None: unknown): sessions take a quarter.
+
+        At most half of the places are reserved, so that a small limit leaves room for both.
+        """
+        if max_descriptors is not None:
+            max_sessions = max(1, min(max_sessions, max_descriptors // 4))
+        return cls(max_sessions, max_sessions - min(reserved, max_sessions // 2), max_idle)
+
+
+def has_place(open_sessions: Iterable[SessionUse[S]], limits: SessionLimits) -> bool:
+    """Whether one more session can be accepted, where need be in the place of idle ones."""
+    uses = list(open_sessions)
+    in_use = sum(not use.is_idle for use in uses)
+    accepted_in_use = sum(use.is_accepted and not use.is_idle for use in uses)
+    return in_use < limits.max_sessions and accepted_in_use < limits.max_accepted
+
+
+def sessions_to_close(open_sessions: Iterable[SessionUse[S]], limits: SessionLimits) -> list[S]:
     """The idle sessions that are too many, least recently used first. A session with a call in flight is never among
     them.
     """
     uses = list(open_sessions)
     idle = sorted((use for use in uses if use.is_idle), key=lambda use: use.last_used)
-    surplus = max(len(idle) - max_idle, len(uses) - max_sessions, 0)
-    return [use.session for use in idle[:surplus]]
+    accepted_surplus = max(sum(use.is_accepted for use in uses) - limits.max_accepted, 0)
+    closed = [use for use in idle if use.is_accepted][:accepted_surplus]
+    kept = [use for use in idle if use not in closed] if closed else idle
+    surplus = max(len(kept) - limits.max_idle, len(uses) - len(closed) - limits.max_sessions, 0)
+    closed += kept[:surplus]
+    return [use.session for use in sorted(closed, key=lambda use: use.last_used)]
+
+
+class AcceptedConnections(Generic[S]):
+    """Accepted connections by the host they came from: who is still to be proved, and how many sessions a host has.
+
+    Who connects and proves nothing must keep nobody out, so of the unproved the oldest goes for a newcomer; a session
+    was proved, so there the newcomer is refused. A host of None is one that is not counted. Invariant: at most
+    `max_unproved` unproved, and per counted host `max_unproved_per_host` and `max_sessions_per_host`.
+    """
+
+    def __init__(self, *, max_unproved: int, max_unproved_per_host: int, max_sessions_per_host: int) -> None:
+        self._max_unproved = max_unproved
+        self._max_unproved_per_host = max_unproved_per_host
+        self._max_sessions_per_host = max_sessions_per_host
+        self._unproved: dict[S, str | None] = {}  # with its host, oldest first
+        self._sessions: dict[S, str | None] = {}
+        self._unproved_counts: Counter[str] = Counter()
+        self._session_counts: Counter[str] = Counter()
+
+    @property
+    def unproved_count(self) -> int:
+        """How many have still to prove who they are."""
+        return len(self._unproved)
+
+    def is_host_full(self, host: str | None) -> bool:
+        """Whether a host has as many sessions as one may."""
+        return host is not None and self._session_counts[host] >= self._max_sessions_per_host
+
+    def add(self, connection: S, host: str | None) -> S | None:
+        """A newcomer. The result is whom to close for it; that one is forgotten."""
+        surplus = None
+        if host is not None and self._unproved_counts[host] >= self._max_unproved_per_host:
+            # Bounded by what is unproved, and only a host at its limit pays for the search.
+            surplus = next(held for held, its_host in self._unproved.items() if its_host == host)
+        elif len(self._unproved) >= self._max_unproved:
+            surplus = next(iter(self._unproved))
+        if surplus is not None:
+            self.remove(surplus)
+        self._unproved[connection] = host
+        if host is not None:
+            self._unproved_counts[host] += 1
+        return surplus
+
+    def on_proved(self, connection: S) -> bool:
+        """It proved who it is: whether its host has a place left. Where not, it is forgotten.
+
+        One that had to go for another has none.
+        """
+        if connection not in self._unproved:
+            return False
+        host = self._unproved[connection]
+        self.remove(connection)
+        if self.is_host_full(host):
+            return False
+        self._sessions[connection] = host
+        if host is not None:
+            self._session_counts[host] += 1
+        return True
+
+    def remove(self, connection: S) -> None:
+        """It has ended. One that is not known is none of them."""
+        for held, counts in ((self._unproved, self._unproved_counts), (self._sessions, self._session_counts)):
+            host = held.pop(connection, None)
+            if host is not None:
+                counts[host] -= 1
+                if not counts[host]:
+                    del counts[host]
+
+    def take_oldest_unproved(self) -> S | None:
+        """The one that has proved nothing for longest, forgotten here; None when there is none."""
+        oldest = next(iter(self._unproved), None)
+        if oldest is not None:
+            self.remove(oldest)
+        return oldest
+
+    def check_invariants(self) -> None:
+        """Assert the bounds and that the counts are those of what is held; for tests."""
+        assert len(self._unproved) <= self._max_unproved
+        assert not self._unproved.keys() & self._sessions.keys()
+        for held, counts, limit in (
+            (self._unproved, self._unproved_counts, self._max_unproved_per_host),
+            (self._sessions, self._session_counts, self._max_sessions_per_host),
+        ):
+            assert counts == Counter(host for host in held.values() if host is not None)
+            assert all(count <= limit for count in counts.values())
 
 
 class DialBackoff:

@@ -30,6 +30,10 @@ MakeExchange: TypeAlias = Callable[[str], PlainExchange]
 """A new exchange with the caller at an address."""
 Respond: TypeAlias = Callable[[RPCRequest, str], Awaitable[bytes]]
 """The framed response to a request from an address. Raises CancelledError alone."""
+RefusalFor: TypeAlias = Callable[[str], Refusal | None]
+"""What a plain caller at an address is told instead of an answer; None for one that is served. Asked when it has sent
+something: who merely connects is no caller.
+"""
 TakeSession: TypeAlias = Callable[[ByteStream, bytes], bool]
 """Take over a stream that began with these bytes; false when sessions are not served here."""
 
@@ -46,18 +50,21 @@ class PlainConnections:
         *,
         make_exchange: MakeExchange,
         respond: Respond,
+        refusal_for: RefusalFor,
         take_session: TakeSession,
         runtime: Runtime,
         config: ServerConfig,
     ) -> None:
         self.make_exchange = make_exchange
         self.respond = respond
+        self.refusal_for = refusal_for
         self.take_session = take_session
         self.now = runtime.now
         self.config = config
         self.scope = TaskScope("plain calls")
         self.buffered_bytes = 0
         self._connections: dict[PlainConnection, None] = {}
+        self._is_draining = False
         self._has_changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -69,13 +76,20 @@ class PlainConnections:
 
     def admit(self, connection: PlainConnection) -> bool:
         """Whether a new connection may stay."""
-        if len(self._connections) >= self.config.max_plain_connections:
-            oldest = next((held for held in self._connections if not held.is_serving), None)
-            if oldest is None:
-                return False
-            self.forget(oldest)
-            oldest.abort("made room for a newer connection")
+        if self._is_draining:
+            return False
+        if len(self._connections) >= self.config.max_plain_connections and not self.drop_oldest():
+            return False
         self._connections[connection] = None
+        return True
+
+    def drop_oldest(self) -> bool:
+        """Close the connection that has waited longest without a handler at work for it; false when there is none."""
+        oldest = next((held for held in self._connections if not held.is_serving), None)
+        if oldest is None:
+            return False
+        self.forget(oldest)
+        oldest.abort("made room for a newer connection")
         return True
 
     def forget(self, connection: PlainConnection) -> None:
@@ -83,14 +97,19 @@ class PlainConnections:
         self._connections.pop(connection, None)
         self._has_changed.set()
 
+    def drain(self) -> None:
+        """Take no new calls: whoever has not sent a whole request is cut off. Calls that run go on."""
+        self._is_draining = True
+        for connection in self._others():
+            if not connection.is_serving:
+                connection.abort("the server stops")
+
     async def close(self, grace: float) -> None:
         """Let calls that run finish for `grace` seconds, then end all that is left. Bounded in time.
 
         A handler that stops its own server is left to answer its caller.
         """
-        for connection in self._others():
-            if not connection.is_serving:
-                connection.abort("the server stops")
+        self.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self.scope.drain()
@@ -142,7 +161,7 @@ class PlainConnection:
     def connection_made(self, stream: ByteStream) -> None:
         self._stream = stream
         if not self._owner.admit(self):
-            self.abort("too many connections")
+            self.abort("no room for another connection")
             return
         self._exchange = self._owner.make_exchange(stream.peer_address)
         self._step()
@@ -155,6 +174,8 @@ class PlainConnection:
         if is_first and data[0] == SESSION_FIRST_BYTE and self._owner.take_session(stream, data):
             self._leave()
             return
+        if is_first and (refusal := self._owner.refusal_for(stream.peer_address)) is not None:
+            exchange.refuse(refusal)
         exchange.receive_data(data, self._owner.now())
         self._count(exchange.buffered_bytes())
         if self._owner.buffered_bytes > self._owner.config.max_plain_buffered_bytes:
@@ -257,6 +278,7 @@ async def serve_streams(
     *,
     make_exchange: MakeExchange,
     respond: Respond,
+    refusal_for: RefusalFor,
     runtime: Runtime,
     config: ServerConfig,
 ) -> None:
@@ -268,7 +290,13 @@ async def serve_streams(
         while True:
             match exchange.poll(runtime.now()):
                 case Wait(until):
-                    await _read_into(exchange, reader, until, runtime)
+                    data = await _read_until(until, reader, runtime)
+                    if data == b"":
+                        exchange.receive_eof()
+                    elif data is not None and (refusal := refusal_for(address)) is not None:
+                        exchange.refuse(refusal)
+                    elif data is not None:
+                        exchange.receive_data(data, runtime.now())
                 case Serve(request):
                     exchange.on_response(await respond(request, address))
                 case Reply(frame):
@@ -287,10 +315,9 @@ async def serve_streams(
             await writer.wait_closed()
 
 
-async def _read_into(exchange: PlainExchange, reader: asyncio.StreamReader, until: float, runtime: Runtime) -> None:
+async def _read_until(until: float, reader: asyncio.StreamReader, runtime: Runtime) -> bytes | None:
+    """Some bytes, none at their end; None where nothing came in time."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(until - runtime.now()):
-            if data := await reader.read(READ_SIZE_BYTES):
-                exchange.receive_data(data, runtime.now())
-            else:
-                exchange.receive_eof()
+            return await reader.read(READ_SIZE_BYTES)
+    return None

@@ -1,7 +1,6 @@
 """Persistent sessions by node id: the PeerCaller of the real network.
 
-Owns every encrypted connection of a process' node, opened and accepted. What stays is decided in
-`protocol/pool_policy.py`.
+Owns which session is used for whom. How one is opened is in `dialing.py`, how many stay open in `open_connections.py`.
 """
 
 from __future__ import annotations
@@ -24,36 +23,30 @@ from synapse_p2p.exceptions import (
     SynapseError,
     Timeout,
 )
-from synapse_p2p.identity import Identity, NodeID, network_id_of
+from synapse_p2p.identity import Identity, NodeID
 from synapse_p2p.peers import KnownPeer, ProvedPeer
-from synapse_p2p.protocol.handshake import INSTANCE_SIZE_BYTES, Handshake, HandshakeKeys, Mode, Parameters, Role
-from synapse_p2p.protocol.noise import KEY_SIZE_BYTES
-from synapse_p2p.protocol.pool_policy import (
-    DialBackoff,
-    SessionFacts,
-    SessionUse,
-    Survivor,
-    choose_survivor,
-    sessions_to_close,
-)
+from synapse_p2p.protocol.handshake import INSTANCE_SIZE_BYTES, Parameters
+from synapse_p2p.protocol.pool_policy import DialBackoff, SessionFacts, Survivor, choose_survivor
 from synapse_p2p.protocol.session import NODE_IS_STOPPING
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport.base import ByteStream, Transport, is_literal_address, parse_address
 from synapse_p2p.transport.connection import SessionConnection
+from synapse_p2p.transport.descriptors import is_out_of_descriptors
+from synapse_p2p.transport.dialing import SessionDialer, time_limit
+from synapse_p2p.transport.open_connections import OpenConnections
 from synapse_p2p.transport.serving import CallServer
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SETTLE_S = 1.0  # how long a session that we dialed counts as used though no call is in flight yet
-
 
 class SessionPool:
     """Dials once when many ask at once, keeps one session per peer and instance, and retries what certainly never left.
 
-    `listen_port()` is announced to peers; 0 makes us a client to them. State belongs to the loop that is running when
-    the first session opens; `stop()` ends it, and `open()` makes a stopped pool usable again.
+    `listen_port()` is announced to peers; 0 makes us a client to them. `drop_stranger` is that of OpenConnections.
+    State belongs to the loop that is running when the first session opens; `stop()` ends it, and `open()` makes a
+    stopped pool usable again.
     """
 
     def __init__(
@@ -66,31 +59,35 @@ class SessionPool:
         runtime: Runtime,
         listen_port: Callable[[], int],
         agent: str,
+        network_key: bytes | None = None,
+        drop_stranger: Callable[[], bool] = lambda: False,
         config: PoolConfig | None = None,
         session_config: SessionConfig | None = None,
     ) -> None:
-        self._identity = identity
-        self._network = network
-        self._network_id = network_id_of(network)
-        self._server = server
-        self._transport = transport
+        self._own_id = identity.node_id
         self._runtime = runtime
-        self._listen_port = listen_port
-        self._agent = agent
-        self._config = config or PoolConfig()
-        self._session_config = session_config or SessionConfig()
-        self._static = runtime.token_bytes(KEY_SIZE_BYTES)
-        self._instance = runtime.token_bytes(INSTANCE_SIZE_BYTES)
-        self._backoff = DialBackoff(
-            pause_s=self._config.redial_pause_s,
-            max_pause_s=self._config.max_redial_pause_s,
-            max_remembered=self._config.max_remembered_failures,
+        self._config = config = config or PoolConfig()
+        self._dialer = SessionDialer(
+            identity,
+            network=network,
+            network_key=network_key,
+            server=server,
+            transport=transport,
+            runtime=runtime,
+            agent=agent,
+            listen_port=listen_port,
+            dial_timeout_s=config.dial_timeout_s,
+            session_config=session_config or SessionConfig(),
         )
-        self._connections: dict[SessionConnection, None] = {}  # every one that is not closed, in order of opening
+        self._backoff = DialBackoff(
+            pause_s=config.redial_pause_s,
+            max_pause_s=config.max_redial_pause_s,
+            max_remembered=config.max_remembered_failures,
+        )
+        self._connections = OpenConnections(self._dialer, runtime=runtime, config=config, drop_stranger=drop_stranger)
         self._by_id: dict[NodeID, list[SessionConnection]] = {}  # established, oldest first
         self._dials: dict[tuple[str, NodeID | None], asyncio.Task[SessionConnection]] = {}
         self._scope: TaskScope | None = None
-        self._limits_timer: asyncio.TimerHandle | None = None
         self._is_stopped = False
 
     # The PeerCaller
@@ -106,7 +103,7 @@ class SessionPool:
         if not peer.addresses:
             raise PeerUnavailable(f"{peer.id.hex()[:16]} has no address to check")
         timeout_s = self._config.check_dial_timeout_s
-        async with _time_limit(timeout_s, f"{peer.addresses[0]} was not proved within {timeout_s:g} s"):
+        async with time_limit(timeout_s, f"{peer.addresses[0]} was not proved within {timeout_s:g} s"):
             check = self._spawn(self._check(peer.addresses[0], peer.id), name=f"check {peer.addresses[0]}")
             try:
                 await _result_of(check)
@@ -143,7 +140,7 @@ class SessionPool:
             connection = self._open_session(peer.id)
             if connection is None:
                 too_late = f"no session with {peer.id.hex()[:16]} in the time given; the call was not started"
-                async with _time_limit(self._left_s(deadline), too_late):
+                async with time_limit(self._left_s(deadline), too_late):
                     connection = await self._session_with(peer)
             left_s = self._left_s(deadline)
             try:
@@ -158,14 +155,16 @@ class SessionPool:
         if self._is_stopped:
             stream.abort()
             return
-        proving = [held for held in self._connections if held.is_proving and not held.is_dialer]
-        if len(proving) >= self._config.max_handshakes:
-            # Who connects and proves nothing must keep nobody out.
-            proving[0].abort()
-        connection = self._connection(Role.LISTENER, None, self._parameters(), self._on_established)
-        stream.set_receiver(connection)
-        connection.connection_made(stream)
-        connection.data_received(data)
+        self._connections.accept(
+            stream, data, scope=self._tasks(), on_established=self._on_established, on_closed=self._on_closed
+        )
+
+    def make_room(self) -> bool:
+        """Close the oldest connection of somebody who has proved nothing, as the process can open nothing more.
+
+        False when there is none. The descriptor is free in the next turn of the loop; the log says so at times.
+        """
+        return self._connections.make_room()
 
     def seen_hosts(self) -> Counter[str]:
         """Our own host as the connected peers see it, with the number of peers that say so."""
@@ -191,28 +190,11 @@ class SessionPool:
         """
         self._is_stopped = True
         try:
-            await self._finish_calls(grace)
+            await self._connections.finish_calls(grace)
             await self._end_tasks()
-            connections = list(self._connections)
-            for connection in connections:
-                connection.close("stopping")
-            for connection in connections:
-                await connection.wait_closed()
+            await self._connections.close()
         finally:
-            for connection in list(self._connections):
-                connection.abort()  # only when the stop itself is cancelled
-            if self._limits_timer is not None:
-                self._limits_timer.cancel()
-                self._limits_timer = None
-
-    async def _finish_calls(self, grace: float) -> None:
-        connections = list(self._connections)
-        for connection in connections:
-            connection.drain()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                for connection in connections:
-                    await connection.wait_idle()
+            self._connections.abort()  # of connections something is left only when the stop itself is cancelled
 
     async def _end_tasks(self) -> None:
         scope, self._scope = self._scope, None
@@ -258,7 +240,7 @@ class SessionPool:
         key = (address, expected_id)
         dial = self._dials.get(key)
         if dial is None:
-            dialing = self._dial(address, expected_id, self._parameters(), on_established=self._on_established)
+            dialing = self._dial(address, expected_id, on_established=self._on_established)
             dial = self._spawn(dialing, name=f"dial {address}")
             self._dials[key] = dial
             dial.add_done_callback(lambda done: self._on_dialed(key, done))
@@ -266,16 +248,44 @@ class SessionPool:
 
     async def _check(self, address: str, expected_id: NodeID) -> None:
         # To the peer a client of another instance: no duplicate of a session that is open, and nobody's candidate.
-        # Here it is kept aside, for the peer's own instance is the same as ever.
-        parameters = replace(self._parameters(), mode="client", port=0)
-        parameters = replace(parameters, instance=self._runtime.token_bytes(INSTANCE_SIZE_BYTES))
-        connection = await self._dial(address, expected_id, parameters, on_established=_keep_aside)
+        # Here it is kept aside, for the peer's own instance is the same as ever: no call goes over it.
+        instance = self._runtime.token_bytes(INSTANCE_SIZE_BYTES)
+        parameters = replace(self._dialer.parameters(), mode="client", port=0, instance=instance)
+        connection = await self._dial(address, expected_id, parameters, on_established=self._connections.add)
         try:
             # An answer that is a refusal (a busy peer's) proves as much.
             with contextlib.suppress(RemoteError):
                 await connection.call("_synapse.ping", [], {}, timeout_s=self._config.check_dial_timeout_s)
         finally:
             connection.close("checked")
+
+    async def _dial(
+        self,
+        address: str,
+        expected_id: NodeID | None,
+        parameters: Parameters | None = None,
+        *,
+        on_established: Callable[[SessionConnection], None],
+    ) -> SessionConnection:
+        for has_made_room in (False, True):
+            try:
+                return await self._dialer.dial(
+                    address,
+                    expected_id,
+                    scope=self._tasks(),
+                    on_established=on_established,
+                    on_closed=self._on_closed,
+                    parameters=parameters,
+                )
+            except PeerUnavailable as error:
+                if not is_out_of_descriptors(error.__cause__):
+                    raise
+                if has_made_room or not self.make_room():
+                    raise PeerUnavailable(
+                        f"{address} was not dialed: too much is open here", was_tried=False
+                    ) from error
+            await asyncio.sleep(0)  # what was closed gives its descriptor back in the next turn
+        raise AssertionError("unreachable")
 
     def _on_dialed(self, key: tuple[str, NodeID | None], dial: asyncio.Task[SessionConnection]) -> None:
         self._dials.pop(key, None)
@@ -284,85 +294,22 @@ class SessionPool:
         error = dial.exception()
         if isinstance(error, HandshakeFailed) and error.reason in ("identity", "self"):
             return  # somebody answers there, it is not the address's fault
+        if isinstance(error, PeerUnavailable) and not error.was_tried:
+            return
         if error is not None:
             self._backoff.on_failure(key[0], self._runtime.now())
         else:
             self._backoff.on_success(key[0])
 
-    async def _dial(
-        self,
-        address: str,
-        expected_id: NodeID | None,
-        parameters: Parameters,
-        *,
-        on_established: Callable[[SessionConnection], None],
-    ) -> SessionConnection:
-        host, port = parse_address(address)
-        connection = self._connection(Role.DIALER, expected_id, parameters, on_established)
-        try:
-            timeout_s = self._config.dial_timeout_s
-            async with _time_limit(timeout_s, f"{address} took no connection within {timeout_s:g} s"):
-                await self._transport.connect(host, port, connection)
-        except OSError as error:
-            if isinstance(error, Timeout):
-                raise
-            raise PeerUnavailable(f"{address} cannot be reached: {error.strerror or error}") from error
-        finally:
-            if not connection.address:
-                self._connections.pop(connection, None)
-        try:
-            await connection.wait_established()
-        except asyncio.CancelledError:
-            connection.abort()
-            raise
-        return connection
-
-    def _connection(
-        self,
-        role: Role,
-        expected_id: NodeID | None,
-        parameters: Parameters,
-        on_established: Callable[[SessionConnection], None],
-    ) -> SessionConnection:
-        keys = HandshakeKeys(self._static, self._runtime.token_bytes(KEY_SIZE_BYTES))
-
-        def make_handshake(peer_address: str) -> Handshake:
-            return Handshake(
-                role,
-                identity=self._identity,
-                network_id=self._network_id,
-                keys=keys,
-                parameters=replace(parameters, seen=peer_address),
-                expected_id=expected_id,
-            )
-
-        connection = SessionConnection(
-            make_handshake,
-            is_dialer=role is Role.DIALER,
-            server=self._server,
-            scope=self._tasks(),
-            runtime=self._runtime,
-            config=self._session_config,
-            network=self._network,
-            on_established=on_established,
-            on_closed=self._on_closed,
-        )
-        self._connections[connection] = None
-        return connection
-
-    def _parameters(self) -> Parameters:
-        port = self._listen_port()
-        mode: Mode = "node" if port else "client"
-        return Parameters(mode, port, self._instance, self._agent, round(self._runtime.unix_now() * 1000))
-
     def _on_established(self, connection: SessionConnection) -> None:
+        self._connections.add(connection)
         if self._is_stopped:
             connection.close("stopping")
             return
         sessions = self._by_id.setdefault(connection.peer.node_id, [])
         self._retire_duplicates(connection, sessions)
         sessions.append(connection)
-        self._enforce_limits()
+        self._connections.enforce_limits()
 
     def _retire_duplicates(self, newer: SessionConnection, sessions: list[SessionConnection]) -> None:
         """Retire the duplicates that lose, of those that we dialed.
@@ -374,7 +321,7 @@ class SessionPool:
         for older in list(sessions):
             if not older.is_open:
                 continue
-            match choose_survivor(self._identity.node_id, newer.peer.node_id, _facts(older), _facts(newer)):
+            match choose_survivor(self._own_id, newer.peer.node_id, _facts(older), _facts(newer)):
                 case Survivor.OLDER:
                     loser = newer
                 case Survivor.NEWER:
@@ -385,7 +332,7 @@ class SessionPool:
                 loser.retire("duplicate")
 
     def _on_closed(self, connection: SessionConnection) -> None:
-        self._connections.pop(connection, None)
+        self._connections.remove(connection)
         if connection.is_established:
             peer_id = connection.peer.node_id
             sessions = self._by_id.get(peer_id, [])
@@ -393,27 +340,6 @@ class SessionPool:
                 sessions.remove(connection)
             if not sessions:
                 self._by_id.pop(peer_id, None)
-
-    def _enforce_limits(self) -> None:
-        # What we dialed just now is for a call that comes in a moment: it is no idle one, and looked at again later.
-        now = self._runtime.now()
-        open_connections = [connection for connection in self._connections if connection.is_open]
-        fresh = {c for c in open_connections if c.is_dialer and now < c.established_at + SETTLE_S}
-        if fresh and self._limits_timer is None:
-            self._limits_timer = asyncio.get_running_loop().call_later(SETTLE_S, self._on_settled)
-        uses = [
-            SessionUse(connection, connection.last_used, not connection.calls_in_flight and connection not in fresh)
-            for connection in open_connections
-        ]
-        surplus = sessions_to_close(
-            uses, max_sessions=self._config.max_sessions, max_idle=self._config.max_idle_sessions
-        )
-        for connection in surplus:
-            connection.close("idle")
-
-    def _on_settled(self) -> None:
-        self._limits_timer = None
-        self._enforce_limits()
 
     def _left_s(self, deadline: float | None) -> float | None:
         return None if deadline is None else deadline - self._runtime.now()
@@ -434,10 +360,6 @@ def _facts(connection: SessionConnection) -> SessionFacts:
     return SessionFacts(connection.peer.parameters.instance, connection.is_dialer)
 
 
-def _keep_aside(connection: SessionConnection) -> None:
-    """What is done with a check dial: nothing, so no call goes over it."""
-
-
 def _proved(connection: SessionConnection) -> ProvedPeer:
     parameters = connection.peer.parameters
     addresses = (connection.address,) if connection.is_dialer else ()
@@ -453,20 +375,3 @@ async def _result_of(task: asyncio.Task[T]) -> T:
         if task.cancelled() and own is not None and not own.cancelling():
             raise PeerUnavailable(NODE_IS_STOPPING) from None
         raise
-
-
-class _time_limit:  # noqa: N801 - reads as the statement it is
-    """`asyncio.timeout` that ends in our Timeout, with this text. None is no limit."""
-
-    def __init__(self, seconds: float | None, text: str) -> None:
-        self._text = text
-        self._timeout = asyncio.timeout(seconds)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            raise Timeout(self._text) from None

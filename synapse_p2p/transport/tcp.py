@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from synapse_p2p.transport.base import HIGH_WATER_BYTES, ByteStream, Receiver, format_address
+from synapse_p2p.transport.listening import ListeningSocket, MakeRoom, bound_sockets
 
 LISTEN_BACKLOG = 1024
 
@@ -75,22 +76,34 @@ class _Bridge(asyncio.Protocol):
 
 
 class TcpListener:
-    """An open TCP port. `server` is the asyncio server, for those who want to wait on it."""
+    """An open TCP port. `server` is the asyncio server, for those who want to wait on it.
 
-    def __init__(self, server: asyncio.Server) -> None:
-        self.server = server
-        self._addresses = tuple(_address(listening.getsockname()) for listening in server.sockets)
+    A name that stands for several addresses has a server for each; `server` is then that of the first.
+    """
+
+    def __init__(self, servers: list[asyncio.Server]) -> None:
+        self.server = servers[0]
+        self._servers = servers
+        self._addresses = tuple(_address(listening.getsockname()) for server in servers for listening in server.sockets)
 
     @property
     def addresses(self) -> tuple[str, ...]:
         return self._addresses
 
     def close(self) -> None:
-        self.server.close()
+        for server in self._servers:
+            server.close()
 
 
 class TcpTransport:
-    """The real network."""
+    """The real network.
+
+    `make_room` is asked when a connection cannot be accepted because the process has too much open. It frees a
+    descriptor by the next turn of the loop, or returns false; then who wants to connect is turned away.
+    """
+
+    def __init__(self, make_room: MakeRoom = lambda: False) -> None:
+        self._make_room = make_room
 
     async def connect(self, host: str, port: int, receiver: Receiver) -> ByteStream:
         try:
@@ -101,10 +114,31 @@ class TcpTransport:
         return cast(TcpStream, bridge.stream)
 
     async def listen(self, host: str, port: int, accept: Callable[[], Receiver]) -> TcpListener:
-        server = await asyncio.get_running_loop().create_server(
-            lambda: _Bridge(accept()), host, port, backlog=LISTEN_BACKLOG
-        )
-        return TcpListener(server)
+        sockets = await bound_sockets(host, port, self._make_room)
+        servers: list[asyncio.Server] = []
+        try:
+            for bound in sockets:
+                servers.append(await _server_of(bound, accept))
+                await servers[-1].start_serving()
+        except BaseException:
+            for server in servers:
+                server.close()
+            for bound in sockets[len(servers) :]:
+                bound.close()
+            raise
+        return TcpListener(servers)
+
+
+async def _server_of(bound: ListeningSocket, accept: Callable[[], Receiver]) -> asyncio.Server:
+    """An asyncio server that does not serve yet: cancelled while it starts, it must be there to be closed."""
+
+    def make_bridge() -> _Bridge:
+        if bound.is_closed:
+            raise ConnectionAbortedError("the port was closed while this connection came in")
+        return _Bridge(accept())
+
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(make_bridge, sock=bound, backlog=LISTEN_BACKLOG, start_serving=False)
 
 
 def _address(name: Any) -> str:

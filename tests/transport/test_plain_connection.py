@@ -7,7 +7,7 @@ from typing import Any
 
 from simulations.virtual_loop import run
 from synapse_p2p.config import ServerConfig
-from synapse_p2p.messages import RPCRequest, RPCResponse
+from synapse_p2p.messages import Code, Refusal, RPCError, RPCRequest, RPCResponse
 from synapse_p2p.protocol.plain import PlainExchange, PlainLimits, encode_frame
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.serializers import MessagePackRPCSerializer
@@ -58,7 +58,12 @@ async def answer_100_bytes(request: RPCRequest, address: str) -> bytes:
 
 
 def connections(
-    *, takes_sessions: bool = False, respond: Any = answer_100_bytes, taken: list[bytes] | None = None, **config: Any
+    *,
+    takes_sessions: bool = False,
+    respond: Any = answer_100_bytes,
+    refusal_for: Callable[[str], Refusal | None] = lambda address: None,
+    taken: list[bytes] | None = None,
+    **config: Any,
 ) -> PlainConnections:
     loop = asyncio.get_running_loop()
     rng = random.Random(7)
@@ -71,6 +76,7 @@ def connections(
     return PlainConnections(
         make_exchange=lambda address: PlainExchange(MessagePackRPCSerializer, LIMITS, opened_at=loop.time()),
         respond=respond,
+        refusal_for=refusal_for,
         take_session=take_session,
         runtime=Runtime(now=loop.time, unix_now=loop.time, rng=rng, token_bytes=rng.randbytes),
         config=ServerConfig(**config),
@@ -225,3 +231,52 @@ def test_bytes_of_connections_that_are_gone_are_not_counted():
         return owner.buffered_bytes
 
     assert run(main()) == 0
+
+
+def test_the_policy_is_asked_about_whoever_says_something_that_is_no_session():
+    asked: list[str] = []
+    answered: list[bytes] = []
+
+    def refusal_for(address: str) -> Refusal:
+        asked.append(address)
+        return Refusal(Code.FORBIDDEN, "not from there")
+
+    async def main() -> None:
+        owner = connections(takes_sessions=True, taken=[], refusal_for=refusal_for)
+        streams = [FakeStream() for _ in range(3)]
+        silent, session, plain = (opened(owner, stream) for stream in streams)
+        silent.connection_lost(None)
+        session.data_received(b"\xa5SYN")
+        plain.data_received(REQUEST[:2])
+        plain.data_received(REQUEST[2:])
+        answered.extend(stream.written for stream in streams)
+
+    run(main())
+
+    assert asked == ["127.0.0.1:2"]
+    assert answered[:2] == [b"", b""]
+    response = MessagePackRPCSerializer.deserialize(answered[2][4:])
+    assert isinstance(response, RPCResponse)
+    assert response.error == RPCError("bad_request", "not from there")
+
+
+def test_draining_cuts_off_who_has_not_asked_and_lets_nobody_in():
+    async def main() -> list[FakeStream]:
+        owner = connections(respond=answer_later)
+        streams = [FakeStream() for _ in range(4)]
+        _, halfway, asked = (opened(owner, stream) for stream in streams[:3])
+        halfway.data_received(REQUEST[:-1])
+        asked.data_received(REQUEST)
+        owner.drain()
+        opened(owner, streams[3])
+        await asyncio.sleep(10)
+        return streams
+
+    async def answer_later(request: RPCRequest, address: str) -> bytes:
+        await asyncio.sleep(5)
+        return b"answer"
+
+    streams = run(main())
+
+    assert [stream.aborted_at for stream in streams] == [0, 0, None, 0]
+    assert streams[2].written == b"answer"

@@ -1,0 +1,215 @@
+"""One encrypted session with one address, opened when a call needs it and closed when none has come for a while.
+
+Owns the session of a `Client`. All of it belongs to the loop that runs: used from another loop, it starts afresh there.
+A pool keeps sessions with many peers (`pool.py`); this keeps one, and knows no peers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from synapse_p2p.background import TaskScope
+from synapse_p2p.config import SessionConfig
+from synapse_p2p.context import CallContext, MountedHandler
+from synapse_p2p.exceptions import FrameTooLarge, PeerUnavailable, RemoteError, Timeout
+from synapse_p2p.identity import NodeID
+from synapse_p2p.messages import Code, Refusal
+from synapse_p2p.protocol.session import Session
+from synapse_p2p.protocol.wire import Call
+from synapse_p2p.runtime import Runtime
+from synapse_p2p.transport.connection import SessionConnection
+from synapse_p2p.transport.dialing import SessionDialer
+from synapse_p2p.transport.failures import unsendable
+
+CLOSED = "the client was closed"
+
+
+class HeldSession:
+    """Dials once when many call at once, and again when the session has ended. Invariant: at most one session a loop.
+
+    A session on which nothing happens for `idle_s` seconds is closed. So is one that is open when its loop is ended by
+    `asyncio.run` or `asyncio.Runner`: they cancel what is left, and a task is left for that.
+    """
+
+    def __init__(
+        self,
+        dialer: SessionDialer,
+        address: str,
+        expected_id: NodeID | None,
+        *,
+        runtime: Runtime,
+        session_config: SessionConfig,
+        idle_s: float,
+    ) -> None:
+        self._dialer = dialer
+        self._address = address
+        self._expected_id = expected_id
+        self._runtime = runtime
+        self._session_config = session_config
+        self._idle_s = idle_s
+        self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _OnLoop] = weakref.WeakKeyDictionary()
+
+    @property
+    def peer_id(self) -> NodeID | None:
+        """Who answers in the running loop's session; None while none is open."""
+        here = self._by_loop.get(asyncio.get_running_loop())
+        return here.connection.peer.node_id if here is not None and here.connection is not None else None
+
+    async def call(
+        self,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        deadline: float | None,
+        idempotent: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The peer's answer, by `deadline` on the clock of the runtime.
+
+        A request that certainly never left is sent once more on a new session, and so is an `idempotent` one whose
+        session broke. Raises what SessionDialer.dial and SessionConnection.call raise.
+        """
+        here = self._here()
+        for is_last_try in (False, True):
+            connection = here.connection
+            if connection is None or not connection.is_open:
+                self._check_arguments(endpoint, args, kwargs)
+                connection = await self._open(here, deadline, endpoint)
+            left_s = None if deadline is None else deadline - self._runtime.now()
+            try:
+                return await connection.call(endpoint, args, kwargs, timeout_s=left_s, options=options)
+            except Timeout as error:
+                raise Timeout(f"{self._address} did not answer {endpoint} in the time given") from error
+            except PeerUnavailable as error:
+                if is_last_try or (error.may_have_started and not idempotent):
+                    raise
+            finally:
+                connection.last_used = self._runtime.now()
+        raise AssertionError("unreachable")
+
+    async def close(self) -> None:
+        """Say goodbye to the running loop's session and wait until its socket is gone. Calls in flight end."""
+        here = self._by_loop.pop(asyncio.get_running_loop(), None)
+        if here is not None:
+            await here.close()
+
+    def _here(self) -> _OnLoop:
+        loop = asyncio.get_running_loop()
+        here = self._by_loop.get(loop)
+        if here is None:
+            # What a closed loop has left refers to that loop, so that the weak reference alone would keep it.
+            for other in [other for other in self._by_loop if other.is_closed()]:
+                del self._by_loop[other]
+            here = self._by_loop[loop] = _OnLoop()
+        return here
+
+    def _check_arguments(self, endpoint: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+        """Raise ConfigError for arguments that cannot travel, before anybody is dialed for them."""
+        trial = Session(is_dialer=True, now=0.0, config=self._session_config)
+        try:
+            trial.call(endpoint, args, kwargs, now=0.0)
+        except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
+            raise unsendable(endpoint, args, kwargs, error) from error
+
+    async def _open(self, here: _OnLoop, deadline: float | None, endpoint: str) -> SessionConnection:
+        """One dial for all who call at once. It goes on until nobody waits for it."""
+        if here.scope.is_closed:
+            raise PeerUnavailable(CLOSED)
+        if here.dial is None or here.dial.task.done():
+            here.dial = _Dial(here.scope.spawn_awaited(self._dial(here), name=f"dial {self._address}"))
+        dial = here.dial
+        dial.waiting += 1
+        try:
+            async with asyncio.timeout(None if deadline is None else deadline - self._runtime.now()):
+                return await asyncio.shield(dial.task)
+        except TimeoutError as error:
+            if isinstance(error, Timeout):
+                raise
+            text = f"{self._address} took no connection in the time given; {endpoint} was not started"
+            raise Timeout(text) from None
+        except asyncio.CancelledError:
+            own = asyncio.current_task()
+            if dial.task.cancelled() and own is not None and not own.cancelling():
+                raise PeerUnavailable(CLOSED) from None
+            raise
+        finally:
+            dial.waiting -= 1
+            if not dial.waiting:
+                dial.task.cancel()
+
+    async def _dial(self, here: _OnLoop) -> SessionConnection:
+        def on_closed(connection: SessionConnection) -> None:
+            if here.connection is connection:
+                here.connection = None
+
+        connection = await self._dialer.dial(
+            self._address, self._expected_id, scope=here.scope, on_established=_ready, on_closed=on_closed
+        )
+        here.connection = connection
+        here.scope.spawn(self._keep(connection), name=f"session with {self._address}")
+        return connection
+
+    async def _keep(self, connection: SessionConnection) -> None:
+        """Until the session ends: close it when it has been idle, and when the loop is about to end."""
+        try:
+            while connection.is_open:
+                idle_at = connection.last_used + self._idle_s
+                pause_s = idle_at - self._runtime.now() if not connection.calls_in_flight else self._idle_s
+                if pause_s <= 0:
+                    break
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await connection.wait_closed()
+        finally:
+            connection.close("idle")
+            await connection.wait_closed()
+
+
+class _OnLoop:
+    """What one event loop has of a HeldSession."""
+
+    def __init__(self) -> None:
+        self.scope = TaskScope("a client's session")
+        self.connection: SessionConnection | None = None
+        self.dial: _Dial | None = None
+
+    async def close(self) -> None:
+        connection = self.connection
+        if connection is not None:
+            connection.close("closing")
+        try:
+            await self.scope.close()
+        finally:
+            if connection is not None:
+                connection.abort()  # only when the close itself is cancelled
+
+
+@dataclass(slots=True)
+class _Dial:
+    """A dial under way, and how many calls wait for it."""
+
+    task: asyncio.Task[SessionConnection]
+    waiting: int = 0
+
+
+class ServesNothing:
+    """What a client answers a server that calls back."""
+
+    def mounted(self, endpoint: str) -> MountedHandler | None:
+        return None
+
+    def refusal_of(self, error: Exception, name: str) -> Refusal:
+        return Refusal(Code.INTERNAL_ERROR, "")  # of no result: there are none
+
+    async def serve_session_call(self, call: Call, context: CallContext) -> Any:
+        raise RemoteError(Code.NOT_FOUND, "a client offers no functions")
+
+
+def _ready(connection: SessionConnection) -> None:
+    """A client's session is handed to whoever waits for the dial; nobody else is told."""
