@@ -1,7 +1,8 @@
 """One `ask` under way: which provider is tried, which next, and when it is over.
 
-An answer ends it, and so does a provider's own failure. Another provider is tried where the last one was not there or
-busy: then nothing was done. A call that may have started is repeated elsewhere only when the caller said it may be.
+An answer ends it, and so does a provider's own failure. Another provider is tried where the last one was not there, was
+busy, or takes no task from us: then nothing was done. A call that may have started is repeated elsewhere only when the
+caller said it may be.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dht.lookup import LookupMode
 from dht.results import Answer, Attempt, AttemptEnd, FindResult, FoundAgent
 from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.exceptions import PeerUnavailable, RemoteError, Timeout
+from synapse_p2p.messages import Code
 
 
 class Asking:
@@ -92,8 +94,8 @@ class Asking:
         try:
             result = await agent.ask(task, context, timeout=self._left_s())
         except RemoteError as error:
-            if error.code == "busy":
-                note(AttemptEnd.BUSY, error.message)
+            if error.code in (Code.BUSY, Code.FORBIDDEN):  # nothing was done, and another may have room, or let us in
+                note(AttemptEnd.BUSY if error.code == Code.BUSY else AttemptEnd.FORBIDDEN, error.message)
                 return None
             note(AttemptEnd.FAILED, error.message)
             error.answer = Answer(None, agent, tuple(self._attempts))

@@ -108,6 +108,7 @@ class AttemptEnd(StrEnum):
     FAILED = "failed"
     UNREACHABLE = "unreachable"
     BUSY = "busy"
+    FORBIDDEN = "forbidden"
     TIMEOUT = "timeout"
 
 

@@ -1,26 +1,39 @@
 """An agent: a server that says what it can do and takes tasks.
 
-Owns its description and its task handler. Whether a task fits what the agent can do is decided in `task_checks.py`; how
-agents find each other is the business of a swarm, which is told of an agent, not the other way round.
+Owns its description and its task handler, and lets asks wait for their turn. Whether a task fits what the agent can do
+is decided in `task_checks.py`, whose turn it is in `task_queue.py`; how agents find each other is the business of a
+swarm, which is told of an agent, not the other way round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 from synapse_p2p.capability import AgentCapability
 from synapse_p2p.context import CallContext
-from synapse_p2p.endpoints import Endpoint, EndpointMetadata
+from synapse_p2p.endpoints import Endpoint, EndpointMetadata, RefusedError
 from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError
-from synapse_p2p.messages import RPCRequest
+from synapse_p2p.messages import Code, Refusal, RPCRequest
+from synapse_p2p.protocol.session import NODE_IS_STOPPING
 from synapse_p2p.schema import object_schema, schema_of
 from synapse_p2p.server import Server
 from synapse_p2p.shapes import ANYTHING, Direction, Member
 from synapse_p2p.task_checks import TaskChecks, check_answer
+from synapse_p2p.task_queue import Caller, Refuse, TaskQueue, Wait
+from synapse_p2p.transport.base import is_loopback, parse_address
 
 PREFIXES = ("_agent.", "_node.")  # the second for callers of release 2
+
+BUSY = Refusal(
+    Code.BUSY,
+    "this agent has as many tasks as it takes; ask another, or try again later",
+    {"may_have_started": False},
+)
+STOPPING = Refusal(Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
 
 TaskHandlerT = TypeVar("TaskHandlerT", bound=Callable[..., Any])
 
@@ -40,9 +53,15 @@ class AgentNode(Server):
         role: str,
         description: str = "",
         capabilities: Sequence[str | AgentCapability] | None = None,
+        max_tasks: int = 8,
+        queue: int = 32,
+        per_caller: int = 4,
         **server_options: Any,
     ) -> None:
-        """`server_options` are those of Server."""
+        """At most `max_tasks` tasks run at once, and `per_caller` of one caller; `queue` more wait for their turn, and
+        beyond it callers are told `busy`. `server_options` are those of Server; their `allow=` holds for asks too.
+        Raises ConfigError for a setting that cannot be.
+        """
         super().__init__(**server_options)
         self.name = name
         self.role = role
@@ -53,6 +72,7 @@ class AgentNode(Server):
         self._swarm: Any = None
         self._task_endpoint: Endpoint | None = None
         self._task_checks = TaskChecks(self.capabilities)
+        self._turns = _Turns(TaskQueue(max_tasks=max_tasks, queue_size=queue, per_caller=per_caller))
         for prefix in PREFIXES:
             self._register_reserved(
                 {
@@ -127,8 +147,16 @@ class AgentNode(Server):
         if not self._task_checks.are_of(self.capabilities):
             self._task_checks = TaskChecks(self.capabilities)
         output_checks = self._task_checks.check_task(task, context)
-        answer = await self.endpoints.run(self._task_endpoint, [task, context], {}, request=rpc, context=call_context)
+        endpoint = self._task_endpoint
+        async with self._turns.turn_of(_caller_of(call_context)):
+            answer = await self.endpoints.run(endpoint, [task, context], {}, request=rpc, context=call_context)
         return check_answer(answer, output_checks) if output_checks else answer
+
+    def _on_start(self) -> None:
+        self._turns.open()
+
+    def _on_stop(self) -> None:
+        self._turns.close()
 
     def _contract_of(self, name: str) -> dict[str, Any]:
         """As for any server; that of `ask` speaks of what the task handler takes, and of the capabilities."""
@@ -138,6 +166,68 @@ class AgentNode(Server):
         if self._task_endpoint is not None:
             contract |= _contract_of_task(self._task_endpoint)
         return {**contract, "capabilities": [asdict(capability) for capability in self.capabilities]}
+
+
+class _Turns:
+    """Asks that wait for their turn, each in a task of its own. Invariant: `_waiting` holds those not told yet."""
+
+    def __init__(self, queue: TaskQueue) -> None:
+        self._queue = queue
+        self._waiting: dict[int, asyncio.Future[Refusal | None]] = {}
+        self._is_closed = False
+
+    @contextlib.asynccontextmanager
+    async def turn_of(self, caller: Caller | None) -> AsyncIterator[None]:
+        """Within it the caller's task may run. Raises RefusedError where it will not come to that."""
+        if self._is_closed:
+            raise RefusedError(STOPPING)
+        step = self._queue.on_asked(caller)
+        if isinstance(step, Refuse):
+            raise RefusedError(BUSY)
+        try:
+            if isinstance(step, Wait):
+                await self._wait(step)
+            yield
+        finally:
+            # Cancelled in the very turn of the loop in which it got its place, it passes the place on.
+            following = self._queue.on_ended(step.ticket)
+            if following is not None:
+                self._tell(following, None)
+
+    def open(self) -> None:
+        """Take asks, again."""
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Take no more, and end those that wait. Those that run go on."""
+        self._is_closed = True
+        for ticket in list(self._waiting):
+            self._queue.on_ended(ticket)
+            self._tell(ticket, STOPPING)
+
+    async def _wait(self, step: Wait) -> None:
+        if step.displaced is not None:
+            self._tell(step.displaced, BUSY)
+        told = self._waiting[step.ticket] = asyncio.get_running_loop().create_future()
+        try:
+            refusal = await told
+        finally:
+            self._waiting.pop(step.ticket, None)
+        if refusal is not None:
+            raise RefusedError(refusal)
+
+    def _tell(self, ticket: int, refusal: Refusal | None) -> None:
+        told = self._waiting.pop(ticket)
+        if not told.done():  # else its task is being cancelled
+            told.set_result(refusal)
+
+
+def _caller_of(context: CallContext) -> Caller | None:
+    """Whose share of the places an ask takes; None where that cannot be told: plain callers on this machine."""
+    if context.peer is not None:
+        return context.peer
+    host = parse_address(context.address)[0]
+    return None if is_loopback(host) else host
 
 
 def _contract_of_task(endpoint: Endpoint) -> dict[str, Any]:

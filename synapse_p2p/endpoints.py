@@ -1,7 +1,8 @@
 """The functions that a server offers, and the running of them.
 
-Owns names, threads for plain functions, and the end of every exception that a handler raises. Does not own
-who may call: that is decided before. A call comes in as a request and goes out as an Outcome, on any wire.
+Owns names, threads for plain functions, and the end of every exception that a handler raises. Keeps what was said
+about who may call each, and does not decide it: that is done before, in `access.py`. A call comes in as a request and
+goes out as an Outcome, on any wire.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from synapse_p2p.access import PACKAGE_PREFIXES, Allow, Audience, EndpointAccess, access_of
 from synapse_p2p.context import CallContext, MountedHandler
 from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError, RemoteError, SynapseError
 from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
@@ -33,11 +35,12 @@ __all__ = [
     "MountedHandler",
     "Outcome",
     "Refusal",
+    "RefusedError",
 ]
 
 logger = logging.getLogger(__name__)
 
-RESERVED_PREFIXES = ("_synapse.", "_agent.", "_node.", "_dht.", "_swarm.")
+RESERVED_PREFIXES = PACKAGE_PREFIXES
 REFERENCE_SIZE_BYTES = 4
 MAX_COMPARED_CHARS = 64  # of an unknown name, when the nearest known one is sought
 
@@ -60,6 +63,7 @@ class Endpoint:
     parameters: Parameters
     is_async: bool
     finish: Callable[[Any], Any] | None  # makes of what the function returns what can travel; None: it is that already
+    access: EndpointAccess
 
     @classmethod
     def of(
@@ -67,6 +71,7 @@ class Endpoint:
         function: Callable[..., Any],
         metadata: EndpointMetadata,
         *,
+        access: EndpointAccess | None = None,
         injects_names: bool = True,
         validate: bool = False,
     ) -> Endpoint:
@@ -79,7 +84,8 @@ class Endpoint:
             getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__ is a function to us
         )
         parameters = analyse(function, injects_names=injects_names, validate=validate)
-        return cls(function, metadata, parameters, is_async, _finish_of(parameters.returns, validate))
+        finish = _finish_of(parameters.returns, validate)
+        return cls(function, metadata, parameters, is_async, finish, access or EndpointAccess())
 
     def contract(self) -> dict[str, Any]:
         """What a caller has to know, in values that travel; the schemas are JSON Schema 2020-12.
@@ -98,8 +104,8 @@ class Endpoint:
         }
 
 
-class _RefusedError(SynapseError):
-    """A call that ends with a refusal that is worded already."""
+class RefusedError(SynapseError):
+    """A call that ends with a refusal that is worded already. Raised by the package's own endpoints."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
@@ -152,14 +158,13 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
     def contract(self, name: str) -> dict[str, Any]:
         """What a caller of this endpoint has to know, as `Endpoint.contract` has it.
 
-        An unpublished endpoint is described to whoever knows its name, who may call it as well. A mounted one takes
-        named arguments that its package documents. An unknown name raises the error that is answered `not_found`, with
-        the nearest published name.
+        A mounted one takes named arguments that its package documents. An unknown name raises the error that is
+        answered `not_found`, with the nearest published name.
         """
         if (endpoint := self._endpoints.get(name)) is not None:
             return endpoint.contract()
         if name not in self._mounted:
-            raise _RefusedError(self._not_found(name, f"no endpoint is named {name[:MAX_SHOWN_CHARS]!r}"))
+            raise self.unknown(name)
         return {
             **asdict(EndpointMetadata(name, publish=False)),
             "parameters": {"type": "object"},
@@ -169,6 +174,20 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             "async": False,
         }
 
+    def unknown(self, name: str) -> RefusedError:
+        """What a description of a name ends with when nobody has registered it, or the caller is to think so."""
+        return RefusedError(self._not_found(name, f"no endpoint is named {name[:MAX_SHOWN_CHARS]!r}"))
+
+    def is_published(self, name: str) -> bool:
+        """Whether `published` tells of it."""
+        endpoint = self._endpoints.get(name)
+        return endpoint is not None and endpoint.metadata.publish
+
+    def access_of(self, name: str) -> EndpointAccess | None:
+        """What was said about who may call an endpoint; None for one that is mounted or unknown."""
+        endpoint = self._endpoints.get(name)
+        return None if endpoint is None else endpoint.access
+
     def register(
         self,
         name: str,
@@ -176,20 +195,25 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         *,
         publish: bool = True,
         description: str = "",
+        allow: Allow | None = None,
+        for_operators: bool = False,
         reserved: bool = False,
         validate: bool = False,
     ) -> None:
         """Offer a function under a name; one that is taken goes to the newcomer, with a warning.
 
-        `reserved` is for the package's own names; `validate` has arguments and result checked against the types that
-        the function names. Raises ConfigError for a name or a function that cannot be.
+        `allow` says who may call it, `for_operators` that the server's operators alone may; `reserved` is for the
+        package's own names; `validate` has arguments and result checked against the types that the function names.
+        Raises ConfigError for a name, a function or a rule that cannot be.
         """
         if not isinstance(name, str) or not 0 < len(name) <= MAX_ENDPOINT_CHARS:
             raise ConfigError(f"an endpoint's name is text of 1 to {MAX_ENDPOINT_CHARS} characters, not {name!r:.80}")
         if name.startswith(RESERVED_PREFIXES) and not reserved:
             raise ConfigError(f"{name!r} begins like the names of the package ({', '.join(RESERVED_PREFIXES)})")
         description = description or inspect.getdoc(function) or ""
-        endpoint = Endpoint.of(function, EndpointMetadata(name, publish, description), validate=validate)
+        access = access_of(name, publish=publish, allow=allow, for_operators=for_operators)
+        metadata = EndpointMetadata(name, publish, description)
+        endpoint = Endpoint.of(function, metadata, access=access, validate=validate)
         if name in self._endpoints:
             logger.warning("endpoint %s is registered again; the newer function takes its place", name)
         self._endpoints[name] = endpoint
@@ -217,7 +241,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
 
     async def serve(self, request: RPCRequest, context: CallContext) -> Outcome:
         """Run a call and say how it ended. Raises CancelledError alone: exceptions of handlers end here."""
-        if self._running_count >= self._max_handlers:
+        if self._running_count >= self._max_handlers and not self._ends_at_once(request.endpoint):
             return Refusal(Code.BUSY, "too many calls are running here; try again later")
         self._running_count += 1
         try:
@@ -242,7 +266,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             return self._invoke_mounted(mounted, request, context)
         endpoint = self._endpoints.get(request.endpoint)
         if endpoint is None:
-            raise _RefusedError(self._not_found(request.endpoint, f"Unregistered endpoint called: {request.endpoint}"))
+            raise RefusedError(self._not_found(request.endpoint, f"Unregistered endpoint called: {request.endpoint}"))
         return await self.run(endpoint, request.args, request.kwargs, request=request, context=context)
 
     async def run(
@@ -267,7 +291,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
     def refusal_of(self, error: Exception, name: str) -> Refusal:
         """What the caller is told of an error. One that nobody meant is logged, once, and stays here."""
         match error:
-            case _RefusedError():
+            case RefusedError():
                 return error.refusal
             case InvalidMessageError():
                 return Refusal(Code.BAD_REQUEST, str(error))
@@ -301,13 +325,18 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         try:
             return handler(request.kwargs, context)
         except RemoteError as error:
-            raise _RefusedError(Refusal(Code.read(error.code), error.message, error.details)) from error
+            raise RefusedError(Refusal(Code.read(error.code), error.message, error.details)) from error
 
     async def _run_in_thread(self, function: Callable[[], Any]) -> Any:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._handler_threads, thread_name_prefix="synapse-handler")
         run = functools.partial(contextvars.copy_context().run, _call, function)
         return await asyncio.get_running_loop().run_in_executor(self._pool, run)
+
+    def _ends_at_once(self, name: str) -> bool:
+        # Who asks whether we are alive is answered however much there is to do: a loaded server is not a dead one.
+        access = self.access_of(name)
+        return access is not None and access.audience is Audience.EVERY_NODE
 
     def _not_found(self, name: str, message: str) -> Refusal:
         # The nearest name is a published one: the others are not given away.

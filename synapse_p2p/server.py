@@ -1,31 +1,32 @@
 """A server: functions that others can call, on one port.
 
 Owns the life of the listener, of the calls that come in through it and of the periodic functions. What is offered is in
-`endpoints.py`; one connection is led in `transport/`.
+`endpoints.py`; who is turned away, in `guard.py`; one connection is led in `transport/`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
-from synapse_p2p.background import BackgroundTaskHandler, TaskScope
+from synapse_p2p.access import Allow, checked_ids
+from synapse_p2p.background import BackgroundTaskHandler
 from synapse_p2p.config import MIB, ServerConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import EndpointDirectory, EndpointMetadata, MountedHandler
 from synapse_p2p.exceptions import ConfigError, InvalidMessageError, RemoteError
-from synapse_p2p.identity import SEED_SIZE_BYTES, Identity, network_id_of
-from synapse_p2p.messages import Answer, Code, Refusal, RPCRequest
+from synapse_p2p.guard import Guard
+from synapse_p2p.identity import SEED_SIZE_BYTES, Identity, NodeID, checked_network_key, network_id_of
+from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
 from synapse_p2p.protocol.plain import PlainExchange, PlainLimits, encode_frame, plain_response
 from synapse_p2p.protocol.wire import Call
 from synapse_p2p.runtime import Runtime, system_runtime
+from synapse_p2p.schema import dump
 from synapse_p2p.serializers import BaseRPCSerializer, MessagePackRPCSerializer
+from synapse_p2p.signals import first_set, run_until_signal
 from synapse_p2p.transport.base import ByteStream, Listener, Transport, format_address, is_loopback, parse_address
 from synapse_p2p.transport.plain_connection import SESSION_FIRST_BYTE, PlainConnections, serve_streams
 from synapse_p2p.transport.pool import SessionPool
@@ -37,10 +38,8 @@ logger = logging.getLogger(__name__)
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-STOP_GRACE_S = 0.5  # for calls that run; clients that are merely connected take none of it
-RUN_GRACE_S = 5.0  # the same when a signal ends `run`
+STOP_GRACE_S = 5.0  # for calls that run; clients that are merely connected take none of it
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, never bound here
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class PlainPolicy(StrEnum):
@@ -66,6 +65,9 @@ class Server:
         *,
         identity: Identity | None = None,
         network: str = "",
+        network_key: bytes | None = None,
+        allow: Allow | None = None,
+        operators: Iterable[NodeID | str] = (),
         plain: Literal["loopback", "anywhere", "off"] = "loopback",
         handler_threads: int | None = None,
         expose_errors: bool = False,
@@ -75,6 +77,10 @@ class Server:
     ) -> None:
         """`max_upload_size` is bytes of one plain request. `handler_threads` is that of `config` unless it is given.
 
+        `allow` says who may call the user's endpoints, where they say nothing themselves: `"anyone"`, a collection of
+        node ids, or a quick plain function of the CallContext. `operators` are those for whom operators' endpoints are.
+        Raises ConfigError for a setting that cannot be.
+
         `expose_errors` sends callers the text of exceptions: a help while developing, a leak afterwards.
         """
         self.address = address
@@ -82,20 +88,25 @@ class Server:
         self.serializer_class = serializer_class
         self.max_upload_size = _checked_upload_size(max_upload_size)
         self.network = network
+        self.network_key = checked_network_key(network_key)
         self.plain = _checked_policy(plain)
+        self._check_plain()
         self.config = config or ServerConfig()
         self.runtime = runtime or system_runtime()
         self.identity = identity or Identity.from_seed(self.runtime.token_bytes(SEED_SIZE_BYTES))
+        self.identity_given = identity is not None
+        self.operators: set[NodeID] = set(checked_ids(operators, named="operators"))
         self.endpoints = EndpointDirectory(
             token_bytes=self.runtime.token_bytes,
             handler_threads=self.config.handler_threads if handler_threads is None else handler_threads,
             max_handlers=self.config.max_handlers,
             expose_errors=expose_errors,
         )
+        self._guard = Guard(self.endpoints, allow=allow, operators=self.operators, runtime=self.runtime)
         self.background_executor = BackgroundTaskHandler(runtime=self.runtime)
         self.advertise: tuple[str, ...] | None = None  # where others are told to dial; None: where they see us
         self._sessions: SessionPool | None = None
-        self._transport = transport or TcpTransport()
+        self._transport = transport or TcpTransport(make_room=self._make_room)
         self._server: Any = None
         self._listener: Listener | None = None
         self._connections: PlainConnections | None = None
@@ -116,20 +127,29 @@ class Server:
         return self.endpoints.metadata()
 
     def endpoint(
-        self, name: str | None = None, *, publish: bool = True, description: str = "", validate: bool = False
+        self,
+        name: str | None = None,
+        *,
+        publish: bool = True,
+        description: str = "",
+        allow: Allow | None = None,
+        validate: bool = False,
     ) -> Callable[[FunctionT], FunctionT]:
         """Decorator: offer a function, under its own name unless one is given; the docstring describes it.
 
         A parameter annotated with a dataclass, TypedDict, Enum or pydantic model receives one, built from what the
         caller sent; values of other types are checked where `validate` is true, and the result too (needs the extra
         `schema`). Returned instances travel as maps; name their type, or one that contains it, after the arrow.
-        `publish=False` keeps it out of `_synapse.methods`. Raises ConfigError for a name of the package's own, and
-        where a check is wanted and cannot be had.
+        `publish=False` keeps it out of `_synapse.methods`, and forbids it to nodes that come from elsewhere, unless
+        `allow` names them. `allow` is as that of the server, for this one alone. Raises ConfigError for a name of the
+        package's own, for a rule that is none, and where a check is wanted and cannot be had.
         """
 
         def decorate(function: FunctionT) -> FunctionT:
             own_name = name or getattr(function, "__name__", "")
-            self.endpoints.register(own_name, function, publish=publish, description=description, validate=validate)
+            self.endpoints.register(
+                own_name, function, publish=publish, description=description, allow=allow, validate=validate
+            )
             return function
 
         return decorate
@@ -164,13 +184,15 @@ class Server:
             self._sessions = SessionPool(
                 self.identity,
                 network=self.network,
+                network_key=self.network_key,
                 server=self,
                 transport=self._transport,
                 runtime=self.runtime,
                 listen_port=lambda: self.port if self._server is not None else 0,
                 agent=f"synapse-p2p/{installed_version()}",
+                drop_stranger=lambda: self._connections is not None and self._connections.drop_oldest(),
                 config=self.config.pool,
-                session_config=self.config.session,
+                session_config=self.config.session.with_messages_of(self.max_upload_size),
             )
         return self._sessions
 
@@ -215,10 +237,12 @@ class Server:
         async with self._start_lock:
             if self._server is not None:
                 return self._server
+            self._check_plain()  # a swarm sets the network key after we were made
             self.sessions.open()
             self._connections = PlainConnections(
                 make_exchange=self._make_exchange,
                 respond=self._respond,
+                refusal_for=self._refusal_for,
                 take_session=self._take_session,
                 runtime=self.runtime,
                 config=self.config,
@@ -226,6 +250,9 @@ class Server:
             self._listener = await self._transport.listen(self.address, self.port, self._connections.accept)
             self.port = parse_address(self._listener.addresses[0])[1]
             self._server = getattr(self._listener, "server", self._listener)
+            hosts = [parse_address(address)[0] for address in self._listener.addresses]
+            self._guard.is_on_loopback = all(map(is_loopback, hosts))
+            self._on_start()
             self._has_stopped = asyncio.Event()  # a new one, for the loop may be another than last time
             self.background_executor.start()
             return self._server
@@ -233,13 +260,17 @@ class Server:
     async def stop(self, *, grace: float = STOP_GRACE_S) -> None:
         """Close the port, let calls that run finish for `grace` seconds, and end everything. Bounded in time.
 
-        It waits for a start that is under way. Being cancelled ends the grace; a second stop ends what is left.
+        What arrives meanwhile is refused, and who is connected with no call running here takes none of the grace. It
+        waits for a start that is under way. Being cancelled ends the grace; a second stop ends what is left.
         """
         async with self._start_lock:
             deadline = self.runtime.now() + grace
             listener, self._listener, self._server = self._listener, None, None
             if listener is not None:
                 listener.close()
+            if self._connections is not None:
+                self._connections.drain()
+            self._on_stop()
             try:
                 await self.background_executor.stop()
                 if self._sessions is not None:
@@ -249,7 +280,14 @@ class Server:
                     self._connections = None
             finally:
                 self.endpoints.close()
+                self._guard.close_log()
                 self._has_stopped.set()
+
+    def _on_start(self) -> None:
+        """For a server that keeps calls waiting: take them."""
+
+    def _on_stop(self) -> None:
+        """For a server that keeps calls waiting: end them, they will not get their turn."""
 
     async def serve(self) -> None:
         """Start, say so, and return when the server was stopped; being cancelled stops it."""
@@ -273,7 +311,7 @@ class Server:
             self._print_startup()
             await first_set(signalled, self._has_stopped)
         finally:
-            await self.stop(grace=RUN_GRACE_S)
+            await self.stop()
 
     def _print_startup(self) -> None:
         lines = [f"Listening on {self.address}:{self.port}", "", "Registered Endpoints:"]
@@ -290,10 +328,16 @@ class Server:
         """A package's handler, for sessions: it returns at once and raises RemoteError alone."""
         return self.endpoints.mounted(endpoint)
 
+    def refusal_of(self, error: Exception, name: str) -> Refusal:
+        """What a caller is told of an error that nobody meant, which is logged."""
+        return self.endpoints.refusal_of(error, name)
+
     async def serve_session_call(self, call: Call, context: CallContext) -> Any:
         """The value to answer a session's call with. Raises RemoteError for the failure to answer with."""
-        request = RPCRequest(endpoint=call.endpoint, id=str(call.id), args=call.args, kwargs=call.kwargs)
-        outcome = await self.endpoints.serve(request, context)
+        outcome: Outcome | None = self._guard.refusal_of(call.endpoint, context)
+        if outcome is None:
+            request = RPCRequest(endpoint=call.endpoint, id=str(call.id), args=call.args, kwargs=call.kwargs)
+            outcome = await self.endpoints.serve(request, context)
         if isinstance(outcome, Answer):
             return outcome.value
         raise RemoteError(outcome.code, outcome.message, details=outcome.details)
@@ -305,6 +349,7 @@ class Server:
             writer,
             make_exchange=self._make_exchange,
             respond=self._respond,
+            refusal_for=self._refusal_for,
             runtime=self.runtime,
             config=self.config,
         )
@@ -316,36 +361,62 @@ class Server:
             body_grace_s=self.config.body_grace_s,
             min_body_bytes_per_s=self.config.min_body_bytes_per_s,
         )
-        refusal = self._refusal_for(address)
-        return PlainExchange(self.serializer_class, limits, opened_at=self.runtime.now(), refusal=refusal)
-
-    def _refusal_for(self, address: str) -> Refusal | None:
-        """What a plain caller from there is told instead of an answer; None for one that is served."""
-        if self.plain is PlainPolicy.ANYWHERE:
-            return None
-        if self.plain is PlainPolicy.OFF:
-            return Refusal(Code.FORBIDDEN, "plain calls are off here: use an encrypted client (synapse-p2p 3 or newer)")
-        if is_loopback(parse_address(address)[0]):
-            return None
-        return Refusal(
-            Code.FORBIDDEN,
-            "plain calls are served from this machine alone: use an encrypted client (synapse-p2p 3 or newer), "
-            'or start the server with Server(plain="anywhere")',
-        )
+        return PlainExchange(self.serializer_class, limits, opened_at=self.runtime.now())
 
     async def _respond(self, request: RPCRequest, address: str) -> bytes:
         context = CallContext(peer=None, address=address, network=self.network)
-        outcome = await self.endpoints.serve(request, context)
+        outcome = self._guard.refusal_of(request.endpoint, context) or await self.endpoints.serve(request, context)
         try:
-            return encode_frame(self.serializer_class.serialize(plain_response(request.id, outcome)))
+            return self._frame(request, outcome)
         except Exception as error:
             # A serializer of the user's may raise anything for a result that cannot travel: the handler's fault.
-            refusal = self.endpoints.refusal_of(error, request.endpoint)
-            return encode_frame(self.serializer_class.serialize(plain_response(request.id, refusal)))
+            return self._frame_dumped(request, outcome) or self._frame(
+                request, self.endpoints.refusal_of(error, request.endpoint)
+            )
+
+    def _frame(self, request: RPCRequest, outcome: Outcome) -> bytes:
+        return encode_frame(self.serializer_class.serialize(plain_response(request.id, outcome)))
+
+    def _frame_dumped(self, request: RPCRequest, outcome: Outcome) -> bytes | None:
+        """The response with every instance in it dumped, whatever the hints say; None where that is no help."""
+        try:
+            return self._frame(request, Answer(dump(outcome.value))) if isinstance(outcome, Answer) else None
+        except Exception:
+            return None  # what is logged is what the result as it was lacked
 
     def _take_session(self, stream: ByteStream, data: bytes) -> bool:
         self.sessions.accept(stream, data)
         return True
+
+    # Who may call
+
+    def _refusal_for(self, address: str) -> Refusal | None:
+        """What a plain caller from there is told instead of an answer; None for one that is served."""
+        if self.network_key is not None:
+            why = "this network has a key, and plain calls are off with it, on this machine too"
+            cure = "use an encrypted client (synapse-p2p 3 or newer) with network_key="
+        elif self.plain is PlainPolicy.ANYWHERE:
+            return None
+        elif self.plain is PlainPolicy.OFF:
+            why, cure = "plain calls are off here", "use an encrypted client (synapse-p2p 3 or newer)"
+        elif is_loopback(parse_address(address)[0]):
+            return None
+        else:
+            why = "plain calls are served from this machine alone"
+            cure = 'use an encrypted client (synapse-p2p 3 or newer), or start the server with Server(plain="anywhere")'
+        self._guard.note_refusal("", None, address, why)
+        return Refusal(Code.FORBIDDEN, f"{why}: {cure}")
+
+    def _check_plain(self) -> None:
+        if self.network_key is not None and self.plain is PlainPolicy.ANYWHERE:
+            raise ConfigError(
+                'plain="anywhere" and network_key= exclude each other: a plain caller proves no key; leave one out'
+            )
+
+    # What it offers by itself
+
+    def _make_room(self) -> bool:
+        return self.sessions.make_room()
 
     def _register_builtins(self) -> None:
         async def ping() -> str:
@@ -356,10 +427,12 @@ class Server:
             """The published endpoints."""
             return self.endpoints.published()
 
-        async def describe(name: str) -> dict[str, Any]:
+        async def describe(name: str, *, caller: CallContext) -> dict[str, Any]:
             """The full contract of one endpoint: name, description, parameters, order, rest, returns, async."""
             if not isinstance(name, str):
                 raise InvalidMessageError("parameter 'name' is text")
+            if self._guard.is_hidden(name, caller):
+                raise self.endpoints.unknown(name)
             return self._contract_of(name)
 
         async def info() -> dict[str, str]:
@@ -382,82 +455,6 @@ class Server:
     def _register_reserved(self, functions: Mapping[str, Callable[..., Awaitable[Any]]]) -> None:
         for name, function in functions.items():
             self.endpoints.register(name, function, publish=False, reserved=True)
-
-
-def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, instead: str) -> None:
-    """Run `main` in a loop of its own, with an event that SIGINT and SIGTERM set; a second signal ends the process.
-
-    Raises ConfigError inside a running event loop, naming what to write `instead`. Logs go to the screen if nobody set
-    up logging.
-    """
-    with contextlib.suppress(RuntimeError):
-        asyncio.get_running_loop()
-        raise ConfigError(f"run() starts an event loop of its own; in a running one use {instead}")
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-
-    async def run() -> None:
-        signalled = asyncio.Event()
-        with _signals_set(signalled):
-            await main(signalled)
-
-    # KeyboardInterrupt: where signals cannot be caught, Ctrl-C is one, and `main` was cancelled.
-    with _signals_restored(), contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run())
-
-
-async def first_set(*events: asyncio.Event) -> None:
-    """Return when one of these events is set."""
-    async with TaskScope("wait for an event") as scope:
-        ended: asyncio.Queue[None] = asyncio.Queue()
-        for event in events:
-            scope.spawn(event.wait()).add_done_callback(lambda _: ended.put_nowait(None))
-        await ended.get()
-
-
-@contextlib.contextmanager
-def _signals_set(event: asyncio.Event) -> Iterator[None]:
-    """Within it, a first SIGINT or SIGTERM sets the event; from then on the system ends the process at a second one.
-
-    Not so KeyboardInterrupt: it would only cancel, and so wait for handlers that ignore it and threads that block.
-    """
-    loop = asyncio.get_running_loop()
-    caught: list[signal.Signals] = []
-
-    def release() -> list[signal.Signals]:
-        released = list(caught)
-        while caught:
-            loop.remove_signal_handler(caught.pop())
-        return released
-
-    def on_signal() -> None:
-        for number in release():
-            signal.signal(number, signal.SIG_DFL)
-        event.set()
-
-    # Windows has none of this, nor has any thread but the first: Ctrl-C cancels the main task there.
-    with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
-        for number in ENDING_SIGNALS:
-            loop.add_signal_handler(number, on_signal)
-            caught.append(number)
-    try:
-        yield
-    finally:
-        release()
-
-
-@contextlib.contextmanager
-def _signals_restored() -> Iterator[None]:
-    """After it, SIGINT and SIGTERM do what they did before."""
-    handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
-    try:
-        yield
-    finally:
-        # Only the first thread may set handlers, and one that no Python code set (None) cannot be set again.
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                if handler is not None:
-                    signal.signal(number, handler)
 
 
 def _checked_policy(plain: str) -> PlainPolicy:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import enum
 import logging
 import os
 import random
@@ -14,22 +15,25 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
+import pydantic
 import pytest
 
 from simulations.virtual_loop import run
-from synapse_p2p import CallContext, CallError, Client, ConfigError, RemoteError, Server
+from synapse_p2p import CallContext, CallError, Client, ConfigError, Identity, RemoteError, Server
 from synapse_p2p.config import ServerConfig
 from synapse_p2p.exceptions import PeerUnavailable
 from synapse_p2p.framing import encode_frame
 from synapse_p2p.messages import RPCError, RPCMessage, RPCRequest, RPCResponse
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.serializers import MessagePackRPCSerializer
+from synapse_p2p.server import STOP_GRACE_S
 from synapse_p2p.transport.base import ByteStream, Transport
 from synapse_p2p.transport.memory import MemoryTransport
 from synapse_p2p.transport.tcp import TcpTransport
 from synapse_p2p.types import Node
 
 T = TypeVar("T")
+SHORT_LINGER = ServerConfig(linger_s=0.05)  # the caller here reads to the end of the stream
 PING = encode_frame(MessagePackRPCSerializer.serialize(RPCRequest(endpoint="_synapse.ping", id="7")))
 
 
@@ -47,8 +51,17 @@ async def serving(server: Server) -> AsyncIterator[Server]:
         await server.stop(grace=0)
 
 
+class PlainSerializer(MessagePackRPCSerializer):
+    """The one of release 1.3. A client with a serializer of its own speaks the plain wire."""
+
+
 def client_of(server: Server, transport: Transport | None = None) -> Client:
-    return Client(server.address, server.port, timeout=10, transport=transport)
+    """A plain caller."""
+    return Client(server.address, server.port, PlainSerializer, timeout=10, transport=transport)
+
+
+def session_client_of(server: Server, **options: Any) -> Client:
+    return Client(server.address, server.port, timeout=10, network=server.network, **options)
 
 
 async def bytes_answered(server: Server, data: bytes, *, says_end: bool = False) -> bytes:
@@ -272,7 +285,7 @@ async def test_any_error_of_a_users_serializer_is_an_internal_error():
     ],
 )
 async def test_what_is_no_request_is_answered_with_a_bad_request(data: bytes, message: str):
-    async with serving(Server(port=0)) as server:
+    async with serving(Server(port=0, config=SHORT_LINGER)) as server:
         error = error_in(await bytes_answered(server, data))
 
     assert error.code == "bad_request"
@@ -326,6 +339,126 @@ async def test_large_messages_go_both_ways(transport: Transport):
         assert await client_of(server, transport).call("echo", data) == data
 
 
+# Both wires
+
+
+@dataclasses.dataclass
+class Part:
+    name: str
+    size: Size
+
+
+class Size(enum.Enum):
+    SMALL = "small"
+
+
+class Receipt(pydantic.BaseModel):
+    number: int
+
+
+def no_hint():
+    return {"parts": [Part("bolt", Size.SMALL)], "size": Size.SMALL}
+
+
+def open_map() -> dict:
+    return {"first": Part("bolt", Size.SMALL), "more": {"receipt": Receipt(number=7)}}
+
+
+def open_list() -> list[Any]:
+    return [Part("bolt", Size.SMALL), [Size.SMALL], 7]
+
+
+def named_map() -> dict[str, Part]:
+    return {"first": Part("bolt", Size.SMALL)}
+
+
+def wrong_hint() -> dict[str, int]:
+    return {"first": Part("bolt", Size.SMALL)}  # type: ignore[dict-item]
+
+
+def plain_values() -> dict:
+    return {"text": "a", "bytes": b"b", "numbers": [1, 2.5, None, True]}
+
+
+BOLT = {"name": "bolt", "size": "small"}
+
+
+@pytest.mark.parametrize(
+    ("function", "result"),
+    [
+        (no_hint, {"parts": [BOLT], "size": "small"}),
+        (open_map, {"first": BOLT, "more": {"receipt": {"number": 7}}}),
+        (open_list, [BOLT, ["small"], 7]),
+        (named_map, {"first": BOLT}),
+        (wrong_hint, {"first": BOLT}),
+        (plain_values, plain_values()),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_a_result_travels_alike_on_both_wires_whatever_the_hints_say(function: Any, result: Any):
+    server = Server(port=0)
+    server.endpoint("give")(function)
+
+    async with serving(server), session_client_of(server) as client:
+        assert await client.call("give") == result
+        assert await client_of(server).call("give") == result
+
+
+def endless() -> list:
+    held: list[Any] = []
+    held.append(held)
+    return held
+
+
+class Moody(pydantic.BaseModel):
+    def model_dump(self, **options: Any) -> Any:
+        raise LookupError("canary")
+
+
+@pytest.mark.parametrize("value", [endless(), {"a": {1, 2}}, [Part("bolt", endless())], [Moody()]])
+async def test_a_result_that_nothing_can_dump_is_an_internal_error_on_both_wires(
+    value: Any, caplog: pytest.LogCaptureFixture
+):
+    server = Server(port=0)
+
+    @server.endpoint()
+    async def give() -> dict:
+        return value
+
+    async with serving(server), session_client_of(server) as client:
+        for caller in (client, client_of(server)):
+            with pytest.raises(RemoteError) as caught:
+                await caller.call("give")
+            assert caught.value.code == "internal_error"
+            assert "canary" not in str(caught.value)
+        assert await client.call("_synapse.ping") == "pong"
+
+
+async def test_a_handler_learns_who_calls_in_which_network_until_when_and_for_which_trace():
+    server = Server(port=0, network="workshop")
+    contexts: list[CallContext] = []
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    @server.endpoint()
+    async def note(context: CallContext) -> None:
+        contexts.append(context)
+
+    identity = Identity.from_seed(b"a" * 32)
+    async with serving(server), session_client_of(server, identity=identity) as client:
+        before = server.runtime.now()
+        await client.with_options(timeout_s=5, traceparent=traceparent).call("note")
+        await client.with_options(timeout_s=None).call("note")
+        await client_of(server).call("note")
+    timed, unlimited, plain = contexts
+
+    assert timed.peer == unlimited.peer == identity.node_id
+    assert timed.deadline is not None and before < timed.deadline < before + 6
+    assert (timed.traceparent, unlimited.traceparent, unlimited.deadline) == (traceparent, None, None)
+    assert (plain.peer, plain.deadline, plain.traceparent) == (None, None, None)
+    assert {context.network for context in contexts} == {"workshop"}
+    assert {context.address.partition(":")[0] for context in contexts} == {"127.0.0.1"}
+
+
 # Who is served
 
 
@@ -360,7 +493,7 @@ class ElsewhereStream:
     ],
 )
 async def test_a_plain_caller_that_is_not_served_is_told_what_to_do(plain: Any, transport_class: Any, advice: str):
-    async with serving(Server(port=0, plain=plain, transport=transport_class())) as server:
+    async with serving(Server(port=0, plain=plain, transport=transport_class(), config=SHORT_LINGER)) as server:
         error = error_in(await bytes_answered(server, PING))
 
     assert error.code == "bad_request"
@@ -419,6 +552,10 @@ def virtual_server(transport: MemoryTransport, **config: Any) -> Server:
     return Server(transport=transport, runtime=runtime, config=ServerConfig(**config))
 
 
+def plain_client(transport: MemoryTransport, **options: Any) -> Client:
+    return Client(serializer_class=PlainSerializer, transport=transport, **options)
+
+
 async def probe(transport: MemoryTransport, server: Server, data: bytes = b"") -> Probe:
     caller = Probe()
     stream = await transport.connect(server.address, server.port, caller)
@@ -460,7 +597,7 @@ def test_a_handler_may_take_longer_than_any_request():
             return "done"
 
         async with serving(server):
-            return await Client(transport=transport, timeout=None).call("slow")
+            return await plain_client(transport, timeout=None).call("slow")
 
     assert on_virtual_time(main()) == "done"
 
@@ -470,7 +607,7 @@ def test_silent_callers_keep_no_newcomer_out():
         transport = MemoryTransport()
         async with serving(virtual_server(transport, max_plain_connections=3)) as server:
             silent = [await probe(transport, server) for _ in range(3)]
-            answer = await Client(transport=transport).call("_synapse.ping")
+            answer = await plain_client(transport).call("_synapse.ping")
             await asyncio.sleep(0.1)
             return answer, [caller.lost_at for caller in silent]
 
@@ -491,17 +628,17 @@ def test_callers_that_are_being_served_keep_their_place():
             return "done"
 
         async with serving(server):
-            first = asyncio.ensure_future(Client(transport=transport).call("slow"))
+            first = asyncio.ensure_future(plain_client(transport).call("slow"))
             await asyncio.sleep(1)
             with pytest.raises(PeerUnavailable):
-                await Client(transport=transport).call("_synapse.ping")
-            return await first, await Client(transport=transport).call("_synapse.ping")
+                await plain_client(transport).call("_synapse.ping")
+            return await first, await plain_client(transport).call("_synapse.ping")
 
     assert on_virtual_time(main()) == ("done", "pong")
 
 
-def test_calls_beyond_the_bound_are_told_that_the_server_is_busy():
-    async def main() -> str:
+def test_calls_beyond_the_bound_are_told_that_the_server_is_busy_and_pings_are_answered():
+    async def main() -> Any:
         transport = MemoryTransport()
         server = virtual_server(transport, max_handlers=1)
 
@@ -511,13 +648,13 @@ def test_calls_beyond_the_bound_are_told_that_the_server_is_busy():
             return "done"
 
         async with serving(server):
-            first = asyncio.ensure_future(Client(transport=transport).call("slow"))
+            first = asyncio.ensure_future(plain_client(transport).call("slow"))
             await asyncio.sleep(1)
             with pytest.raises(RemoteError, match="too many calls"):
-                await Client(transport=transport).call("_synapse.ping")
-            return await first
+                await plain_client(transport).call("slow")
+            return await plain_client(transport).call("_synapse.ping"), await first
 
-    assert on_virtual_time(main()) == "done"
+    assert on_virtual_time(main()) == ("pong", "done")
 
 
 def test_a_caller_refused_early_gets_to_read_it():
@@ -606,8 +743,8 @@ def test_a_call_that_ends_in_time_is_answered_though_the_server_stops():
             return "done"
 
         await server.start()
-        quick = asyncio.ensure_future(Client(transport=transport).call("slow", 2))
-        late = asyncio.ensure_future(Client(transport=transport).call("slow", 9))
+        quick = asyncio.ensure_future(plain_client(transport).call("slow", 2))
+        late = asyncio.ensure_future(plain_client(transport).call("slow", 9))
         await asyncio.sleep(1)
         await server.stop(grace=3)
         with pytest.raises(PeerUnavailable):
@@ -615,6 +752,76 @@ def test_a_call_that_ends_in_time_is_answered_though_the_server_stops():
         return await quick, asyncio.get_running_loop().time()
 
     assert on_virtual_time(main()) == ("done", 4)
+
+
+def test_calls_that_run_get_five_seconds_and_callers_that_wait_for_none_take_nothing():
+    async def main() -> Any:
+        transport = MemoryTransport()
+        server = virtual_server(transport)
+        loop = asyncio.get_running_loop()
+
+        @server.endpoint()
+        async def slow(seconds: float) -> str:
+            await asyncio.sleep(seconds)
+            return "done"
+
+        def session_client() -> Client:
+            return Client(transport=transport, runtime=server.runtime, timeout=None)
+
+        await server.start()
+        idle = session_client()
+        await idle.call("_synapse.ping")
+        await probe(transport, server)
+        begun = loop.time()
+        await server.stop()
+        idle_stop_s = loop.time() - begun
+
+        await server.start()
+        quick = [asyncio.ensure_future(each.call("slow", 4.5)) for each in (session_client(), plain_client(transport))]
+        late = [asyncio.ensure_future(each.call("slow", 60)) for each in (session_client(), plain_client(transport))]
+        await asyncio.sleep(0.1)
+        begun = loop.time()
+        await server.stop()
+        busy_stop_s = loop.time() - begun
+        for each in late:
+            with pytest.raises(PeerUnavailable):
+                await each
+        return idle_stop_s, busy_stop_s, await asyncio.gather(*quick)
+
+    idle_stop_s, busy_stop_s, answers = on_virtual_time(main())
+
+    assert idle_stop_s < 0.1
+    assert STOP_GRACE_S <= busy_stop_s < STOP_GRACE_S + 0.6
+    assert answers == ["done", "done"]
+
+
+def test_what_arrives_while_the_server_drains_is_refused():
+    async def main() -> Any:
+        transport = MemoryTransport()
+        server = virtual_server(transport)
+        ran: list[str] = []
+
+        @server.endpoint()
+        async def slow(name: str) -> str:
+            ran.append(name)
+            await asyncio.sleep(2)
+            return "done"
+
+        await server.start()
+        client = Client(transport=transport, runtime=server.runtime, timeout=None)
+        in_time = asyncio.ensure_future(client.call("slow", "in time"))
+        half = await probe(transport, server, PING[:-1])
+        await asyncio.sleep(1)
+        stopping = asyncio.ensure_future(server.stop(grace=9))
+        await asyncio.sleep(0.1)
+        for late in (client, plain_client(transport)):
+            with pytest.raises(PeerUnavailable) as caught:
+                await late.call("slow", "late")
+            assert not caught.value.may_have_started
+        await stopping
+        return ran, half.received, await in_time
+
+    assert on_virtual_time(main()) == (["in time"], b"", "done")
 
 
 def test_a_handler_that_ignores_its_cancellation_does_not_hold_up_the_stop(caplog: pytest.LogCaptureFixture):
@@ -629,9 +836,9 @@ def test_a_handler_that_ignores_its_cancellation_does_not_hold_up_the_stop(caplo
                     await asyncio.sleep(10)
 
         await server.start()
-        call = asyncio.ensure_future(Client(transport=transport).call("stubborn"))
+        call = asyncio.ensure_future(plain_client(transport).call("stubborn"))
         await asyncio.sleep(1)
-        await server.stop()
+        await server.stop(grace=0.5)
         stopped_at = asyncio.get_running_loop().time()
         with pytest.raises(PeerUnavailable):
             await call
@@ -670,7 +877,7 @@ async def test_a_blocked_thread_does_not_hold_up_the_stop():
     call = asyncio.create_task(client_of(server).call("block"))
     await started.wait()
     begun = time.monotonic()
-    await server.stop()
+    await server.stop(grace=0.1)
 
     assert time.monotonic() - begun < 2
     release.set()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pytest
 
 from synapse_p2p.blocking import Client
-from synapse_p2p.server import RUN_GRACE_S
+from synapse_p2p.server import STOP_GRACE_S
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
 
@@ -112,7 +112,7 @@ def test_a_call_that_runs_is_answered_after_a_signal_and_then_run_returns(number
         answer = server.begin_call("patient", 0.3)
 
         server.signal_first(number)
-        out, errors = server.process.communicate(timeout=RUN_GRACE_S)
+        out, errors = server.process.communicate(timeout=STOP_GRACE_S)
 
     assert answer.result(10) == "answered"
     assert out.splitlines()[-1] == "signals are as before: True"
@@ -127,6 +127,6 @@ def test_a_second_signal_ends_at_once(endpoint: str, number: signal.Signals):
 
         server.signal_first(number)
         server.process.send_signal(number)
-        _, errors = server.process.communicate(timeout=RUN_GRACE_S / 2)
+        _, errors = server.process.communicate(timeout=STOP_GRACE_S / 2)
 
     assert (server.process.returncode, errors) == (-number, "")

@@ -22,9 +22,10 @@ import pytest
 
 from synapse_p2p import Client, RemoteError, Server, Timeout
 from synapse_p2p.config import MIB, ServerConfig
-from synapse_p2p.messages import RPCError, RPCResponse
+from synapse_p2p.messages import RPCError, RPCRequest, RPCResponse
 from synapse_p2p.protocol.plain import PlainExchange, PlainLimits, Reply, Serve, encode_frame
 from synapse_p2p.serializers import MessagePackRPCSerializer
+from synapse_p2p.transport.plain_call import PlainCaller
 from synapse_p2p.transport.tcp import TcpTransport
 
 CANARY = "canary-7f3a"  # a payload: it must never be seen in a log
@@ -92,7 +93,14 @@ async def serving(server: Server) -> AsyncIterator[Server]:
     await server.start()
     try:
         yield server
-        assert await Client(server.address, server.port, timeout=10).call("_synapse.ping") == "pong"
+        good = PlainCaller(
+            server.address,
+            server.port,
+            serializer_class=MessagePackRPCSerializer,
+            max_upload_size=2**20,
+            max_download_size=2**20,
+        )
+        assert await good.call(RPCRequest(endpoint="_synapse.ping", id="1"), timeout_s=10) == "pong"
     finally:
         await server.stop(grace=0)
 
@@ -132,6 +140,7 @@ class WatchedTransport(TcpTransport):
     """TCP that tells of every piece that a listener received, so that a caller can wait until one has arrived."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.pieces: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def listen(self, host: str, port: int, accept: Callable[[], Any]) -> Any:
@@ -445,10 +454,12 @@ async def test_a_handler_without_a_result_that_travels_is_an_internal_error(
 
     async with serving(server):
         with pytest.raises(RemoteError, match=r"^internal error \(reference [0-9a-f]{8}\)$") as caught:
-            await Client(port=server.port, timeout=10).call(endpoint)
+            async with Client(port=server.port, timeout=10) as client:
+                await client.call(endpoint)
 
     assert caught.value.code == "internal_error"
-    assert [record.levelname for record in log.records if record.name.startswith("synapse_p2p")] == ["ERROR"]
+    own = [record for record in log.records if record.name.startswith("synapse_p2p")]
+    assert [record.levelname for record in own if record.levelno > logging.DEBUG] == ["ERROR"]
 
 
 async def test_a_handler_that_hangs_keeps_nobody_else_waiting_and_ends_with_its_caller():

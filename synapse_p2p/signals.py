@@ -1,0 +1,95 @@
+"""Programs that run until they are told to end: an event loop of their own, and the signals that end it.
+
+Owns the signal handlers while such a program runs, and puts back what was there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+from synapse_p2p.background import TaskScope
+from synapse_p2p.exceptions import ConfigError
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, instead: str) -> None:
+    """Run `main` in a loop of its own, with an event that SIGINT and SIGTERM set; a second signal ends the process.
+
+    Raises ConfigError inside a running event loop, naming what to write `instead`. Logs go to the screen if nobody set
+    up logging.
+    """
+    with contextlib.suppress(RuntimeError):
+        asyncio.get_running_loop()
+        raise ConfigError(f"run() starts an event loop of its own; in a running one use {instead}")
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    async def run() -> None:
+        signalled = asyncio.Event()
+        with _signals_set(signalled):
+            await main(signalled)
+
+    # KeyboardInterrupt: where signals cannot be caught, Ctrl-C is one, and `main` was cancelled.
+    with _signals_restored(), contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(run())
+
+
+async def first_set(*events: asyncio.Event) -> None:
+    """Return when one of these events is set."""
+    async with TaskScope("wait for an event") as scope:
+        ended: asyncio.Queue[None] = asyncio.Queue()
+        for event in events:
+            scope.spawn(event.wait()).add_done_callback(lambda _: ended.put_nowait(None))
+        await ended.get()
+
+
+@contextlib.contextmanager
+def _signals_set(event: asyncio.Event) -> Iterator[None]:
+    """Within it, a first SIGINT or SIGTERM sets the event; from then on the system ends the process at a second one.
+
+    Not so KeyboardInterrupt: it would only cancel, and so wait for handlers that ignore it and threads that block.
+    """
+    loop = asyncio.get_running_loop()
+    caught: list[signal.Signals] = []
+
+    def release() -> list[signal.Signals]:
+        released = list(caught)
+        while caught:
+            loop.remove_signal_handler(caught.pop())
+        return released
+
+    def on_signal() -> None:
+        for number in release():
+            signal.signal(number, signal.SIG_DFL)
+        event.set()
+
+    # Windows has none of this, nor has any thread but the first: Ctrl-C cancels the main task there.
+    with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
+        for number in ENDING_SIGNALS:
+            loop.add_signal_handler(number, on_signal)
+            caught.append(number)
+    try:
+        yield
+    finally:
+        release()
+
+
+@contextlib.contextmanager
+def _signals_restored() -> Iterator[None]:
+    """After it, SIGINT and SIGTERM do what they did before."""
+    handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        # Only the first thread may set handlers, and one that no Python code set (None) cannot be set again.
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)
