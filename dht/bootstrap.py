@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 from dht.config import DHTConfig
 from dht.contact import Contact
@@ -14,9 +15,9 @@ from dht.keyspace import random_key_in_bucket
 from dht.lookup import LookupMode
 from dht.requester import UNREACHABLE, Requester
 from dht.routing import RoutingTable
+from synapse_p2p.address import PeerAddress
 from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.exceptions import (
-    ConfigError,
     HandshakeFailed,
     InvalidMessageError,
     RemoteError,
@@ -25,7 +26,9 @@ from synapse_p2p.exceptions import (
 from synapse_p2p.identity import NODE_ID_SIZE_BYTES, NodeID
 from synapse_p2p.peers import Host
 from synapse_p2p.protocol.session import Code
-from synapse_p2p.transport.base import parse_address
+
+SeedAddress: TypeAlias = PeerAddress
+"""An address to join through. With an id, whoever else answers there is not joined."""
 
 EXCHANGE_COUNT = 20
 PATIENCE_S = 4.0
@@ -75,38 +78,6 @@ class JoinReport:
         lines = [f"joined {self.joined} of {self.tried} seeds, {self.contacts} contacts known"]
         lines += [f"  {seed.address}: {seed.text or seed.state}" for seed in self.seeds]
         return "\n".join(lines)
-
-
-@dataclass(frozen=True, slots=True)
-class SeedAddress:
-    """`host:port`, or `id@host:port` where the id is checked."""
-
-    text: str
-    host: str
-    port: int
-    expected_id: NodeID | None
-
-    @classmethod
-    def parse(cls, text: str) -> SeedAddress:
-        """Raises ConfigError that shows the forms."""
-        id_text, at, address = text.rpartition("@")
-        host, port = parse_address(address)
-        if port == 0:
-            raise ConfigError(f"seed {text!r} has port 0; write the port that the seed prints when it starts")
-        expected_id = None
-        if at:
-            try:
-                expected_id = bytes.fromhex(id_text)
-            except ValueError:
-                expected_id = b""
-            if len(expected_id) != NODE_ID_SIZE_BYTES:
-                raise ConfigError(f"seed {text!r}: before the @ stands a node's id, 64 hexadecimal digits")
-        return cls(text, host, port, expected_id)
-
-    @property
-    def address(self) -> str:
-        """What is dialed."""
-        return self.text.rpartition("@")[2]
 
 
 class Bootstrap:
@@ -178,7 +149,7 @@ class Bootstrap:
     async def _ask_seed(self, seed: SeedAddress, named: list[Contact]) -> None:
         """Note how the seed took it, and add to `named` whom it told us of."""
         try:
-            peer = await self._requester.connect_seed(seed.address, seed.expected_id)
+            peer = await self._requester.connect_seed(seed.address, seed.id)
             contact = Contact(peer.id, peer.addresses or (seed.address,))
             answer = await self._requester.exchange(contact, EXCHANGE_COUNT)
         except (*UNREACHABLE, RemoteError, InvalidMessageError) as error:
@@ -197,7 +168,9 @@ def _failed(seed: SeedAddress, error: Exception) -> SeedReport:
         case Timeout() | HandshakeFailed(reason="timeout"):
             return SeedReport(seed.text, SeedState.NO_ANSWER, f"no answer; {_IS_IT_THERE}")
         case HandshakeFailed(refusal="network"):
-            text = "it belongs to another network; write its name in network=..."
+            text = (
+                "it belongs to another network; write its name in network=, and its key, if it has one, in network_key="
+            )
             return SeedReport(seed.text, SeedState.REFUSED, text)
         case HandshakeFailed(reason="refused" | "crypto" | "version"):
             return SeedReport(seed.text, SeedState.REFUSED, str(error))

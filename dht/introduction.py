@@ -12,15 +12,20 @@ WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - looked up, nev
 ANY_CAPABILITY = "anything"
 
 _FIND_COMMAND = (
-    "import asyncio; from dht import Swarm; r = asyncio.Runner(); "
-    "s = Swarm(bootstrap=[{seed!r}]{network}); r.run(s.start()); "
+    "import asyncio{imports}; from dht import Swarm; r = asyncio.Runner(); "
+    "s = Swarm(bootstrap=[{seed!r}]{network}{network_key}); r.run(s.start()); "
     "print(*r.run(s.find({capability!r})), sep='\\n'); r.run(s.stop()); r.close()"
 )
+# Asked for, because what is typed into a shell stays in its history.
+_ASKED_KEY = ", network_key=bytes.fromhex(getpass.getpass('network key, in hexadecimal: '))"
 _SAFE_IN_QUOTES = " -_./:"  # besides letters and digits; all else means something to some shell
 
 
-def introduce(status: SwarmStatus) -> str:
-    """Some lines for a person, among them a command to type in another terminal."""
+def introduce(status: SwarmStatus, *, key_folder: str = "", has_network_key: bool = False) -> str:
+    """Some lines for a person, among them a command to type in another terminal.
+
+    `key_folder` is where the node's key is kept, empty where it is not.
+    """
     advertised = ", ".join(status.advertised)
     if not advertised:
         advertised = "not yet known: no peer has told us how it sees us" if status.listening else "nowhere (a client)"
@@ -32,20 +37,26 @@ def introduce(status: SwarmStatus) -> str:
         if status.seeds_tried
         else "joined      no seeds: a first node",
     ]
+    if key_folder:
+        lines.append(f"key kept in {key_folder}")
     seed = next(iter(status.advertised or status.listening), None)
     if seed is not None:
-        lines += ["find it from another terminal with:", "  " + find_command(status, seed)]
-    if any(not is_loopback(parse_address(listening)[0]) for listening in status.listening):
+        asks = " (it asks for the network key)" if has_network_key else ""
+        command = find_command(status, seed, has_network_key=has_network_key)
+        lines += [f"find it from another terminal with{asks}:", f"  {command}"]
+    if not has_network_key and any(not is_loopback(parse_address(listening)[0]) for listening in status.listening):
         lines.append("open swarm: anyone who reaches this port may ask")
     return "\n".join(lines)
 
 
-def find_command(status: SwarmStatus, seed: str) -> str:
+def find_command(status: SwarmStatus, seed: str, *, has_network_key: bool = False) -> str:
     """One line for a shell, which prints who offers the first capability of this agent."""
     host, port = parse_address(seed)
     code = _FIND_COMMAND.format(
         seed=format_address(WILDCARDS.get(host, host), port),
         network=f", network={_literal(status.network)}" if status.network else "",
+        imports=", getpass" if has_network_key else "",
+        network_key=_ASKED_KEY if has_network_key else "",
         capability=next(iter(status.capabilities), ANY_CAPABILITY),
     )
     return f'python -c "{code}"'

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, TypeAlias
 
+from synapse_p2p.identity import distance as distance
+
 if TYPE_CHECKING:
     from random import Random
 
@@ -17,11 +19,6 @@ Key: TypeAlias = bytes
 
 ID_BITS = 256
 KEY_SIZE_BYTES = 32
-
-
-def distance(a: bytes, b: bytes) -> int:
-    """XOR of two points as a number below 2^256. No two points are equally far from a third."""
-    return int.from_bytes(a, "big") ^ int.from_bytes(b, "big")
 
 
 def common_prefix_length(a: bytes, b: bytes) -> int:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +22,7 @@ from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.exceptions import JoinFailed
 from dht.introduction import introduce
+from dht.kept_identity import KeptIdentity
 from dht.lookup import LookupMode
 from dht.node import DHTNode, ProvidersFound
 from dht.publishing import Offer, Publishing
@@ -29,7 +32,7 @@ from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.capability import normalize_capability
 from synapse_p2p.exceptions import ConfigError, RemoteError
-from synapse_p2p.identity import Identity
+from synapse_p2p.identity import Identity, checked_network_key
 from synapse_p2p.server import Server, run_until_signal
 from synapse_p2p.transport.base import is_literal_address, is_loopback, parse_address
 
@@ -63,6 +66,11 @@ class Swarm:
     `listen` says (`host:port`, port 0 for any free one), else where its agent was told to, else on a free port: on
     loopback when every seed is on loopback, else on all addresses. `advertise` (`host:port`) is where others dial it;
     by default the address at which most peers see it.
+
+    An agent is the same peer at each start: where neither it nor the swarm is given `identity`, its key is kept in
+    `data_dir`, by default the user's own folder for this network and name. Without an agent a swarm is somebody new
+    each time unless it is given one of both. `network` and `network_key` (32 bytes, the same for all members) say which
+    swarm it is.
     """
 
     def __init__(
@@ -73,15 +81,19 @@ class Swarm:
         listen: str | None = None,
         advertise: str | None = None,
         network: str = "",
+        network_key: bytes | None = None,
         identity: Identity | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
         config: SwarmConfig | None = None,
     ) -> None:
         self._agent = agent
         self._config = config or SwarmConfig()
         self._seeds = _parse_seeds(bootstrap)
-        self._server: Server = agent if agent is not None else Server(port=0, identity=identity, network=network)
+        self._server: Server = agent if agent is not None else Server(port=0, identity=identity)
         self._is_node = agent is not None or listen is not None or not self._seeds
-        self._place(listen, advertise, network, identity)
+        self._name(network, network_key, identity)
+        self._kept = self._keep(identity, data_dir)
+        self._place(listen, advertise)
         _claims(agent)  # names that cannot be one are better refused here than in the background
         self._node: DHTNode | None = None
         self._scope: TaskScope | None = None  # set from the beginning of a start to that of a stop
@@ -153,14 +165,24 @@ class Swarm:
                 await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
                 if starting.done():
                     await starting
-                    print(introduce(self.status()), flush=True)  # noqa: T201 - whoever runs it looks for it there
+                    self._introduce()
                     await waiting
         finally:
             await self.stop()
 
+    def _introduce(self) -> None:
+        text = introduce(
+            self.status(),
+            key_folder="" if self.data_dir is None else str(self.data_dir),
+            has_network_key=self._server.network_key is not None,
+        )
+        print(text, flush=True)  # noqa: T201 - whoever runs it looks for it there
+
     async def _start(self, scope: TaskScope, join_timeout: float) -> JoinReport:
         """Begin everything, and wait for the join. `scope` may be closed by a stop at any time."""
         self._publishing = self._new_publishing()
+        if self._kept is not None:
+            await self._kept.take()
         if self._agent is not None:
             self._seal_record(self._agent, self._offer())  # refuse here what no record can tell of, not in a task
         self._server.sessions.open()
@@ -193,6 +215,8 @@ class Swarm:
         self._node = None
         if self._agent is not None and self._agent._swarm is self:
             self._agent._swarm = None
+        if self._kept is not None:
+            self._kept.release()  # last: until here somebody could still meet us
 
     async def join(self, bootstrap: Iterable[str]) -> JoinReport:
         """Join through more addresses, now; they are remembered like those given at first."""
@@ -280,15 +304,39 @@ class Swarm:
         """
         return await self._server.sessions.call_with(contact, endpoint, args, kwargs, timeout_s=timeout_s)
 
-    # Where we are
+    # Who and where we are
 
-    def _place(self, listen: str | None, advertise: str | None, network: str, identity: Identity | None) -> None:
-        """Give the server its address, network and identity, by the rules of the class."""
+    @property
+    def data_dir(self) -> Path | None:
+        """The folder that holds this node's key while it runs; None where its key is not kept."""
+        return None if self._kept is None else self._kept.folder
+
+    def _name(self, network: str, network_key: bytes | None, identity: Identity | None) -> None:
+        """Give the server its network and identity. Raises ConfigError where the agent was given others."""
         server = self._server
-        if identity is not None:
-            server.identity = identity
-        if network:
-            server.network = network
+        if network and server.network not in ("", network):
+            raise ConfigError(f"the agent's network is {server.network!r} and the swarm's {network!r}: leave one out")
+        if network_key is not None and server.network_key not in (None, network_key):
+            raise ConfigError("the agent was given another network_key than the swarm: leave one out")
+        if identity is not None and server.identity_given and server.identity != identity:
+            raise ConfigError("the agent was given another identity than the swarm: leave one out")
+        server.network = network or server.network
+        server.network_key = checked_network_key(network_key) or server.network_key
+        server.identity = identity or server.identity
+
+    def _keep(self, identity: Identity | None, data_dir: str | os.PathLike[str] | None) -> KeptIdentity | None:
+        """What keeps this node's key, if anything does."""
+        is_given = identity is not None or self._server.identity_given
+        if is_given and data_dir is not None:
+            raise ConfigError("an identity is given, and data_dir= holds another: leave one out")
+        if is_given or (self._agent is None and data_dir is None):
+            return None
+        name = "" if self._agent is None else self._agent.name
+        return KeptIdentity(self._server, name=name, folder=data_dir)
+
+    def _place(self, listen: str | None, advertise: str | None) -> None:
+        """Give the server its address, by the rules of the class."""
+        server = self._server
         if advertise is not None:
             if not is_literal_address(advertise):
                 raise ConfigError(

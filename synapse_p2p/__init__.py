@@ -28,7 +28,8 @@ from synapse_p2p.exceptions import (
     SynapseError,
     Timeout,
 )
-from synapse_p2p.identity import Identity
+from synapse_p2p.identity import Identity, NodeID, distance
+from synapse_p2p.keyfile import KeyFileError, load_identity
 from synapse_p2p.messages import RemoteProcedureCall, RPCError, RPCRequest, RPCResponse
 from synapse_p2p.server import Server
 
@@ -49,6 +50,8 @@ __all__ = [
     "HandshakeFailed",
     "Identity",
     "InvalidMessageError",
+    "KeyFileError",
+    "NodeID",
     "PeerUnavailable",
     "ProtocolViolation",
     "RPCError",
@@ -61,6 +64,8 @@ __all__ = [
     "SynapseError",
     "Timeout",
     "__version__",
+    "distance",
+    "load_identity",
 ]
 
 _OF_THE_OVERLAY = {"Swarm": "dht.swarm", "DHTNode": "dht.node"}

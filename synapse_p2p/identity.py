@@ -6,6 +6,7 @@ Pure: a key comes from a seed that the caller drew. Files are kept elsewhere. So
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import TypeAlias
 
 from cryptography.exceptions import InvalidSignature
@@ -20,6 +21,9 @@ SEED_SIZE_BYTES = 32
 PUBLIC_KEY_SIZE_BYTES = 32
 SIGNATURE_SIZE_BYTES = 64
 NODE_ID_SIZE_BYTES = 32
+NETWORK_KEY_SIZE_BYTES = 32
+
+_NODE_ID_TEXT = re.compile("[0-9a-fA-F]{64}")
 
 
 def node_id_of(public_key: bytes) -> NodeID:
@@ -27,9 +31,37 @@ def node_id_of(public_key: bytes) -> NodeID:
     return hashlib.sha256(public_key).digest()
 
 
+def parse_node_id(text: str) -> NodeID:
+    """The id that 64 hexadecimal digits write. Raises ConfigError, which says what is wrong with the text."""
+    if _NODE_ID_TEXT.fullmatch(text):
+        return bytes.fromhex(text)
+    size = f"has {len(text)} characters" if len(text) != 2 * NODE_ID_SIZE_BYTES else "has others among its 64"
+    raise ConfigError(
+        f"a node id is 64 hexadecimal digits, and {text!r:.80} {size}: copy the id that the node prints when it starts"
+    )
+
+
+def distance(a: bytes, b: bytes) -> int:
+    """XOR of two points as a number below 2^256. No two points are equally far from a third.
+
+    A node's id and a record's key are points of the same space. Source: Kademlia, section 2.1.
+    """
+    return int.from_bytes(a, "big") ^ int.from_bytes(b, "big")
+
+
 def network_id_of(network: str) -> bytes:
     """16 bytes that stand for a network's name on the wire; the empty name is a network like any other."""
     return hashlib.sha256(network.encode()).digest()[:16]
+
+
+def checked_network_key(key: bytes | None) -> bytes | None:
+    """The key again. Raises ConfigError for one that is not 32 bytes, as passphrases are not."""
+    if key is not None and (not isinstance(key, bytes) or len(key) != NETWORK_KEY_SIZE_BYTES):
+        raise ConfigError(
+            f"a network key is {NETWORK_KEY_SIZE_BYTES} random bytes, not a passphrase: draw one with "
+            "secrets.token_bytes(32) and give every member the same"
+        )
+    return key
 
 
 class Identity:

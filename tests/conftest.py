@@ -1,6 +1,34 @@
-"""What all tests share: hypothesis without deadlines, for the machines that run them are shared and slow at times."""
+"""What all tests share: hypothesis without deadlines, for the machines that run them are shared and slow at times; and
+a folder for keys, so that no test and no process of one writes to the home of whoever runs them.
+"""
 
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
+
+from synapse_p2p.transport.spoken import SPOKEN
 
 settings.register_profile("project", deadline=None, print_blob=True)
 settings.load_profile("project")
+
+_state_folder = pytest.StashKey[tempfile.TemporaryDirectory]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_state_folder] = tempfile.TemporaryDirectory(prefix="synapse-tests-")
+    os.environ["XDG_STATE_HOME"] = config.stash[_state_folder].name  # heard on every system
+
+
+@pytest.fixture(autouse=True)
+def _no_address_has_spoken() -> Iterator[None]:
+    """The system hands out the ports of ended servers again: what was learnt of one must not outlast its test."""
+    yield
+    SPOKEN.clear()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _state_folder in config.stash:
+        config.stash[_state_folder].cleanup()

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synapse_p2p.exceptions import ConfigError
-from synapse_p2p.identity import Identity, network_id_of, node_id_of, verify
+from synapse_p2p.identity import (
+    Identity,
+    checked_network_key,
+    distance,
+    network_id_of,
+    node_id_of,
+    parse_node_id,
+    verify,
+)
 
 SEEDS = st.binary(min_size=32, max_size=32)
 
@@ -98,6 +106,55 @@ def test_a_node_id_is_the_hash_of_the_public_key():
 def test_a_network_id_is_the_first_half_of_the_hash_of_its_name():
     assert network_id_of("").hex() == "e3b0c44298fc1c149afbf4c8996fb924"
     assert network_id_of("lab") == hashlib.sha256(b"lab").digest()[:16]
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_a_node_id_is_read_from_its_64_digits_in_either_case(node_id: bytes):
+    assert parse_node_id(node_id.hex()) == parse_node_id(node_id.hex().upper()) == node_id
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("", "'' has 0 characters"),
+        ("ab" * 31, "has 62 characters"),
+        ("0x" + "ab" * 32, "has 66 characters"),
+        ("ab" * 32 + "\n", "has 65 characters"),
+        ("ab " * 21 + "a", "others among its 64"),
+        ("\u0661" * 64, "others among its 64"),
+    ],
+)
+def test_text_that_is_no_node_id_is_refused_with_what_is_wrong(text: str, hint: str):
+    with pytest.raises(ConfigError, match=f"64 hexadecimal digits.*{hint}"):
+        parse_node_id(text)
+
+
+def test_a_refused_node_id_of_any_length_makes_a_short_message():
+    with pytest.raises(ConfigError) as refused:
+        parse_node_id("a" * 1_000_000)
+
+    assert len(str(refused.value)) < 300
+
+
+@given(SEEDS, SEEDS, SEEDS)
+def test_distance_is_a_metric_that_no_two_points_share(a: bytes, b: bytes, c: bytes):
+    differing_bits = [x ^ y for x, y in zip(a, b, strict=True)]
+
+    assert distance(a, b) == distance(b, a) == int(bytes(differing_bits).hex(), 16)
+    assert (distance(a, b) == 0) == (a == b)
+    assert distance(a, c) <= distance(a, b) + distance(b, c)
+    assert (distance(a, b) == distance(a, c)) == (b == c)
+
+
+@pytest.mark.parametrize("key", [b"", b"secret", bytes(31), bytes(33), "a" * 32, 32])
+def test_a_network_key_that_is_not_32_bytes_is_refused_with_how_to_draw_one(key):
+    with pytest.raises(ConfigError, match=r"32 random bytes.*secrets\.token_bytes\(32\)"):
+        checked_network_key(key)
+
+
+def test_a_network_key_of_32_bytes_or_none_is_taken():
+    assert checked_network_key(bytes(32)) == bytes(32)
+    assert checked_network_key(None) is None
 
 
 @given(SEEDS, SEEDS)

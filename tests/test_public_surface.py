@@ -107,7 +107,15 @@ KEYWORD_ONLY: dict[Callable[..., Any], dict[str, Any]] = {
         "traceparent": Keep.AS_IT_IS,
     },
     CallError: {"details": None},
-    dht.Swarm: {"bootstrap": (), "listen": None, "advertise": None, "network": "", "identity": None},
+    dht.Swarm: {
+        "bootstrap": (),
+        "listen": None,
+        "advertise": None,
+        "network": "",
+        "network_key": None,
+        "identity": None,
+        "data_dir": None,
+    },
     dht.Swarm.start: {"join_timeout": 5, "wait_joined": False},
     dht.Swarm.stop: {"grace": 5},
     dht.Swarm.find: {"limit": None, "max_age": None, "probe": True},
@@ -219,6 +227,8 @@ def test_synapse_p2p_exports_exactly_these_names():
         "HandshakeFailed",
         "Identity",
         "InvalidMessageError",
+        "KeyFileError",
+        "NodeID",
         "PeerUnavailable",
         "ProtocolViolation",
         "RPCError",
@@ -231,6 +241,8 @@ def test_synapse_p2p_exports_exactly_these_names():
         "SynapseError",
         "Timeout",
         "__version__",
+        "distance",
+        "load_identity",
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import wait_at_most
+from synapse_p2p.identity import SEED_SIZE_BYTES, Identity
 
 if TYPE_CHECKING:
     from dht.results import Answer
@@ -47,8 +49,13 @@ AGENT_COUNT = 1 + len(SEED_PROCESS) + sum(map(len, OTHER_PROCESSES))
 
 
 def make_agent(profile: Profile) -> AgentNode:
-    """An agent that says what it would do: the demo is about who does it."""
-    agent = AgentNode(name=profile.name, role=profile.role, capabilities=list(profile.capabilities))
+    """An agent that says what it would do: the demo is about who does it. No key of it is kept."""
+    agent = AgentNode(
+        name=profile.name,
+        role=profile.role,
+        capabilities=list(profile.capabilities),
+        identity=Identity.from_seed(secrets.token_bytes(SEED_SIZE_BYTES)),
+    )
 
     @agent.task_handler
     async def handle(task: str, context: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ async def stop(members: list[tuple[VirtualHost, DHTNode]]) -> None:
 def test_a_seed_is_an_address_with_or_without_an_id(text: str, host: str, port: int, expected_id: bytes | None):
     seed = SeedAddress.parse(text)
 
-    assert (seed.host, seed.port, seed.expected_id) == (host, port, expected_id)
+    assert (seed.host, seed.port, seed.id) == (host, port, expected_id)
     assert seed.address == text.rpartition("@")[2]
 
 

@@ -57,6 +57,32 @@ def test_a_node_that_others_reach_says_that_the_swarm_is_open():
     assert "bootstrap=['127.0.0.1:9999']" in text
 
 
+def test_a_swarm_with_a_key_is_not_open_and_its_command_asks_for_the_key():
+    status = replace(FIRST_NODE, network="lab", listening=("0.0.0.0:9999",), advertised=())
+
+    text = introduce(status, has_network_key=True)
+
+    assert "open swarm" not in text
+    assert "find it from another terminal with (it asks for the network key):" in text
+    _, _, code = shlex.split(text.splitlines()[-1])
+    [swarm] = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and is_swarm(node)]
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in swarm.keywords}
+    assert given["network"] == "'lab'"
+    assert given["network_key"].startswith("bytes.fromhex(getpass.getpass(")
+    assert "import asyncio, getpass;" in code
+
+
+def is_swarm(node: ast.Call) -> bool:
+    return isinstance(node.func, ast.Name) and node.func.id == "Swarm"
+
+
+def test_a_node_whose_key_is_kept_says_where():
+    lines = introduce(FIRST_NODE, key_folder="/home/me/.local/state/synapse-p2p/lab/reviewer").splitlines()
+
+    assert lines[4] == "key kept in /home/me/.local/state/synapse-p2p/lab/reviewer"
+    assert len(lines) == 7
+
+
 def test_a_client_has_no_address_and_so_no_command():
     text = introduce(replace(FIRST_NODE, mode=SwarmMode.CLIENT, listening=(), advertised=(), seeds_tried=1))
 

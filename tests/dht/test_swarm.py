@@ -8,17 +8,21 @@ import inspect
 import logging
 import random
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dht import JoinFailed, NoAgentFound, Swarm
 from dht.agents.record import Reach
+from dht.bootstrap import SeedState
 from dht.node import DHTNode
 from dht.results import SwarmMode
 from simulations.network import EPOCH_S
 from simulations.virtual_loop import run
-from synapse_p2p import AgentNode, CallError, ConfigError, RemoteError
+from synapse_p2p import AgentNode, CallError, ConfigError, Identity, KeyFileError, RemoteError
+from synapse_p2p.data_dir import DataDir
+from synapse_p2p.keyfile import KeyFile, read_identity
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport.memory import MemoryTransport
 
@@ -57,13 +61,19 @@ class World:
         return Runtime(now=loop.time, unix_now=lambda: EPOCH_S + loop.time(), rng=rng, token_bytes=rng.randbytes)
 
     def agent(self, name: str = "Reviewer", *capabilities: str, **options: Any) -> AgentNode:
+        """An agent that is somebody new, drawn from this world's chance."""
+        runtime = self.runtime()
+        identity = options.pop("identity", None) or Identity.from_seed(runtime.token_bytes(32))
+        return self.keeping_agent(name, *capabilities, identity=identity, runtime=runtime, **options)
+
+    def keeping_agent(self, name: str = "Reviewer", *capabilities: str, **options: Any) -> AgentNode:
+        """An agent that is given no identity: its swarm keeps its key."""
         agent = AgentNode(
             name=name,
             role="worker",
             capabilities=list(capabilities),
             transport=self.transport,
-            runtime=self.runtime(),
-            **options,
+            **{"runtime": self.runtime(), **options},
         )
 
         @agent.task_handler
@@ -736,6 +746,263 @@ async def test_a_found_agent_is_called_and_asked_directly(world: World):
 
     assert await found.call("add", 2, b=3) == 5
     assert await found.ask("hello") == {"by": "worker", "task": "hello"}
+
+
+# Who it is
+
+
+KEY, OTHER_KEY = bytes(range(32)), bytes(32)
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's state folder, empty."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def everything_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@simulated
+async def test_an_agent_is_the_same_at_each_start_and_in_each_swarm_and_holds_its_key_meanwhile(
+    world: World, state: Path
+):
+    swarm = await world.start(world.keeping_agent("reviewer"), network="lab")
+    folder, first_id = swarm.data_dir, swarm.status().id
+    with pytest.raises(KeyFileError, match="in use by this very process"):
+        DataDir.open(state / "synapse-p2p" / "lab" / "reviewer")
+    await swarm.stop()
+    while_stopped = swarm.data_dir
+
+    await swarm.start()
+    second_id = swarm.status().id
+    await swarm.stop()
+    other = await world.start(world.keeping_agent("reviewer"), network="lab")
+
+    assert folder == other.data_dir == state / "synapse-p2p" / "lab" / "reviewer"
+    assert while_stopped is None
+    assert first_id == second_id == other.status().id == read_identity(folder / "node.key").node_id
+
+
+@simulated
+async def test_a_swarm_in_a_folder_of_its_own_is_refused_where_that_is_in_use(world: World, tmp_path: Path):
+    first = await world.start(world.keeping_agent("one"), data_dir=tmp_path / "mine")
+    second = world.swarm(world.keeping_agent("two"), data_dir=str(tmp_path / "mine"))
+
+    with pytest.raises(KeyFileError, match="in use"):
+        await second.start()
+    await first.stop()
+    await second.start()
+
+    assert second.data_dir == tmp_path / "mine"
+
+
+@simulated
+async def test_agents_of_one_name_are_several_peers_that_find_each_other(world: World, state: Path):
+    first = await world.start(world.keeping_agent("reviewer", "python"), network="lab")
+    second = await world.start(world.keeping_agent("reviewer", "python"), network="lab", bootstrap=[seed_of(first)])
+
+    [found] = await first.find("python")
+
+    assert second.data_dir == state / "synapse-p2p" / "lab" / "reviewer.2"
+    assert found.id == second.status().id != first.status().id
+
+
+@simulated
+async def test_a_node_whose_slot_was_taken_while_it_was_stopped_is_another_peer_and_reachable(
+    world: World, state: Path
+):
+    first = await world.start(world.agent("seed"))
+    swarm = await world.start(world.keeping_agent("reviewer", "python"), bootstrap=[seed_of(first)])
+    old_id = swarm.status().id
+    await swarm.stop()
+    newcomer = await world.start(world.keeping_agent("reviewer"), bootstrap=[seed_of(first)])
+
+    await swarm.start()
+    [found] = [agent for agent in await first.find("python") if agent.id != old_id]
+
+    assert newcomer.status().id == old_id
+    assert found.id == swarm.status().id
+    assert await found.ask("hello") == {"by": "reviewer", "task": "hello"}
+
+
+@simulated
+async def test_a_swarm_without_an_agent_is_somebody_new_unless_it_has_a_folder(
+    world: World, state: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    folder = tmp_path_factory.mktemp("keys")
+    first, second = await world.start(), await world.start(network="lab")
+    kept = await world.start(data_dir=folder)
+    kept_id = kept.status().id
+    await kept.stop()
+    await kept.start()
+
+    assert first.status().id != second.status().id
+    assert (first.data_dir, second.data_dir) == (None, None)
+    assert kept.status().id == kept_id == read_identity(folder / "node.key").node_id
+    assert everything_in(state) == []
+
+
+@pytest.mark.parametrize("given_to", ["agent", "swarm"])
+@simulated
+async def test_who_is_given_an_identity_keeps_no_key(world: World, state: Path, given_to: str):
+    identity = Identity.from_seed(KEY)
+    agent = world.agent(identity=identity) if given_to == "agent" else world.keeping_agent()
+
+    swarm = await world.start(agent, **({"identity": identity} if given_to == "swarm" else {}))
+
+    assert swarm.status().id == identity.node_id
+    assert swarm.data_dir is None
+    assert everything_in(state) == []
+
+
+@simulated
+async def test_what_agent_and_swarm_are_given_must_not_differ(world: World, tmp_path: Path):
+    identity = Identity.from_seed(KEY)
+
+    for agent, options, hint in [
+        (world.agent(identity=identity), {"data_dir": tmp_path}, "data_dir= holds another"),
+        (world.keeping_agent(), {"identity": identity, "data_dir": tmp_path}, "data_dir= holds another"),
+        (world.agent(identity=identity), {"identity": Identity.from_seed(OTHER_KEY)}, "another identity"),
+        (world.agent(network="lab"), {"network": "shop"}, "'lab' and the swarm's 'shop'"),
+        (world.agent(network_key=KEY), {"network_key": OTHER_KEY}, "another network_key"),
+        (world.agent(), {"network_key": b"secret"}, r"32 random bytes"),
+    ]:
+        with pytest.raises(ConfigError, match=hint):
+            Swarm(agent, **options)
+    for agent, options in [
+        (world.agent(identity=identity), {"identity": identity}),
+        (world.agent(network="lab", network_key=KEY), {"network": "lab", "network_key": KEY}),
+    ]:
+        assert Swarm(agent, **options)._server is agent
+
+
+@simulated
+async def test_a_start_that_fails_lets_go_of_the_key(world: World, tmp_path: Path):
+    first = await world.start(world.agent("seed"), listen="127.0.0.1:7070")
+    for swarm, error in [
+        (world.swarm(world.keeping_agent(), listen="127.0.0.1:7070", data_dir=tmp_path), OSError),
+        (world.swarm(world.keeping_agent("x" * 65), data_dir=tmp_path), ConfigError),
+        (world.swarm(world.keeping_agent(), bootstrap=[DEAD], data_dir=tmp_path), JoinFailed),
+    ]:
+        with pytest.raises(error):
+            await swarm.start(join_timeout=1, wait_joined=True)
+
+        KeyFile.open(tmp_path / "node.key").close()
+        assert swarm.data_dir is None
+    assert first.status().listening == ("127.0.0.1:7070",)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 8, 13, 21])
+@simulated
+async def test_a_start_or_a_stop_that_is_cancelled_lets_go_of_the_key(world: World, tmp_path: Path, count: int):
+    first = await world.start(world.agent("seed"))
+    swarm = world.swarm(world.keeping_agent(), bootstrap=[seed_of(first), DEAD], data_dir=tmp_path)
+
+    await cancel_after(count, swarm.start())
+    await cancel_after(count, swarm.stop())
+    await turns(20)
+    if swarm.data_dir is not None:  # that stop was cancelled before it began
+        await swarm.stop()
+
+    KeyFile.open(tmp_path / "node.key").close()
+    assert swarm.data_dir is None
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where nobody can write")
+@simulated
+async def test_a_node_without_a_place_for_its_key_says_so_once_and_is_the_same_until_its_process_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+):
+    monkeypatch.setenv("XDG_STATE_HOME", "/proc/self/nothing")
+    swarm = await world.start(world.keeping_agent())
+    first_id = swarm.status().id
+    await swarm.stop()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    await swarm.start()
+
+    assert swarm.status().id == first_id
+    assert swarm.data_dir is None
+    assert len(warnings_in(caplog)) == 1
+    assert "data_dir=" in warnings_in(caplog)[0]
+
+
+@simulated
+async def test_an_agent_that_listens_already_stays_who_its_peers_know(world: World, state: Path, tmp_path: Path):
+    agent = world.keeping_agent("reviewer", "python")
+    await agent.start()
+    node_id = agent.identity.node_id
+    too_late = world.swarm(agent, data_dir=tmp_path / "mine")
+
+    with pytest.raises(ConfigError, match="comes too late"):
+        await too_late.start()
+    await agent.start()
+    swarm = await world.start(agent)
+
+    assert swarm.status().id == node_id
+    assert everything_in(state) == []
+
+
+@simulated
+async def test_the_operator_key_of_a_running_node_opens_it_for_its_operator(world: World, tmp_path: Path):
+    agent = world.keeping_agent()
+    swarm = await world.start(agent, data_dir=tmp_path)
+
+    while_running = set(agent.operators)
+    await swarm.stop()
+
+    assert while_running == {read_identity(tmp_path / "operator.key").node_id}
+    assert agent.operators == set()
+
+
+# Which network it is
+
+
+@simulated
+async def test_members_with_one_network_key_find_each_other(world: World):
+    first = await world.start(world.agent("Reviewer", "python"), network_key=KEY)
+    second = await world.start(bootstrap=[seed_of(first)], network_key=KEY)
+
+    found = await second.find("python")
+
+    assert [agent.name for agent in found] == ["Reviewer"]
+    assert second.status().seeds_joined == 1
+
+
+@pytest.mark.parametrize("key", [None, OTHER_KEY], ids=["no key", "another key"])
+@simulated
+async def test_who_has_not_the_network_key_is_not_let_in_and_learns_why(world: World, key: bytes | None):
+    first = await world.start(world.agent("Reviewer", "python"), network_key=KEY)
+    stranger = world.swarm(bootstrap=[seed_of(first)], network_key=key)
+
+    with pytest.raises(JoinFailed, match=r"network_key") as failed:
+        await stranger.start(join_timeout=2, wait_joined=True)
+
+    assert KEY.hex() not in str(failed.value)
+    assert first.status().contacts == 0
+
+
+# Seeds with an id
+
+
+@simulated
+async def test_a_seed_with_its_id_is_joined_and_one_with_another_id_is_reported_with_both(world: World):
+    first = await world.start(world.agent("seed"))
+    right_id, wrong_id = first.status().id.hex(), bytes(32).hex()
+
+    sure = await world.start(bootstrap=[f"{right_id}@{seed_of(first)}"])
+    deceived = world.swarm(bootstrap=[f"{wrong_id}@{seed_of(first)}"])
+    with pytest.raises(JoinFailed) as failed:
+        await deceived.start(join_timeout=2, wait_joined=True)
+
+    assert sure.status().seeds_joined == 1
+    [seed] = failed.value.report.seeds
+    assert seed.state is SeedState.NOT_OURS
+    assert f"expected {wrong_id} here, found {right_id}" in seed.text
+    assert "write the id that the seed prints" in seed.text
 
 
 # Being cancelled
