@@ -20,6 +20,7 @@ from synapse_p2p import client
 from synapse_p2p.client import Keep
 from synapse_p2p.config import MIB
 from synapse_p2p.exceptions import ConfigError, SynapseError
+from synapse_p2p.identity import Identity, NodeID
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.serializers import BaseRPCSerializer, MessagePackRPCSerializer
 from synapse_p2p.transport.base import Transport
@@ -33,8 +34,9 @@ T = TypeVar("T")
 class Client:
     """Calls the endpoints of one server and blocks until the answer is here. Threads may share it.
 
-    It has the methods of `synapse_p2p.Client`, in which nothing is held between calls. A call in a thread that runs an
-    event loop, as every cell of a notebook does, would stop that loop and is refused. After a fork, make a new one.
+    It has the methods of `synapse_p2p.Client`: its session is held between calls, in a thread of the package's. A call
+    in a thread that runs an event loop, as every cell of a notebook does, would stop that loop and is refused. After a
+    fork, make a new one.
     """
 
     __slots__ = ("_loop_thread", "async_client")
@@ -47,6 +49,10 @@ class Client:
         max_download_size: int = MIB,
         timeout: float | None = 30,
         *,
+        identity: Identity | None = None,
+        network: str = "",
+        network_key: bytes | None = None,
+        expect: NodeID | str | None = None,
         max_upload_size: int = MIB,
         transport: Transport | None = None,
         runtime: Runtime | None = None,
@@ -58,6 +64,10 @@ class Client:
             serializer_class,
             max_download_size,
             timeout,
+            identity=identity,
+            network=network,
+            network_key=network_key,
+            expect=expect,
             max_upload_size=max_upload_size,
             transport=transport,
             runtime=runtime,
@@ -90,13 +100,17 @@ class Client:
             instead="await synapse_p2p.Client(...).call(...)",
         )
 
+    def close(self) -> None:
+        """Close the session; calls in flight end as unavailable. The next call opens another."""
+        self._loop_thread.run(self.async_client.close, instead="await synapse_p2p.Client(...).close()")
+
     def __enter__(self) -> Client:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing is held between calls, so there is nothing to close."""
+        self.close()
 
 
 class LoopThread:

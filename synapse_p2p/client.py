@@ -1,38 +1,38 @@
-"""A client of the plain wire: one connection for each call, as release 1.3 makes them.
+"""A client: calls of one server's functions, over one encrypted session that lasts.
 
-Owns the deadline of a call and what its failures are called. Every keyword of `call` belongs to the remote function:
-none is ours.
+Owns the options of a call, and which wire it takes: the plain one of releases 1 and 2 only where a server proves that
+it speaks nothing else, and never where that would be a step down. Every keyword of `call` belongs to the remote
+function.
 """
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import re
-import socket
+from collections.abc import Mapping
 from enum import Enum
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from synapse_p2p.config import MIB
-from synapse_p2p.exceptions import (
-    ConfigError,
-    FrameTooLarge,
-    InvalidMessageError,
-    PeerUnavailable,
-    RemoteError,
-    Timeout,
-)
-from synapse_p2p.messages import Code, RPCRequest, RPCResponse
-from synapse_p2p.protocol.plain import HEADER_SIZE_BYTES, FrameReader, encode_frame
+from synapse_p2p.address import PeerAddress, parse_node_id
+from synapse_p2p.config import MIB, SessionConfig
+from synapse_p2p.exceptions import ConfigError, HandshakeFailed, PeerUnavailable, Timeout
+from synapse_p2p.identity import SEED_SIZE_BYTES, Identity, NodeID, checked_network_key
+from synapse_p2p.messages import RPCRequest
 from synapse_p2p.runtime import Runtime, system_runtime
 from synapse_p2p.serializers import BaseRPCSerializer, MessagePackRPCSerializer
-from synapse_p2p.transport.base import ByteStream, Transport, format_address
-from synapse_p2p.transport.tcp_exchange import ask, dial
+from synapse_p2p.transport.base import Transport, format_address, is_loopback
+from synapse_p2p.transport.dialing import SessionDialer
+from synapse_p2p.transport.held_session import HeldSession, ServesNothing
+from synapse_p2p.transport.plain_call import PlainCaller
+from synapse_p2p.transport.tcp import TcpTransport
+from synapse_p2p.version import installed_version
 
 LEGACY_SCHEME = "legacy://"
+DEFAULT_PORT = 9999
+IDLE_S = 30.0  # a session on which nothing happens this long is closed
+PLAIN_MEMORY_S = 300.0  # how long a server that proved to speak the plain wire alone is not asked anew
 REQUEST_ID_SIZE_BYTES = 16
-
 
 _TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -44,36 +44,65 @@ class Keep(Enum):
 
 
 class Client:
-    """Calls the endpoints of one server. It holds no connection between calls, so many tasks may share it."""
+    """Calls the endpoints of one server. Many tasks may share it: their calls travel on one session.
+
+    The session is opened by the first call, and closed after 30 s without one, by `close()`, the end of `async with`,
+    and when `asyncio.run` or `asyncio.Runner` ends its loop. A loop that is closed without them is its owner's to tidy
+    up. The session belongs to the loop that runs: used in another one, the client starts afresh there.
+    """
 
     def __init__(
         self,
         address: str = "127.0.0.1",
-        port: int = 9999,
+        port: int = DEFAULT_PORT,
         serializer_class: type[BaseRPCSerializer] = MessagePackRPCSerializer,
         max_download_size: int = MIB,
         timeout: float | None = 30,
         *,
+        identity: Identity | None = None,
+        network: str = "",
+        network_key: bytes | None = None,
+        expect: NodeID | str | None = None,
         max_upload_size: int = MIB,
         transport: Transport | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        """Sizes are bytes of one plain message. `timeout` is seconds from dial to answer; None waits for ever.
+        """`address` is a host, `host:port` or `id@host:port`; `timeout` is seconds from dial to answer, None no limit.
 
-        `legacy://` before the address says what holds for all of this release's clients: the wire is the plain one.
+        With an id in the address or in `expect` (32 bytes or 64 hex digits) nobody else's answer is taken. `identity`
+        is who we are to the server, somebody new by default; `network` and `network_key` have to be those of the
+        server.
+        Sizes are bytes of one plain message; a session takes 4 MiB, or as much as these say where that is more. The
+        plain wire is spoken where the server proves that it speaks nothing else, and is on this machine or written
+        `legacy://host`; a serializer of your own travels on no other. Raises ConfigError.
         """
         if timeout is not None and timeout <= 0:
             raise ConfigError(f"timeout is {timeout}; it has to be above 0 seconds, or None")
-        self.address = address.removeprefix(LEGACY_SCHEME)
-        self.port = port
+        self.address, self.port, named_id = _place_of(address, port)
         self.serializer_class = serializer_class
         self.max_download_size = max_download_size
         self.max_upload_size = max_upload_size
         self.timeout = timeout
+        self.expect = _expected_id(expect, named_id)
+        self.network = network
+        self.network_key = checked_network_key(network_key)
         self.idempotent = False
         self.traceparent: str | None = None
-        self._transport = transport
         self._runtime = runtime or system_runtime()
+        self._is_legacy_allowed = address.startswith(LEGACY_SCHEME)
+        self._speaks_plain_alone = serializer_class is not MessagePackRPCSerializer
+        self._check_settings()
+        self._session_config = SessionConfig().with_messages_of(max(max_upload_size, max_download_size))
+        self._session = self._make_session(identity, transport)
+        self._plain = PlainCaller(
+            self.address,
+            self.port,
+            serializer_class=serializer_class,
+            max_upload_size=max_upload_size,
+            max_download_size=max_download_size,
+            transport=transport,
+        )
+        self._memory = _Memory()
 
     def with_options(
         self,
@@ -84,8 +113,9 @@ class Client:
     ) -> Client:
         """The same client with other options: `client.with_options(timeout_s=2).call(...)`. What is not given stays.
 
-        A call that is `idempotent` may run twice, so it is tried once more when the connection breaks. `traceparent`
-        (W3C Trace Context) goes with calls where the wire has room for it; the plain wire has none. Raises ConfigError.
+        Both use one session. A call that is `idempotent` may run twice, so it is tried once more when the connection
+        breaks. `traceparent` (W3C Trace Context) goes with calls on a session; the plain wire has no room for it.
+        Raises ConfigError.
         """
         other = copy.copy(self)
         if timeout_s is not Keep.AS_IT_IS:
@@ -103,32 +133,34 @@ class Client:
     async def call(self, endpoint: str, /, *args: Any, **kwargs: Any) -> Any:
         """What the remote function returns.
 
-        Raises RemoteError when it failed, Timeout, PeerUnavailable when no answer is to be had, ConfigError for
-        arguments that cannot travel, InvalidMessageError or FrameTooLarge for an answer that is none. Being cancelled
-        closes the connection.
+        Raises RemoteError when it failed, Timeout, PeerUnavailable when no answer is to be had (`may_have_started` says
+        whether the function may have run), HandshakeFailed when the server is not whom we want, and ConfigError for
+        arguments that cannot travel. Being cancelled makes the server stop the function. Cost: a round trip; the first
+        call makes two more and two signatures.
         """
-        request_id = self._runtime.token_bytes(REQUEST_ID_SIZE_BYTES).hex()
-        request = RPCRequest(endpoint=endpoint, id=request_id, args=list(args), kwargs=kwargs)
-        frame = self._frame_of(request)
-        line: _Line | None = None
-        payload: bytes | None = None
-        try:
-            async with asyncio.timeout(self.timeout):
-                for _ in range(2 if self.idempotent else 1):
-                    line = await self._dial()
-                    payload = await line.ask(frame)
-                    if payload is not None:
-                        break
-        except PeerUnavailable as error:
-            error.may_have_started = line is not None  # a first try of an idempotent call was sent
-            raise
-        except TimeoutError as error:
-            started = "" if line is not None else "; the call was not started"
-            raise Timeout(f"{self._name} did not answer {endpoint} within {self.timeout} s{started}") from error
-        if payload is None:
-            text = f"{self._name} closed the connection without a whole answer"
-            raise PeerUnavailable(text, may_have_started=True)
-        return self._result_in(payload, request)
+        deadline = None if self.timeout is None else self._runtime.now() + self.timeout
+        if not self._speaks_plain_alone and self._runtime.now() >= self._memory.plain_until:
+            try:
+                return await self._session.call(
+                    endpoint,
+                    list(args),
+                    kwargs,
+                    deadline=deadline,
+                    idempotent=self.idempotent,
+                    options=None if self.traceparent is None else {"traceparent": self.traceparent},
+                )
+            except HandshakeFailed as error:
+                self._take_plain_or_raise(error)
+        return await self._call_plain(endpoint, list(args), kwargs, deadline)
+
+    async def close(self) -> None:
+        """Close the session of the running loop; calls in flight end as unavailable. The next call opens another."""
+        await self._session.close()
+
+    @property
+    def peer_id(self) -> NodeID | None:
+        """Who answers: the id that the server proved, None before the first call and on the plain wire."""
+        return self._session.peer_id
 
     async def __aenter__(self) -> Client:
         return self
@@ -136,120 +168,107 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing is held between calls, so there is nothing to close."""
+        await self.close()
 
     @property
     def _name(self) -> str:
         return format_address(self.address, self.port)
 
-    def _frame_of(self, request: RPCRequest) -> bytes:
+    def _make_session(self, identity: Identity | None, transport: Transport | None) -> HeldSession:
+        dialer = SessionDialer(
+            identity or Identity.from_seed(self._runtime.token_bytes(SEED_SIZE_BYTES)),
+            network=self.network,
+            network_key=self.network_key,
+            server=ServesNothing(),
+            transport=transport or TcpTransport(),
+            runtime=self._runtime,
+            agent=f"synapse-p2p/{installed_version()}",
+            dial_timeout_s=None,
+            session_config=self._session_config,
+        )
+        return HeldSession(
+            dialer, self._name, self.expect, runtime=self._runtime, session_config=self._session_config, idle_s=IDLE_S
+        )
+
+    async def _call_plain(
+        self, endpoint: str, args: list[Any], kwargs: Mapping[str, Any], deadline: float | None
+    ) -> Any:
+        request_id = self._runtime.token_bytes(REQUEST_ID_SIZE_BYTES).hex()
+        request = RPCRequest(endpoint=endpoint, id=request_id, args=args, kwargs=dict(kwargs))
+        left_s = None if deadline is None else deadline - self._runtime.now()
         try:
-            frame = encode_frame(self.serializer_class.serialize(request))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"{request.endpoint} cannot be called with these arguments: {error}") from error
-        size_bytes = len(frame) - HEADER_SIZE_BYTES
-        if size_bytes > self.max_upload_size:
-            raise ConfigError(
-                f"the arguments of {request.endpoint} take {size_bytes} bytes; one call carries at most "
-                f"{self.max_upload_size}: send them in pieces, as a stream, or raise max_upload_size at both ends"
+            return await self._plain.call(request, timeout_s=left_s, idempotent=self.idempotent)
+        except PeerUnavailable:
+            # It is away, so it may come back as another release: the next call asks.
+            self._memory.plain_until = 0.0
+            raise
+
+    def _take_plain_or_raise(self, error: HandshakeFailed) -> None:
+        """Return where the next call, and this one, may take the plain wire; else raise what the user should know."""
+        if error.reason == "closed" or error.refusal == "busy":
+            raise PeerUnavailable(str(error)) from error
+        if error.reason == "timeout":
+            raise Timeout(str(error)) from error
+        if error.reason != "plain":
+            raise error
+        if reason := self._why_not_plain():
+            text = f"{self._name} speaks only the plain wire of releases 1 and 2, {reason}"
+            raise HandshakeFailed("plain", text) from error
+        self._memory.plain_until = self._runtime.now() + PLAIN_MEMORY_S
+
+    def _why_not_plain(self) -> str:
+        """The end of a sentence; empty where a server that speaks nothing else may be called in plain."""
+        if self.expect is not None:
+            return f"which proves no id, and nobody but {self.expect.hex()} is to answer: upgrade it to release 3"
+        if self.network_key is not None:
+            return "which knows no network keys: upgrade it to release 3"
+        if not is_loopback(self.address) and not self._is_legacy_allowed:
+            return (
+                "which everybody on the way can read and change, so it is spoken on this machine alone: upgrade it to "
+                f"release 3, or write Client({LEGACY_SCHEME + self.address!r}, {self.port}) if you accept that"
             )
-        return frame
+        return ""
 
-    async def _dial(self) -> _Line:
-        try:
-            if self._transport is None:
-                return _SocketLine(await dial(self.address, self.port), self.max_download_size)
-            receiver = _AnswerReceiver(self.max_download_size)
-            return _StreamLine(await self._transport.connect(self.address, self.port, receiver), receiver)
-        except (OSError, UnicodeError) as error:
-            # UnicodeError: a name that no resolver can even be asked for.
-            raise PeerUnavailable(f"{self._name} cannot be reached: {error}") from error
-
-    def _result_in(self, payload: bytes, request: RPCRequest) -> Any:
-        response = self.serializer_class.deserialize(payload)
-        if not isinstance(response, RPCResponse):
-            # A breach of the wire, but callers of 1.3 catch a RuntimeError here.
-            raise RemoteError(Code.INTERNAL_ERROR, f"{self._name} returned a non-response message")
-        # A server that could not read a request answers it without an id.
-        if response.id != request.id and (response.ok or response.id):
-            raise InvalidMessageError(f"{self._name} answered another request")
-        if response.ok:
-            return response.result
-        if response.error is None:
-            raise RemoteError(Code.INTERNAL_ERROR, "RPC call failed")
-        raise RemoteError(Code.read(response.error.code), response.error.message)
-
-
-class _Line(Protocol):
-    """A connection that carries one call. It is closed when `ask` returns or raises."""
-
-    async def ask(self, frame: bytes) -> bytes | None:
-        """The payload that comes back for a frame; None if the peer closed before. Raises FrameTooLarge."""
-        ...
-
-
-class _SocketLine:
-    """TCP without a layer: what a client uses unless it is given a transport."""
-
-    def __init__(self, connection: socket.socket, max_bytes: int) -> None:
-        self._connection = connection
-        self._max_bytes = max_bytes
-
-    async def ask(self, frame: bytes) -> bytes | None:
-        return await ask(self._connection, frame, FrameReader(self._max_bytes))
-
-
-class _StreamLine:
-    """A stream of any transport."""
-
-    def __init__(self, stream: ByteStream, receiver: _AnswerReceiver) -> None:
-        self._stream = stream
-        self._receiver = receiver
-
-    async def ask(self, frame: bytes) -> bytes | None:
-        try:
-            self._stream.write(frame)
-            return await self._receiver.payload
-        finally:
-            # Nothing that matters is unsent: either the answer is here, or nobody waits for it any more.
-            self._stream.abort()
-            await self._receiver.is_lost
-
-
-class _AnswerReceiver:
-    """A Receiver that gathers one answer. `payload` ends with it, or with None when there is none."""
-
-    def __init__(self, max_bytes: int) -> None:
-        loop = asyncio.get_running_loop()
-        self.payload: asyncio.Future[bytes | None] = loop.create_future()
-        self.is_lost: asyncio.Future[None] = loop.create_future()
-        self._reader = FrameReader(max_bytes)
-
-    def connection_made(self, stream: ByteStream) -> None:
-        """Whoever connects is handed the stream as well."""
-
-    def data_received(self, data: bytes) -> None:
-        if self.payload.done():
+    def _check_settings(self) -> None:
+        has_secrets = self.expect is not None or self.network_key is not None
+        if self._is_legacy_allowed and has_secrets:
+            raise ConfigError(
+                f"{LEGACY_SCHEME} is for servers of releases 1 and 2, which prove no id and know no network keys: "
+                "leave out either it, or the id and the key"
+            )
+        if not self._speaks_plain_alone:
             return
-        try:
-            payload = self._reader.receive_data(data)
-        except FrameTooLarge as error:
-            self.payload.set_exception(error)
-            return
-        if payload is not None:
-            self.payload.set_result(payload)
+        if has_secrets:
+            raise ConfigError("a serializer_class of your own travels on the plain wire, which proves no id and no key")
+        if not is_loopback(self.address) and not self._is_legacy_allowed:
+            raise ConfigError(
+                "a serializer_class of your own travels on the plain wire alone, which everybody on the way can read: "
+                f"write Client({LEGACY_SCHEME + self.address!r}, {self.port}, ...) if you accept that"
+            )
 
-    def eof_received(self) -> bool | None:
-        return None
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.payload.done():
-            self.payload.set_result(None)
-        if not self.is_lost.done():
-            self.is_lost.set_result(None)
+class _Memory:
+    """What a client and those made of it with other options know of their server."""
 
-    def pause_writing(self) -> None:
-        """One request is written and nothing follows it: there is nothing to hold back."""
+    plain_until = 0.0  # on the runtime's clock: until then it is taken to speak the plain wire alone
 
-    def resume_writing(self) -> None:
-        """See `pause_writing`."""
+
+def _place_of(address: str, port: int) -> tuple[str, int, NodeID | None]:
+    """Host, port, and the id where one is named. A port in the address wins over the default one."""
+    text = address.removeprefix(LEGACY_SCHEME)
+    is_host = "@" not in text and (text.count(":") != 1 and not text.startswith("["))
+    if is_host:
+        return text, port, None  # a bare IPv6 host is one too
+    place = PeerAddress.parse(text)
+    if port not in (DEFAULT_PORT, place.port):
+        raise ConfigError(f"address {address!r} names port {place.port}, and port is {port}: leave one out")
+    return place.host, place.port, place.id
+
+
+def _expected_id(expect: NodeID | str | None, named_id: NodeID | None) -> NodeID | None:
+    expected_id = parse_node_id(expect) if isinstance(expect, str) else expect
+    if expected_id is not None and len(expected_id) != 32:
+        raise ConfigError(f"expect is a node's id, 32 bytes or 64 hex digits, not {len(expected_id)} bytes")
+    if named_id is not None and expected_id not in (None, named_id):
+        raise ConfigError("the address names one id and expect another: leave one out")
+    return expected_id or named_id

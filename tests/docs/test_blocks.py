@@ -24,10 +24,16 @@ RUN_BY = {
     ("README.md", "# reviewer.py"): "test_readme.py::test_an_agent_without_a_swarm",
     ("README.md", "# delegate.py"): "test_readme.py::test_an_agent_without_a_swarm",
     ("README.md", "# lifecycle.py"): "test_readme.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/identity.md", "# same_agent.py"): "test_identity_page.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/identity.md", "# own_key.py"): "test_identity_page.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/identity.md", "# checked_seed.py"): "test_identity_page.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/identity.md", "# closed_swarm.py"): "test_identity_page.py::test_program_prints_what_the_page_says",
     ("docs/how-to/rpc.md", "# who.py"): "test_readme.py::test_program_prints_what_the_page_says",
     ("docs/how-to/rpc.md", "# failures.py"): "test_readme.py::test_program_prints_what_the_page_says",
     ("docs/how-to/rpc.md", "# ticks.py"): "test_readme.py::test_program_prints_what_the_page_says",
     ("docs/how-to/rpc.md", "# json_wire.py"): "test_readme.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/access.md", "# doors.py"): "test_access_page.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/access.md", "# busy.py"): "test_access_page.py::test_program_prints_what_the_page_says",
 }
 """The test beside this file that runs a block; it names the program."""
 

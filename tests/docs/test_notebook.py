@@ -57,6 +57,8 @@ async def test_the_cells_show_what_the_notebook_shows_both_times_they_run(capsys
 
             assert capsys.readouterr().out == text_shown(cell)
 
+    if left := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(left, timeout=5)  # a client learns a moment later that its server said goodbye
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert [names[name].listening_addresses for name in ("server", "reviewer", "lead")] == [()] * 3
 

@@ -13,7 +13,7 @@ from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
 from synapse_p2p.protocol import channel, handshake, session, wire
-from synapse_p2p.transport import base
+from synapse_p2p.transport import base, spoken
 
 DOCS = Path(__file__).parents[2] / "docs"
 MODULES = (
@@ -29,6 +29,7 @@ MODULES = (
     node,
     record,
     session,
+    spoken,
     wire,
 )
 CONFIGS = (DHTConfig, LookupConfig, PoolConfig, RecordConfig, RoutingConfig, ServerConfig, SessionConfig)

@@ -26,7 +26,7 @@ from synapse_p2p import (
     CallError,
     Client,
     ConfigError,
-    FrameTooLarge,
+    HandshakeFailed,
     Identity,
     PeerUnavailable,
     ProtocolViolation,
@@ -46,6 +46,9 @@ from synapse_p2p import (
     utils,
 )
 from synapse_p2p import agent as agent_module
+from synapse_p2p.serializers import MessagePackRPCSerializer
+from synapse_p2p.transport.memory import MemoryTransport
+from synapse_p2p.transport.plain_call import PlainCaller
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "upgrade.md"
 MIB = 2**20
@@ -128,6 +131,18 @@ async def two_agents() -> AsyncIterator[tuple[Swarm, Swarm]]:
 
 async def _do(task: str, context: dict[str, Any]) -> str:
     return f"did {task}"
+
+
+async def plain_refusal_of(client: Client, endpoint: str) -> RemoteError:
+    """What a caller of release 1 is told."""
+    caller = PlainCaller(
+        client.address,
+        client.port,
+        serializer_class=MessagePackRPCSerializer,
+        max_upload_size=MIB,
+        max_download_size=MIB,
+    )
+    return await refusal_of(caller.call(RPCRequest(endpoint=endpoint, id="1"), timeout_s=10))
 
 
 async def refusal_of(call: Awaitable[Any]) -> RemoteError:
@@ -255,12 +270,13 @@ async def _() -> None:
     app = Server(port=0)
 
     @app.endpoint()
-    async def where(rpc: RPCRequest, node: types.Node, caller: CallContext) -> list[str]:
-        return [rpc.endpoint, node.ip, str(caller.peer)]
+    async def where(rpc: RPCRequest, node: types.Node, caller: CallContext) -> list[Any]:
+        return [rpc.endpoint, node.ip, caller.peer]
 
     async with serving(app) as client:
-        assert await client.call("where") == ["where", "127.0.0.1", "None"]
+        endpoint, ip, peer = await client.call("where")
         refusal = await refusal_of(client.call("where", rpc="mine"))
+    assert (endpoint, ip, len(peer)) == ("where", "127.0.0.1", 32)
     assert refusal.code == "bad_request"
     assert "'rpc'" in refusal.message
 
@@ -284,7 +300,9 @@ async def _() -> None:
 async def _() -> None:
     async with serving(Server(port=0)) as client:
         refusal = await refusal_of(client.call("nothing"))
-    assert (refusal.code, refusal.message) == ("bad_request", "Unregistered endpoint called: nothing")
+        plain = await plain_refusal_of(client, "nothing")
+    assert (refusal.code, refusal.message) == ("not_found", "Unregistered endpoint called: nothing")
+    assert (plain.code, plain.message) == ("bad_request", "Unregistered endpoint called: nothing")
 
 
 @holds("1.3", "an exception in a handler")
@@ -306,7 +324,7 @@ async def _() -> None:
                 messages.append((await refusal_of(client.call("fail"))).message)
                 refusal = await refusal_of(client.call("refuse"))
         assert [str(record.exc_info[1]) for record in records if record.exc_info] == ["a secret"]
-        assert refusal.message == "not_today: come back tomorrow"
+        assert str(refusal) == "not_today: come back tomorrow"
     assert re.fullmatch(r"internal error \(reference [0-9a-f]+\)", messages[0])
     assert "a secret" in messages[1]
 
@@ -445,6 +463,30 @@ async def _() -> None:
         await Client(timeout=0.01, transport=NeverConnects()).call("add")  # type: ignore[arg-type]
 
 
+@holds("1.3", "a server of an older release on another machine")
+async def _() -> None:
+    transport = MemoryTransport()
+    refused = exchange_error(RPCError("bad_request", f"frame too large: {0xA553594E} > 4096"))
+
+    class Old(asyncio.Protocol):
+        def connection_made(self, stream: Any) -> None:
+            self.stream = stream
+
+        def data_received(self, data: bytes) -> None:
+            self.stream.write(refused)
+            self.stream.close()
+
+    await transport.listen("10.0.0.5", 9999, Old)  # type: ignore[arg-type]
+    with pytest.raises(HandshakeFailed, match=r"Client\('legacy://10.0.0.5', 9999\)"):
+        await Client("10.0.0.5", transport=transport).call("add")
+    with pytest.raises(RemoteError, match="frame too large"):  # asked in plain, it answers
+        await Client("legacy://10.0.0.5", transport=transport).call("add")
+
+
+def exchange_error(error: RPCError) -> bytes:
+    return framing.encode_frame(MessagePackRPCSerializer.serialize(RPCResponse(id="", ok=False, error=error)))
+
+
 @holds("1.3", "`client.call(endpoint, *args, **kwargs)`")
 async def _() -> None:
     app = Server(port=0)
@@ -463,7 +505,7 @@ async def _() -> None:
         with pytest.raises(RuntimeError) as caught:
             await client.call("nothing")
     assert isinstance(caught.value, RemoteError)
-    assert caught.value.code == "bad_request"
+    assert caught.value.code == "not_found"
     assert caught.value.message == str(caught.value)
 
 
@@ -498,14 +540,14 @@ async def _() -> None:
 @holds("1.3", "`InvalidMessageError` of a call")
 async def _() -> None:
     for answer, error in (
-        (b"\xff" * 4, FrameTooLarge),
-        (b"\0\0\0\1\xc1", ProtocolViolation),
+        (b"\xff" * 4, HandshakeFailed),
+        (b"\0\0\0\1\xc1", HandshakeFailed),
         (b"\0\0", PeerUnavailable),
     ):
         async with raw_server(answer) as client:
             with pytest.raises(error):
                 await client.call("add")
-    assert issubclass(FrameTooLarge, ProtocolViolation)
+    assert issubclass(HandshakeFailed, ProtocolViolation)
     assert issubclass(exceptions.InvalidMessageError, ProtocolViolation)
 
 
@@ -576,7 +618,7 @@ async def _() -> None:
         assert await client.call("_agent.info") == information
         assert await client.call("_agent.capabilities") == [descriptor]
         refusal = await refusal_of(client.call("_agent.ask", "it", context={}))
-    assert (refusal.code, refusal.message) == ("internal_error", "no_task_handler: agent has no task handler")
+    assert (refusal.code, str(refusal)) == ("failed", "no_task_handler: agent has no task handler")
 
 
 @holds("1.3", "`RPCRequest`, `RPCResponse`, `RPCError`, `RemoteProcedureCall`")
@@ -930,7 +972,7 @@ async def _unregistered(*names: str) -> None:
     async with serving(AgentNode(name="Rita", role="reviewer", port=0)) as client:
         for name in names:
             refusal = await refusal_of(client.call(name))
-            assert (refusal.code, refusal.message) == ("bad_request", f"Unregistered endpoint called: {name}")
+            assert (refusal.code, refusal.message) == ("not_found", f"Unregistered endpoint called: {name}")
 
 
 @holds("2.5", "`_node.info`, `_node.capabilities`, `_node.ask`")
