@@ -1,7 +1,7 @@
 """`make demo`: eight agents in six processes find each other, work, and go on when two of them are killed.
 
-Everything is real: processes, TCP on loopback, encryption, and the kill. Each worker process ends when its standard
-input does, so none outlives the demo however that ends.
+Everything is real: processes, TCP on loopback, encryption, and the kill. Each worker process reads the network's key
+from its standard input, where no list of processes shows it, and ends when that does, so none outlives the demo.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import wait_at_most
-from synapse_p2p.identity import SEED_SIZE_BYTES, Identity
+from synapse_p2p.client import Client
+from synapse_p2p.exceptions import HandshakeFailed
+from synapse_p2p.identity import NETWORK_KEY_SIZE_BYTES, SEED_SIZE_BYTES, Identity
 
 if TYPE_CHECKING:
     from dht.results import Answer
@@ -68,10 +70,11 @@ async def work(profiles: Sequence[Profile], seeds: Sequence[str]) -> None:
     """A worker process: its agents join, say so in one line each, and live until standard input ends."""
     from dht.swarm import Swarm
 
+    network_key = bytes.fromhex(await asyncio.to_thread(sys.stdin.readline))
     swarms: list[Swarm] = []
     for profile in profiles:
         started_at = time.perf_counter()
-        swarm = Swarm(make_agent(profile), bootstrap=seeds)
+        swarm = Swarm(make_agent(profile), bootstrap=seeds, network_key=network_key)
         await swarm.start(wait_joined=True)
         swarms.append(swarm)
         status = swarm.status()
@@ -92,7 +95,7 @@ class Worker:
         self.profiles = profiles
 
     @classmethod
-    async def start(cls, profiles: Sequence[Profile], seeds: Sequence[str]) -> Worker:
+    async def start(cls, profiles: Sequence[Profile], seeds: Sequence[str], network_key: bytes) -> Worker:
         job = json.dumps({"profiles": [asdict(profile) for profile in profiles], "seeds": list(seeds)})
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -102,6 +105,8 @@ class Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
+        assert process.stdin is not None
+        process.stdin.write(network_key.hex().encode() + b"\n")
         return cls(process, profiles)
 
     async def reports(self) -> list[dict[str, Any]]:
@@ -159,23 +164,25 @@ async def _show(workers: list[Worker]) -> None:
     from dht.swarm import Swarm
 
     step(1, "A first agent starts. Whoever knows its address can join; it is nothing more than the first.")
-    seed_worker = await Worker.start(SEED_PROCESS, [])
+    network_key = secrets.token_bytes(NETWORK_KEY_SIZE_BYTES)
+    seed_worker = await Worker.start(SEED_PROCESS, [], network_key)
     workers.append(seed_worker)
     seed_reports = await seed_worker.reports()
     seed = seed_reports[0]["address"]
     _tell_joined(SEED_PROCESS, seed_reports)
 
     step(2, f"The others join through that one address, {seed}: {AGENT_COUNT} agents in {PROCESS_COUNT} processes.")
-    others = [await Worker.start(profiles, [seed]) for profiles in OTHER_PROCESSES]
+    others = [await Worker.start(profiles, [seed], network_key) for profiles in OTHER_PROCESSES]
     workers.extend(others)
     for worker in others:
         _tell_joined(worker.profiles, await worker.reports())
-    async with Swarm(make_agent(ARCHITECT), bootstrap=[seed]) as swarm:
+    async with Swarm(make_agent(ARCHITECT), bootstrap=[seed], network_key=network_key) as swarm:
         status = swarm.status()
         tell(
             f"{ARCHITECT.name:5} {ARCHITECT.role:10} {status.listening[0]:17} id {status.id.hex()[:16]}  (this process)"
         )
         tell("Every connection is encrypted and proves both keys (Noise XX, X25519, AES-GCM; ids are key hashes).")
+        await _show_stranger(seed)
 
         step(3, f"{ARCHITECT.name} looks for everybody who can do 'code-review'. No one has told her who or where.")
         before = time.perf_counter()
@@ -204,6 +211,17 @@ async def _show(workers: list[Worker]) -> None:
         assert answer.agent.name not in killed, "a dead agent cannot have answered"
         left = await swarm.find("code-review")
         tell(f"find('code-review') now returns {', '.join(agent.name for agent in left)}.")
+
+
+async def _show_stranger(address: str) -> None:
+    """Without the network's key nobody gets past the handshake."""
+    try:
+        async with Client(address) as stranger:
+            await stranger.call("_agent.info")
+    except HandshakeFailed as error:
+        tell(f"A stranger without the network's key is turned away: {error}.")
+    else:
+        raise AssertionError("a stranger was let in")
 
 
 async def _ask(swarm: Any) -> Answer:

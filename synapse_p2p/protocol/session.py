@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any, TypeAlias
 
 from synapse_p2p.config import SessionConfig
@@ -45,9 +45,20 @@ from synapse_p2p.protocol.wire import (
 )
 
 CONTROL_PREFIX = "_dht."  # calls to these endpoints travel as control frames
+QUESTION_PREFIX = "_synapse."  # calls to these take no place from a user's functions
 NODE_IS_STOPPING = "the node is stopping"
 MIN_KEPT_DEADLINES = 64  # of calls that may have ended, before they are looked through
 MAX_DEADLINE_MS = 10 * 365 * 86_400 * 1000
+
+
+class Place(Enum):
+    """What a call of theirs runs beside. The first two are short, and never wait behind a user's functions: a node
+    with long asks running is not dead, and says so when it is probed.
+    """
+
+    OVERLAY = "overlay"
+    QUESTION = "question"
+    TASK = "task"
 
 
 class Code(StrEnum):
@@ -142,8 +153,13 @@ class Session:
         self._next_id = 2 if is_dialer else 1  # even for the dialer, odd for the listener; 0 belongs to no call
         self._last_peer_ids = dict.fromkeys(FrameKind, 0)
         self._ours: dict[int, None] = {}
-        self._running: dict[int, FrameKind] = {}
-        self._running_count = {FrameKind.CONTROL: 0, FrameKind.TASK: 0}
+        self._running: dict[int, Place] = {}
+        self._running_count = dict.fromkeys(Place, 0)
+        self._max_running = {
+            Place.OVERLAY: config.max_calls_queued,
+            Place.QUESTION: config.max_calls_served,
+            Place.TASK: config.max_calls_served,
+        }
         self._waiting: OrderedDict[int, CallArrived] = OrderedDict()
         self._deadlines: list[tuple[float, int]] = []
         self._max_deadlines = MIN_KEPT_DEADLINES
@@ -201,7 +217,8 @@ class Session:
 
     def answer(self, call_id: int, value: Any) -> None:
         """The peer's call returned. Raises as `call` does; then say `fail`. A withdrawn call is left alone."""
-        if (kind := self._running.get(call_id)) is not None:
+        if call_id in self._running:
+            kind = self._kind_of(call_id)
             self._queue(kind, call_id, encode_result(call_id, value), (value,))
             self._end_theirs(call_id)
 
@@ -302,12 +319,11 @@ class Session:
     def check_invariants(self) -> None:
         """Assert what must always hold; for tests."""
         assert not (self._running.keys() & self._waiting.keys())
-        kinds = list(self._running.values())
-        assert self._running_count == {kind: kinds.count(kind) for kind in FrameKind}
-        assert self._running_count[FrameKind.TASK] <= self._config.max_calls_served
-        assert self._running_count[FrameKind.CONTROL] <= self._config.max_calls_queued
+        places = list(self._running.values())
+        assert self._running_count == {place: places.count(place) for place in Place}
+        assert all(self._running_count[place] <= self._max_running[place] for place in Place)
         assert len(self._waiting) <= self._config.max_calls_queued
-        assert not (self._waiting and self._has_room(FrameKind.TASK))
+        assert not (self._waiting and self._has_room(Place.TASK))
         assert all(call_id % 2 == self._next_id % 2 for call_id in self._ours)
         assert all(call_id % 2 != self._next_id % 2 for call_id in (*self._running, *self._waiting))
         assert not (self.is_closing and (self._ours or self._running or self._waiting))
@@ -358,9 +374,11 @@ class Session:
             self._watch(deadline, call_id)
         if self.is_draining:
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False}, kind=kind)
-        elif self._has_room(kind):
-            self._run(CallArrived(call, deadline), kind)
-        elif not is_control and len(self._waiting) < self._config.max_calls_queued:
+            return
+        place = Place.OVERLAY if is_control else _place_of(call.endpoint)
+        if self._has_room(place):
+            self._run(CallArrived(call, deadline), place)
+        elif place is Place.TASK and len(self._waiting) < self._config.max_calls_queued:
             self._waiting[call_id] = CallArrived(call, deadline)
         else:
             self._refuse(call_id, Code.BUSY, "too many calls of yours are waiting here", kind=kind)
@@ -442,24 +460,22 @@ class Session:
             self._queue(kind, call_id, encode_message(fail), ())
         self._end_theirs(call_id)
 
-    def _has_room(self, kind: FrameKind) -> bool:
-        # Overlay calls end at once and never wait behind tasks: a node with long asks running is not dead.
-        limit = self._config.max_calls_served if kind is FrameKind.TASK else self._config.max_calls_queued
-        return self._running_count[kind] < limit
+    def _has_room(self, place: Place) -> bool:
+        return self._running_count[place] < self._max_running[place]
 
-    def _run(self, arrived: CallArrived, kind: FrameKind) -> None:
-        self._running[arrived.call.id] = kind
-        self._running_count[kind] += 1
+    def _run(self, arrived: CallArrived, place: Place) -> None:
+        self._running[arrived.call.id] = place
+        self._running_count[place] += 1
         self._events.append(arrived)
 
     def _end_theirs(self, call_id: int) -> None:
-        if (kind := self._running.pop(call_id, None)) is not None:
-            self._running_count[kind] -= 1
+        if (place := self._running.pop(call_id, None)) is not None:
+            self._running_count[place] -= 1
         else:
             self._waiting.pop(call_id, None)
-        while self._waiting and self._has_room(FrameKind.TASK) and not self.is_closing:
+        while self._waiting and self._has_room(Place.TASK) and not self.is_closing:
             _, arrived = self._waiting.popitem(last=False)
-            self._run(arrived, FrameKind.TASK)
+            self._run(arrived, Place.TASK)
 
     def _watch(self, deadline: float, call_id: int) -> None:
         # Calls mostly end long before their deadline: without this the heap would hold every call of the last minutes.
@@ -484,13 +500,18 @@ class Session:
         self._tasks[0] = encode_frame(FrameKind.CONTROL, encode_message(message))
 
     def _kind_of(self, call_id: int) -> FrameKind:
-        return self._running.get(call_id, FrameKind.TASK)  # none but task calls wait
+        # None but task calls wait.
+        return FrameKind.CONTROL if self._running.get(call_id) is Place.OVERLAY else FrameKind.TASK
 
     def _is_own(self, call_id: int) -> bool:
         return call_id % 2 == self._next_id % 2
 
     def _is_open(self, call_id: int) -> bool:
         return call_id in self._ours or call_id in self._running or call_id in self._waiting
+
+
+def _place_of(endpoint: str) -> Place:
+    return Place.QUESTION if endpoint.startswith(QUESTION_PREFIX) else Place.TASK
 
 
 def _failed(message: Fail) -> CallFailed:

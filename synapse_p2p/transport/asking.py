@@ -18,8 +18,8 @@ from synapse_p2p.transport.outflow import Outflow
 class AskedCalls:
     """Our calls to one peer. Each ends once: with its answer, an error, or by being cancelled.
 
-    `is_open()` says whether calls can be made now. `on_asked` is told when a call was queued or withdrawn, and whether
-    that is to be sent at once or with all else of this turn of the loop.
+    `is_open()` says whether calls can be made now. `on_asked` is told when a call was queued or withdrawn, so that
+    this is sent, and whether it is a call and the only one in flight.
     """
 
     def __init__(
@@ -72,7 +72,6 @@ class AskedCalls:
             except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
                 raise unsendable(endpoint, args, kwargs, error) from error
             answer = self._waiting[call_id] = self._loop.create_future()
-            # A call that is alone gains nothing from waiting for others to share its record.
             self._on_asked(self._session.calls_in_flight == 1)
             try:
                 return await answer

@@ -85,6 +85,7 @@ class SessionConnection:
         self._served: ServedCalls | None = None
         self._alarm = Alarm(runtime.now)
         self._is_pump_scheduled = False
+        self._had_many_events = False  # at the last look: of many answers come many calls
         self._is_refused = False  # the peer takes no new calls here
         self._goodbye_when_idle: tuple[str, str] | None = None
         self._is_ending = False  # the stream was told to close, and a timer set for when it does not
@@ -357,6 +358,7 @@ class SessionConnection:
     def _dispatch(self, events: list[Event]) -> None:
         asked, served = self._asked, self._served
         assert asked is not None and served is not None
+        self._had_many_events = len(events) > 1
         for event in events:
             match event:
                 case CallArrived(call, deadline):
@@ -378,9 +380,10 @@ class SessionConnection:
                 case PeerSilent():
                     self._fail(PeerUnavailable(f"{self.address} is silent"))
 
-    def _on_asked(self, at_once: bool) -> None:
+    def _on_asked(self, is_alone: bool) -> None:
         self.last_used = self._runtime.now()
-        if at_once:
+        # A call that is alone gains nothing from waiting for others to share its record.
+        if is_alone and not self._had_many_events:
             self._flush()
             self._watch_the_time()
         else:

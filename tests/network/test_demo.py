@@ -22,4 +22,5 @@ def test_the_demo_shows_each_step_and_survives_two_kills():
     assert "8 agents in 6 processes" in ended.stdout
     assert ended.stdout.count(" is dead (process ") == 2
     assert ended.stdout.count("answered in ") == 2
+    assert "A stranger without the network's key is turned away" in ended.stdout
     assert took_s < 5 * 10, f"it takes under 10 s on a quiet machine; here {took_s:.1f} s"

@@ -1,13 +1,17 @@
+import contextlib
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import FrameTooLarge, InvalidMessageError, ProtocolViolation
+from synapse_p2p.protocol.channel import SecureChannel
+from synapse_p2p.protocol.noise import CipherState
 from synapse_p2p.protocol.session import (
     CallAnswered,
     CallArrived,
@@ -227,6 +231,96 @@ def session_is_over(session: Session) -> bool:
 
 TwoSessions.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestTwoHonestSessions = TwoSessions.TestCase
+
+
+# Both ends joined by channels, and a pipe that loses or changes what comes after some byte
+
+
+STEPS = st.lists(
+    st.sampled_from(["call", "call", "overlay call", "late call", "cancel", "ping", "flush", "flush"]), max_size=25
+)
+CUTS = st.lists(st.integers(0, 3000), max_size=12)
+
+
+def channel_pair() -> tuple[SecureChannel, SecureChannel]:
+    def channel(send: int, receive: int) -> SecureChannel:
+        keys = CipherState("AESGCM", bytes([send]) * 32), CipherState("AESGCM", bytes([receive]) * 32)
+        return SecureChannel(*keys, max_records=1000)
+
+    return channel(1, 2), channel(2, 1)
+
+
+def say_steps(steps: list[str], *, ends: bool) -> tuple[Session, bytes]:
+    """A dialer that did this, and all that it wrote: a record for each flush."""
+    dialer, _ = pair()
+    channel, _ = channel_pair()
+    ids, written = [], b""
+    for step in steps:
+        match step:
+            case "call":
+                ids.append(dialer.call("echo", [len(ids), "x" * len(ids)], {"k": [1]}, now=0.0))
+            case "overlay call":
+                ids.append(dialer.call("_dht.ping", [len(ids)], {}, now=0.0))
+            case "late call":
+                ids.append(dialer.call("echo", [len(ids)], {}, now=0.0, deadline=2.5))
+            case "cancel" if ids:
+                dialer.cancel(ids[len(steps) % len(ids)])
+            case "ping":
+                dialer.ping(0.0)
+            case "flush":
+                written += channel.seal(dialer.data_to_send())
+    if ends:
+        dialer.goodbye("closing")
+    return dialer, written + channel.seal(dialer.data_to_send())
+
+
+def hear(data: bytes, cuts: list[int]) -> tuple[Session, list[Event], bytes]:
+    """A listener that was told this in these pieces, up to the first fault; what happened to it, and what it says."""
+    _, listener = pair()
+    _, channel = channel_pair()
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    with contextlib.suppress(ProtocolViolation):
+        for start, end in pairwise(edges):
+            listener.receive_data(channel.open(data[start:end]), 1.0)
+            listener.check_invariants()
+    return listener, listener.events(), listener.data_to_send()
+
+
+@given(STEPS, st.booleans(), CUTS)
+def test_any_split_of_the_bytes_makes_the_same_happen(steps: list[str], ends: bool, cuts: list[int]):
+    _, written = say_steps(steps, ends=ends)
+
+    _, events, answers = hear(written, cuts)
+
+    assert (events, answers) == hear(written, [])[1:]
+
+
+@given(STEPS, CUTS, st.integers(0, 3000), st.sampled_from(["lost", "changed", "repeated"]))
+def test_what_happens_before_a_fault_is_the_beginning_of_what_was_said(
+    steps: list[str], cuts: list[int], fault_at: int, fault: str
+):
+    dialer, written = say_steps(steps, ends=False)
+    fault_at = min(fault_at, max(0, len(written) - 1))
+    rest = {
+        "lost": b"",
+        "changed": bytes(byte ^ 1 for byte in written[fault_at : fault_at + 1]) + written[fault_at + 1 :],
+        "repeated": written[:fault_at] + written,
+    }[fault]
+    whole = hear(written, [])[1]
+
+    listener, events, _ = hear(written[:fault_at] + rest, cuts)
+
+    assert events == whole[: len(events)]
+    in_flight = dialer.calls_in_flight
+    running = {event.call.id for event in events if isinstance(event, CallArrived)}
+    running -= {event.id for event in events if isinstance(event, CallWithdrawn)}
+    for session in (dialer, listener):
+        session.connection_lost()
+        session.connection_lost()
+    assert sorted(event.id for event in listener.events() if isinstance(event, CallWithdrawn)) == sorted(running)
+    ended = [event.id for event in dialer.events() if isinstance(event, CallFailed)]
+    assert len(ended) == len(set(ended)) == in_flight
+    assert dialer.calls_in_flight == listener.calls_served == 0
 
 
 # Calls and their ends
@@ -931,3 +1025,14 @@ def test_codes_are_for_ever():
     assert " ".join(Code) == (
         "bad_request not_found forbidden busy too_large deadline_exceeded cancelled unavailable failed internal_error"
     )
+
+
+def test_a_question_never_waits_behind_tasks():
+    asking, answering = pair()
+    tasks = [asking.call("slow", [], {}, now=0.0) for _ in range(SMALL.max_calls_served + 1)]
+
+    probe = asking.call("_synapse.ping", [], {}, now=0.0)
+    pump(asking, answering)
+
+    assert arrived_ids(answering) == [*tasks[:-1], probe]
+    answering.check_invariants()

@@ -243,6 +243,70 @@ def test_containers_weigh_what_is_written(value: Any, fits: bool):
             unpack(pack(value), LIMITS)
 
 
+DENSE = st.lists(
+    st.sampled_from([b"\x90", b"\x91", b"\x80", b"\x81\xa0", b"\x93", b"\xc0", b"\xdc\x00\x02"]), max_size=120
+)
+SMALL_BODIES = st.one_of(st.binary(max_size=80), VALUES.map(pack), DENSE.map(b"".join))
+
+
+@given(SMALL_BODIES, st.integers(1, 1000), st.integers(1, 60), st.integers(1, 40))
+@settings(max_examples=400)
+def test_few_bytes_are_judged_as_if_they_were_counted(data: bytes, elements: int, entries: int, depth: int):
+    limits = Limits(max_elements=elements, max_map_entries=entries, max_depth=depth)
+
+    assert reading_of(data, limits) == counted_reading_of(data, limits)
+
+
+@pytest.mark.parametrize("limits", [CONTROL_LIMITS, TASK_LIMITS])
+@pytest.mark.parametrize("fill", [b"\x90", b"\x80", b"\x91\x80", b"\xc0", b"\x81\xa0\x80"])
+def test_as_many_bytes_as_are_not_counted_are_within_the_budgets(limits: Limits, fill: bytes):
+    count = (limits.harmless_size_bytes - 3) // len(fill)
+    whole = b"\xdc" + count.to_bytes(2, "big") + fill * count
+
+    assert counted_reading_of(whole, limits) != "refused"
+    assert counted_reading_of(whole, limits) == reading_of(whole, limits)
+
+
+@pytest.mark.parametrize("count", [19, 20, 21, 30])
+def test_a_map_that_announces_too_many_entries_is_refused_however_few_its_keys(count: int):
+    limits = Limits(max_elements=10_000, max_map_entries=20)
+    data = b"\xde" + count.to_bytes(2, "big") + b"\xa0\xc0" * count  # one key, again and again
+
+    assert reading_of(data, limits) == counted_reading_of(data, limits)
+    assert (reading_of(data, limits) == "refused") == (count > 20)
+
+
+OPENERS = [
+    b"\x91",
+    b"\xdc\x00\x01",
+    b"\xdd\x00\x00\x00\x01",
+    b"\x81\xa0",
+    b"\xde\x00\x01\xa0",
+    b"\xdf\x00\x00\x00\x01\xa0",
+]
+
+
+@pytest.mark.parametrize("depth", [31, 32, 33, 34])
+@pytest.mark.parametrize("opener", OPENERS, ids=bytes.hex)
+def test_depth_is_bounded_exactly_in_few_bytes(depth: int, opener: bytes):
+    data = opener * (depth - 1) + b"\x90"
+
+    assert len(data) <= TASK_LIMITS.harmless_size_bytes
+    assert (reading_of(data, TASK_LIMITS) == "refused") == (depth > TASK_LIMITS.max_depth)
+
+
+def reading_of(data: bytes, limits: Limits) -> Any:
+    try:
+        return repr(unpack(data, limits))  # of NaN, which is not what it is
+    except InvalidMessageError:
+        return "refused"
+
+
+def counted_reading_of(data: bytes, limits: Limits) -> Any:
+    """The same as a memoryview, of which every container is counted, however small it is."""
+    return reading_of(memoryview(data), limits)  # type: ignore[arg-type]
+
+
 def bombs(size_bytes: int, limits: Limits) -> dict[str, bytes]:
     """Inputs of about `size_bytes` that would take 50 times their size, or more, if nothing were counted."""
     rows = size_bytes // 1024
