@@ -2,7 +2,7 @@
 
 Owns the clock, whole microseconds inside, and the order of callbacks: by when they are due, then by when they
 were scheduled. It reads no real clock, draws no random number and does no I/O: what needs the operating
-system raises NotSimulated.
+system raises NotSimulated, also where code does not ask the loop for it (real_world.py).
 
 Time passes only when nothing is left to do at this instant. So code that spins would stop time for ever, and
 a wait for what nobody will do would never end. Both are found and raised, as Livelock and Deadlock.
@@ -20,8 +20,18 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import Executor
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
+from simulations.real_world import (
+    CALL_DIRECTLY,
+    LEAVE_OUT_PROCESSES,
+    LEAVE_OUT_SIGNALS,
+    USE_VIRTUAL_NETWORK,
+    KeptOut,
+    NotSimulated,
+    is_own,
+)
 from synapse_p2p.exceptions import SynapseError
 
 logger = logging.getLogger(__name__)
@@ -34,30 +44,16 @@ MAX_CALLBACKS_PER_INSTANT = 1_000_000  # 100,000 nodes that all start at once ne
 MIN_CANCELLED_TO_COMPACT = 64  # below it a walk over the heap saves nothing
 MAX_NAMES_IN_ERROR = 10
 
-_CALL_DIRECTLY = "call the function directly; in a simulation it takes no time"
-_NO_PROCESSES = "leave processes and pipes out of simulated code"
-_NO_SIGNALS = "let the scenario stop the node"
-_FIX_OTHERWISE = "talk to other nodes through simulations.network"
 _FIXES = {
-    "add_signal_handler": _NO_SIGNALS,
-    "remove_signal_handler": _NO_SIGNALS,
-    "run_in_executor": _CALL_DIRECTLY,
-    "set_default_executor": _CALL_DIRECTLY,
-    "subprocess_exec": _NO_PROCESSES,
-    "subprocess_shell": _NO_PROCESSES,
-    "connect_read_pipe": _NO_PROCESSES,
-    "connect_write_pipe": _NO_PROCESSES,
+    "add_signal_handler": LEAVE_OUT_SIGNALS,
+    "remove_signal_handler": LEAVE_OUT_SIGNALS,
+    "set_default_executor": CALL_DIRECTLY,
+    "subprocess_exec": LEAVE_OUT_PROCESSES,
+    "subprocess_shell": LEAVE_OUT_PROCESSES,
+    "connect_read_pipe": LEAVE_OUT_PROCESSES,
+    "connect_write_pipe": LEAVE_OUT_PROCESSES,
     "set_task_factory": "use plain tasks; eager ones run in an order that differs by Python version",
 }
-
-
-class NotSimulated(SynapseError, NotImplementedError):
-    """Simulated code asked for the real world. `what` is the call, `fix` what to do instead."""
-
-    def __init__(self, what: str, fix: str) -> None:
-        super().__init__(f"{what} reaches outside of the simulation: {fix}")
-        self.what = what
-        self.fix = fix
 
 
 class Deadlock(SynapseError, RuntimeError):
@@ -84,7 +80,7 @@ def _refuse_the_rest(loop_class: type[T]) -> type[T]:
 
     def refusal(name: str) -> Callable[..., NoReturn]:
         def refuse(*_: Any, **__: Any) -> NoReturn:
-            raise NotSimulated(f"loop.{name}()", _FIXES.get(name, _FIX_OTHERWISE))
+            raise NotSimulated(f"loop.{name}()", _FIXES.get(name, USE_VIRTUAL_NETWORK))
 
         return refuse
 
@@ -117,6 +113,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._is_stopping = False
         self._is_closed = False
         self._debug = sys.flags.dev_mode  # as in every asyncio loop
+        self._kept_out = KeptOut()
 
     def __repr__(self) -> str:
         return f"<VirtualLoop at {self.time():.6f} s, {len(self._tasks)} tasks>"
@@ -164,8 +161,20 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.Handle:
         """`call_soon`, for signal handlers and finalizers. Another thread would come at a random moment."""
         if threading.get_ident() != self._thread:
-            raise NotSimulated("loop.call_soon_threadsafe() from another thread", _CALL_DIRECTLY)
+            raise NotSimulated("loop.call_soon_threadsafe() from another thread", CALL_DIRECTLY)
         return self.call_soon(callback, *args, context=context)
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """Run the plain function of an endpoint or of a periodic task in a turn of its own, at this instant.
+
+        Our packages put these in threads, because they may block; here nothing blocks, and a thread would come back
+        at a random moment. To anybody else it raises NotSimulated.
+        """
+        if not is_own(sys._getframe(1).f_code.co_filename):
+            raise NotSimulated("loop.run_in_executor()", CALL_DIRECTLY)
+        result: asyncio.Future[T] = self.create_future()
+        self.call_soon(_run_into, result, func, args)
+        return result
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
@@ -221,7 +230,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         try:
             sys.set_asyncgen_hooks(firstiter=self._remember_generator, finalizer=self._finish_generator)
             asyncio._set_running_loop(self)
-            self._run()
+            with self._kept_out:
+                self._run()
         finally:
             self._is_running = self._is_stopping = False
             asyncio._set_running_loop(None)
@@ -453,6 +463,17 @@ def _end_tasks(loop: VirtualLoop) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             message = f"{_task_name(task)} failed while it was cancelled"
             loop.call_exception_handler({"message": message, "exception": error, "task": task})
+
+
+def _run_into(result: asyncio.Future[T], func: Callable[..., T], args: tuple[Any, ...]) -> None:
+    if result.cancelled():
+        return  # as in a pool of threads: what was cancelled before its turn does not run
+    try:
+        result.set_result(func(*args))
+    except KeyboardInterrupt:
+        raise  # the user's, who watches the simulation
+    except BaseException as error:
+        result.set_exception(error)
 
 
 def _microseconds(seconds: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import itertools
@@ -28,6 +29,12 @@ from simulations.virtual_loop import (
     VirtualLoop,
     run,
 )
+from synapse_p2p.background import BackgroundTaskHandler
+from synapse_p2p.context import CallContext
+from synapse_p2p.endpoints import EndpointDirectory
+from synapse_p2p.exceptions import CallError
+from synapse_p2p.messages import Answer, RPCRequest
+from synapse_p2p.types import BackgroundTask
 
 
 @pytest.fixture
@@ -302,6 +309,183 @@ def test_queue_event_lock_and_semaphore_work():
     assert run(main()) == [0, 1, 2, ("a", 1.0), ("b", 2.0), ("c", 3.0)]
 
 
+def test_wait_for_the_first_leaves_the_others_running():
+    async def after(delay_s, error=None):
+        await asyncio.sleep(delay_s)
+        if error is not None:
+            raise error
+        return delay_s
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        tasks = [asyncio.create_task(after(delay_s)) for delay_s in (3, 1, 2)]
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        first = loop.time(), done == {tasks[1]}, pending == {tasks[0], tasks[2]}
+        late, _ = await asyncio.wait(pending, timeout=0.5)
+        done, _ = await asyncio.wait(
+            [tasks[0], asyncio.create_task(after(0.25, ValueError("mine")))], return_when=asyncio.FIRST_EXCEPTION
+        )
+        failed = loop.time(), [str(task.exception()) for task in done]
+        done, pending = await asyncio.wait(tasks)
+        return first, late, failed, loop.time(), len(done), len(pending)
+
+    assert run(main()) == ((1.0, True, True), set(), (1.75, ["mine"]), 3.0, 3, 0)
+
+
+def test_as_completed_gives_results_in_the_order_of_their_ends():
+    async def main():
+        return [await result for result in asyncio.as_completed([asyncio.sleep(n, n) for n in (3, 1, 2)], timeout=5)]
+
+    assert run(main()) == [1, 2, 3]
+
+
+def test_failure_in_gather_leaves_the_others_running_and_a_cancelled_gather_does_not():
+    async def fail():
+        raise ValueError("mine")
+
+    async def main():
+        other = asyncio.create_task(asyncio.sleep(1, "slept"))
+        with pytest.raises(ValueError, match="mine"):
+            await asyncio.gather(other, fail())
+        kept = await asyncio.gather(asyncio.sleep(1, "fine"), fail(), return_exceptions=True)
+        left = asyncio.create_task(asyncio.sleep(9))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2):
+                await asyncio.gather(left, asyncio.sleep(8))
+        return await other, kept[0], str(kept[1]), left.cancelled(), asyncio.get_running_loop().time()
+
+    assert run(main()) == ("slept", "fine", "mine", True, 3.0)
+
+
+def test_cancelled_task_ends_at_this_instant_and_may_refuse():
+    async def refuse():
+        for _ in range(2):
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                asyncio.current_task().uncancel()
+        return "done"
+
+    async def main():
+        task, stubborn = asyncio.create_task(asyncio.sleep(10)), asyncio.create_task(refuse())
+        await asyncio.sleep(1)
+        task.cancel("enough")
+        stubborn.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return asyncio.get_running_loop().time(), await stubborn, asyncio.get_running_loop().time()
+
+    assert run(main()) == (1.0, "done", 11.0)
+
+
+def test_condition_wakes_those_that_wait_in_their_order():
+    async def main():
+        condition, seen = asyncio.Condition(), []
+
+        async def wait(name):
+            async with condition:
+                await condition.wait()
+                seen.append(name)
+
+        waiters = [asyncio.create_task(wait(name)) for name in "abc"]
+        await asyncio.sleep(1)
+        async with condition:
+            condition.notify(2)
+        await asyncio.sleep(1)
+        half = list(seen)
+        async with condition:
+            condition.notify_all()
+        await asyncio.gather(*waiters)
+        return half, seen
+
+    assert run(main()) == (["a", "b"], ["a", "b", "c"])
+
+
+def test_generator_is_left_early_and_closed_by_aclosing():
+    closed = []
+
+    async def ticks():
+        try:
+            while True:
+                await asyncio.sleep(1)
+                yield asyncio.get_running_loop().time()
+        finally:
+            await asyncio.sleep(0.5)
+            closed.append(asyncio.get_running_loop().time())
+
+    async def main():
+        async with contextlib.aclosing(ticks()) as numbers:
+            async for number in numbers:
+                if number == 3:
+                    break
+        return list(closed)
+
+    assert run(main()) == [3.5]
+
+
+def test_plain_endpoint_runs_without_a_thread_and_without_time():
+    endpoints = EndpointDirectory(token_bytes=bytes)
+    ran_in = []
+
+    def work(number):
+        ran_in.append(threading.get_ident())
+        return number + 1
+
+    def fail():
+        raise CallError("no", "mine")
+
+    endpoints.register("work", work)
+    endpoints.register("fail", fail)
+
+    async def serve(name, *args):
+        request = RPCRequest(endpoint=name, id="1", args=list(args), kwargs={})
+        return await endpoints.serve(request, CallContext(peer=None, address="127.0.0.1:80"))
+
+    async def main():
+        outcomes = await asyncio.gather(serve("work", 1), serve("work", 2), serve("fail"))
+        return outcomes, asyncio.get_running_loop().time()
+
+    (one, two, failed), now = run(main())
+    endpoints.close()
+
+    assert (one, two, failed.message) == (Answer(2), Answer(3), "mine")
+    assert ran_in == [threading.get_ident()] * 2
+    assert now == 0.0
+
+
+def test_plain_endpoint_is_not_run_when_its_call_was_cancelled_before_its_turn():
+    endpoints = EndpointDirectory(token_bytes=bytes)
+    ran = []
+    endpoints.register("work", lambda: ran.append(True))
+
+    async def main():
+        request = RPCRequest(endpoint="work", id="1", args=[], kwargs={})
+        call = asyncio.create_task(endpoints.serve(request, CallContext(peer=None, address="127.0.0.1:80")))
+        asyncio.get_running_loop().call_soon(call.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    run(main())
+
+    assert ran == []
+
+
+def test_plain_periodic_function_runs_at_its_instants():
+    ran_at = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        tasks = BackgroundTaskHandler()
+        tasks.add_task(BackgroundTask(name="tick", callable=lambda: ran_at.append(loop.time()), period=60))
+        tasks.start()
+        await asyncio.sleep(150)
+        await tasks.stop()
+
+    run(main())
+
+    assert ran_at == [0.0, 60.0, 120.0]
+
+
 def test_runner_of_asyncio_takes_the_loop():
     async def main():
         await asyncio.sleep(5)
@@ -439,7 +623,7 @@ def test_every_call_of_a_loop_is_simulated_or_refused(loop):
     calls = {name for name in vars(asyncio.AbstractEventLoop) if not name.startswith("_")}
 
     assert calls <= vars(VirtualLoop).keys()
-    assert {"create_connection", "getaddrinfo", "run_in_executor", "subprocess_exec"} <= set(names_of_loop_calls())
+    assert {"create_connection", "getaddrinfo", "add_signal_handler", "subprocess_exec"} <= set(names_of_loop_calls())
 
 
 @pytest.mark.parametrize("name", names_of_loop_calls())
