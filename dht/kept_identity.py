@@ -55,10 +55,8 @@ class KeptIdentity:
         self._added_operators = {data_dir.operator.node_id} - server.operators
         server.operators |= self._added_operators
         if server.identity != data_dir.identity:
-            if server._sessions is not None:
-                await server.stop(grace=0)
-                server._sessions = None  # for they prove the identity that they were made with
-            server.identity = data_dir.identity
+            await server.stop(grace=0)  # it may have sessions of its own from before, which prove another identity
+            server.become(identity=data_dir.identity)
         logger.info("node %s keeps its key in %s", server.identity.node_id.hex(), data_dir.path)
 
     def release(self) -> None:

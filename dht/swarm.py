@@ -32,7 +32,7 @@ from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.capability import normalize_capability
 from synapse_p2p.exceptions import ConfigError, RemoteError
-from synapse_p2p.identity import Identity, checked_network_key
+from synapse_p2p.identity import Identity
 from synapse_p2p.server import Server, run_until_signal
 from synapse_p2p.transport.base import is_literal_address, is_loopback, parse_address
 
@@ -320,9 +320,7 @@ class Swarm:
             raise ConfigError("the agent was given another network_key than the swarm: leave one out")
         if identity is not None and server.identity_given and server.identity != identity:
             raise ConfigError("the agent was given another identity than the swarm: leave one out")
-        server.network = network or server.network
-        server.network_key = checked_network_key(network_key) or server.network_key
-        server.identity = identity or server.identity
+        server.become(identity=identity, network=network, network_key=network_key)
 
     def _keep(self, identity: Identity | None, data_dir: str | os.PathLike[str] | None) -> KeptIdentity | None:
         """What keeps this node's key, if anything does."""

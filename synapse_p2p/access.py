@@ -4,7 +4,8 @@ Owns the decision, not the answer that a refused caller gets nor the line in the
 
     an endpoint that nodes need to find and reach each other     every caller
     one for operators                                            `operators=` alone, wherever they call from
-    one with an `allow=` of its own, else one of a server with   whom that names, wherever they call from
+    one with an `allow=` of its own, else one of a server with   whom that names, wherever they call from; "operators"
+                                                                 are those of the server
     any other, where the caller is local or plain                every caller, as in release 1.3
     any other, published                                         every node of the network
     any other, unpublished                                       nobody
@@ -23,6 +24,7 @@ from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.identity import NODE_ID_SIZE_BYTES, NodeID, parse_node_id
 
 ANYONE: Literal["anyone"] = "anyone"
+OPERATORS: Literal["operators"] = "operators"
 PACKAGE_PREFIXES = ("_synapse.", "_agent.", "_node.", "_dht.", "_swarm.")
 TASK_ENDPOINTS = frozenset({"_agent.ask", "_node.ask"})  # what they run is the user's
 
@@ -31,9 +33,9 @@ REFUSALS_LOGGED_PER_S = 1.0  # under 20 MB a day, however many are refused
 MAX_LOGGED_CHARS = 64  # of an endpoint's name, which a stranger chose
 
 AskCaller: TypeAlias = Callable[[CallContext], bool]
-Allow: TypeAlias = Literal["anyone"] | Iterable[NodeID | str] | AskCaller
+Allow: TypeAlias = Literal["anyone", "operators"] | Iterable[NodeID | str] | AskCaller
 """What a user may give as `allow=`: ids as 32 bytes or 64 hexadecimal digits, or a plain function that is quick."""
-Rule: TypeAlias = Literal["anyone"] | frozenset[NodeID] | AskCaller
+Rule: TypeAlias = Literal["anyone", "operators"] | frozenset[NodeID] | AskCaller
 """The same, checked."""
 
 
@@ -97,6 +99,8 @@ def decide(
     if access.audience is Audience.OPERATORS:
         return ALLOWED if context.peer in operators else NO_OPERATOR
     rule = server_rule if access.rule is None else access.rule
+    if rule == OPERATORS:
+        return ALLOWED if context.peer in operators else NO_OPERATOR
     if rule is not None:
         return _judge(rule, context)
     return ALLOWED if access.is_open or is_local or context.peer is None else UNPUBLISHED
@@ -106,12 +110,14 @@ def checked_rule(allow: Allow) -> Rule:
     """An `allow=` as a rule; a collection is read once, now. Raises ConfigError for anything that is none."""
     if isinstance(allow, str) and allow == ANYONE:
         return ANYONE
+    if isinstance(allow, str) and allow == OPERATORS:
+        return OPERATORS
     if isinstance(allow, Iterable):
         return checked_ids(allow, named="allow")
     if not callable(allow):
         raise ConfigError(
-            f'allow={allow!r:.80} names nobody; give "anyone", a collection of node ids, '
-            "or a function of the CallContext"
+            f'allow={allow!r:.80} names nobody; give "anyone", "operators", a collection of '
+            "node ids, or a function of the CallContext"
         )
     if inspect.iscoroutinefunction(allow) or inspect.iscoroutinefunction(getattr(allow, "__call__", None)):  # noqa: B004
         raise ConfigError("allow= is an async function; who may call is decided at once, by a plain one")
@@ -127,7 +133,7 @@ def checked_rule(allow: Allow) -> Rule:
 def checked_ids(ids: Iterable[NodeID | str], *, named: str) -> frozenset[NodeID]:
     """Ids as 32 bytes or 64 hexadecimal digits. Raises ConfigError, about the argument `named`, for anything else."""
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-        also = ', "anyone", or a function of the CallContext' if named == "allow" else ""
+        also = ', "anyone", "operators", or a function of the CallContext' if named == "allow" else ""
         raise ConfigError(f"{named}={ids!r:.80} is no collection; write {named}=[node_id] for a single one{also}")
     return frozenset(_checked_id(each, named) for each in ids)
 

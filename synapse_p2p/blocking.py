@@ -93,12 +93,17 @@ class Client:
         """What the remote function returns. Raises what `synapse_p2p.Client.call` raises, and what `LoopThread.run`
         does.
 
-        Ctrl-C while it waits gives the call up and closes its connection.
+        Ctrl-C while it waits gives the call up, and cancels the function at the server.
         """
         return self._loop_thread.run(
             lambda: self.async_client.call(endpoint, *args, **kwargs),
             instead="await synapse_p2p.Client(...).call(...)",
         )
+
+    @property
+    def peer_id(self) -> NodeID | None:
+        """Who answered last: the id that the server proved; None before the first call, and on the plain wire."""
+        return self.async_client.peer_id
 
     def close(self) -> None:
         """Close the session; calls in flight end as unavailable. The next call opens another."""

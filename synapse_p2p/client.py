@@ -25,6 +25,7 @@ from synapse_p2p.transport.base import Transport, format_address, is_loopback
 from synapse_p2p.transport.dialing import SessionDialer
 from synapse_p2p.transport.held_session import HeldSession, ServesNothing
 from synapse_p2p.transport.plain_call import PlainCaller
+from synapse_p2p.transport.spoken import spoke_encrypted
 from synapse_p2p.transport.tcp import TcpTransport
 from synapse_p2p.version import installed_version
 
@@ -139,7 +140,7 @@ class Client:
         call makes two more and two signatures.
         """
         deadline = None if self.timeout is None else self._runtime.now() + self.timeout
-        if not self._speaks_plain_alone and self._runtime.now() >= self._memory.plain_until:
+        if not self._speaks_plain_alone and not self._is_known_to_be_plain():
             try:
                 return await self._session.call(
                     endpoint,
@@ -159,7 +160,7 @@ class Client:
 
     @property
     def peer_id(self) -> NodeID | None:
-        """Who answers: the id that the server proved, None before the first call and on the plain wire."""
+        """Who answered last: the id that the server proved; None before the first call, and on the plain wire."""
         return self._session.peer_id
 
     async def __aenter__(self) -> Client:
@@ -189,6 +190,10 @@ class Client:
         return HeldSession(
             dialer, self._name, self.expect, runtime=self._runtime, session_config=self._session_config, idle_s=IDLE_S
         )
+
+    def _is_known_to_be_plain(self) -> bool:
+        # Another client may have met it encrypted since.
+        return self._runtime.now() < self._memory.plain_until and not spoke_encrypted(self._name)
 
     async def _call_plain(
         self, endpoint: str, args: list[Any], kwargs: Mapping[str, Any], deadline: float | None

@@ -23,6 +23,7 @@ class SessionConfig:
         128  # overlay calls of ours in flight; the others wait, for a peer takes 256 and refuses more
     )
     max_calls_queued: int = 256  # calls of one peer that wait for a free place; beyond: busy
+    max_waiting_bytes: int = 8 * MIB  # of the messages of those; beyond: busy
     max_records: int = 2**20  # of one direction under one key
     handshake_timeout_s: float = 5.0
     idle_ping_s: float = 120.0  # silence after which we ask whether the peer is there

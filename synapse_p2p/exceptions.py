@@ -49,8 +49,9 @@ class HandshakeFailed(ProtocolViolation):
     """The other end could not prove who it is, or is not whom we wanted.
 
     `reason` is one word for programs: `preamble`, `message`, `crypto`, `proof`, `self`, `identity`, `version`,
-    `refused`, `plain`, `timeout`, `closed`. `plain`: the other end answered as a listener of releases 1 and 2 does,
-    which speak the plain wire alone; nothing proves that word either. `refusal` is the listener's unproved word
+    `refused`, `plain`, `downgrade`, `timeout`, `closed`. `plain`: the other end answered as a listener of releases 1
+    and 2 does, which speak the plain wire alone; nothing proves that word either. `downgrade`: so did one that spoke
+    encrypted to this process before. `refusal` is the listener's unproved word
     (`version`, `suite`, `network`, `busy`), text for people only.
     """
 

@@ -31,7 +31,8 @@ logger = logging.getLogger("synapse_p2p.access")
 
 
 class Guard:
-    """Asked before anything is done for a call: before its arguments are looked at, and before it waits for a place.
+    """Asked before anything is done for a call: before its arguments are matched to a function, and before it takes a
+    task's place.
 
     `is_on_loopback`: nobody from another machine reaches the server by itself; so too while it has never listened.
     """

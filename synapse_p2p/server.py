@@ -77,8 +77,9 @@ class Server:
     ) -> None:
         """`max_upload_size` is bytes of one plain request. `handler_threads` is that of `config` unless it is given.
 
-        `allow` says who may call the user's endpoints, where they say nothing themselves: `"anyone"`, a collection of
-        node ids, or a quick plain function of the CallContext. `operators` are those for whom operators' endpoints are.
+        `allow` says who may call the user's endpoints, where they say nothing themselves: `"anyone"`, `"operators"`, a
+        collection of node ids, or a quick plain function of the CallContext. `operators` are the ids that the second of
+        these stands for.
         Raises ConfigError for a setting that cannot be.
 
         `expose_errors` sends callers the text of exceptions: a help while developing, a leak afterwards.
@@ -97,12 +98,13 @@ class Server:
         self.identity_given = identity is not None
         self.operators: set[NodeID] = set(checked_ids(operators, named="operators"))
         self.endpoints = EndpointDirectory(
-            token_bytes=self.runtime.token_bytes,
+            token_bytes=lambda count: self.runtime.token_bytes(count),  # noqa: PLW0108 - asked late: a server may move
             handler_threads=self.config.handler_threads if handler_threads is None else handler_threads,
             max_handlers=self.config.max_handlers,
             expose_errors=expose_errors,
         )
-        self._guard = Guard(self.endpoints, allow=allow, operators=self.operators, runtime=self.runtime)
+        self._allow = allow
+        self._guard = self._new_guard()
         self.background_executor = BackgroundTaskHandler(runtime=self.runtime)
         self.advertise: tuple[str, ...] | None = None  # where others are told to dial; None: where they see us
         self._sessions: SessionPool | None = None
@@ -227,6 +229,20 @@ class Server:
         seen = self.sessions.seen_hosts().most_common(1)
         return (format_address(seen[0][0], port),) if seen else ()
 
+    def move_to(self, transport: Transport, runtime: Runtime) -> None:
+        """Live on another transport, by another clock and chance: so a simulation takes in a server of the user's.
+
+        Its endpoints, identity and address stay what they are. Raises ConfigError once it has reached for others, or
+        they for it.
+        """
+        if self._sessions is not None or self._listener is not None:
+            raise ConfigError("this server has begun to live somewhere already: make a new one for each simulation")
+        self._transport, self.runtime = transport, runtime
+        self._guard = self._new_guard()
+        tasks, self.background_executor = self.background_executor.tasks, BackgroundTaskHandler(runtime=runtime)
+        for task in tasks:
+            self.background_executor.add_task(task)
+
     # Its life
 
     async def start(self) -> Any:
@@ -322,6 +338,27 @@ class Server:
         # To the screen, as release 1.3 does: whoever runs a server by hand looks for the port there.
         print("\n".join(lines), end="\n\n", flush=True)  # noqa: T201
 
+    def become(self, *, identity: Identity | None = None, network: str = "", network_key: bytes | None = None) -> None:
+        """Be somebody else, or in another network, from the next start on; what is not given stays as it is.
+
+        Raises ConfigError while it listens or has sessions, for its peers know it as who it is.
+        """
+        wanted = (
+            identity or self.identity,
+            network or self.network,
+            checked_network_key(network_key) or self.network_key,
+        )
+        if wanted == (self.identity, self.network, self.network_key):
+            return
+        if self.listening_addresses or self._sessions:
+            raise ConfigError(
+                "the server runs already, and its peers know its identity and network: set them before it starts, "
+                "or stop it first"
+            )
+        self.identity, self.network, self.network_key = wanted
+        self._check_plain()
+        self._sessions = None  # its sessions would prove what it was made with
+
     # Calls
 
     def mounted(self, endpoint: str) -> MountedHandler | None:
@@ -389,6 +426,9 @@ class Server:
         return True
 
     # Who may call
+
+    def _new_guard(self) -> Guard:
+        return Guard(self.endpoints, allow=self._allow, operators=self.operators, runtime=self.runtime)
 
     def _refusal_for(self, address: str) -> Refusal | None:
         """What a plain caller from there is told instead of an answer; None for one that is served."""

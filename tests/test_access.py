@@ -55,13 +55,17 @@ def expected(
     if audience is Audience.OPERATORS:
         return is_operator and peer is not None
     named_by = own if own is not None else servers
+    if named_by == "operators":
+        return is_operator and peer is not None
     if named_by is not None:
         return named_by == "anyone" or (peer is not None and peer in named_by)
     is_plain = peer is None
     return is_plain or is_local or is_open
 
 
-RULES = st.sampled_from([None, "anyone", frozenset(), frozenset({ANN}), frozenset({BOB}), frozenset({ANN, BOB})])
+RULES = st.sampled_from(
+    [None, "anyone", "operators", frozenset(), frozenset({ANN}), frozenset({BOB}), frozenset({ANN, BOB})]
+)
 
 
 @given(
@@ -85,7 +89,7 @@ def test_every_case_is_decided_as_the_table_has_it(
     is_local: bool,
 ):
     def given_as(rule: Any) -> Any:
-        if rule is None or rule == "anyone" or not as_functions:
+        if rule in (None, "anyone", "operators") or not as_functions:
             return rule
         return lambda context: context.peer in rule
 

@@ -19,6 +19,7 @@ from synapse_p2p.exceptions import ConfigError, HandshakeFailed, PeerUnavailable
 from synapse_p2p.framing import encode_frame
 from synapse_p2p.identity import Identity
 from synapse_p2p.messages import RPCError, RPCResponse
+from synapse_p2p.protocol import session, wire
 from synapse_p2p.runtime import Runtime, system_runtime
 from synapse_p2p.serializers import MessagePackRPCSerializer
 from synapse_p2p.server import Server
@@ -71,16 +72,17 @@ async def test_all_calls_of_a_client_travel_on_one_session():
         await client.with_options(timeout_s=5).call("add", 1)
 
         assert answers == list(range(1, 21))
-        assert len(server.sessions._connections) == 1
+        assert len(server.sessions) == 1
         await client.close()
 
 
 async def test_a_server_learns_who_calls_and_a_client_who_answers():
     server, own = app(network="lab"), Identity.from_seed(b"o" * 32)
     async with serving(server, identity=own, network="lab") as client, client:
+        assert client.peer_id is None
         assert await client.call("who") == [own.node_id, "lab", True]
-        assert client.peer_id == server.identity.node_id
-    assert client._session._by_loop == {}
+        assert len(server.sessions) == 1
+    assert client.peer_id == server.identity.node_id
 
 
 async def test_answers_come_in_the_order_in_which_they_are_ready():
@@ -119,7 +121,7 @@ async def test_a_cancelled_call_cancels_the_handler_and_leaves_the_session():
             await ended.wait()
 
         assert await client.call("add", 1) == 1
-        assert len(server.sessions._connections) == 1
+        assert len(server.sessions) == 1
 
 
 async def test_a_deadline_that_passes_ends_the_handler_as_well():
@@ -237,6 +239,37 @@ async def test_messages_may_be_as_large_as_both_ends_allow():
         assert await client.call("echo", payload) == payload
 
 
+async def test_answers_that_nobody_reads_are_not_made(monkeypatch: pytest.MonkeyPatch):
+    server, gate, made = app(), asyncio.Event(), []
+    encode = wire.encode_result
+
+    @server.endpoint()
+    async def large() -> bytes:
+        await gate.wait()
+        return bytes(2**20)
+
+    def counted(call_id: int, value: Any) -> bytes:
+        made.append(call_id)
+        return encode(call_id, value)
+
+    async with serving(server) as client:
+        calls = [asyncio.ensure_future(client.call("large")) for _ in range(60)]
+        await client.call("add", 1)
+        monkeypatch.setattr(session, "encode_result", counted)
+        reading = client._session._by_loop[asyncio.get_running_loop()].connection._stream  # type: ignore[union-attr]
+        assert reading is not None
+        reading.pause_reading()
+        gate.set()
+        await asyncio.sleep(0.2)
+        unread = len(made)
+        reading.resume_reading()
+        await asyncio.gather(*calls)
+        await client.close()
+
+    assert unread < 30  # what fits into the buffers of both ends of TCP, and one more
+    assert len(made) == 60
+
+
 # Dialing
 
 
@@ -336,6 +369,81 @@ async def test_an_argument_that_cannot_travel_leaves_an_open_session_as_it_is():
         assert await client.call("add", 2) == 2
 
 
+@pytest.mark.parametrize("name", ["", "a" * 257, 12])
+async def test_a_name_that_no_endpoint_can_have_leaves_the_session_and_its_other_calls_alone(name: Any):
+    server, gate = app(), asyncio.Event()
+
+    @server.endpoint()
+    async def wait() -> str:
+        await gate.wait()
+        return "done"
+
+    async with serving(server) as client, client:
+        with pytest.raises(ConfigError, match="an endpoint's name is text"):
+            await client.call(name)
+        waiting = asyncio.ensure_future(client.call("wait"))
+        await client.call("add", 1)
+        with pytest.raises(ConfigError, match="an endpoint's name is text"):
+            await client.call(name)
+        gate.set()
+
+        assert await waiting == "done"
+
+
+def test_a_call_after_a_dial_that_took_too_long_dials_anew():
+    async def main() -> list[str]:
+        client = Client(transport=UnreachableTransport(), runtime=virtual_runtime(), timeout=1)
+        texts = []
+        for _ in range(2):
+            with pytest.raises(Timeout) as caught:
+                await client.call("add")
+            texts.append(str(caught.value))
+        return texts
+
+    assert run(main()) == ["127.0.0.1:9999 took no connection in the time given; add was not started"] * 2
+
+
+async def test_a_second_try_that_reaches_nobody_does_not_hide_that_the_first_may_have_run():
+    server = app()
+
+    @server.endpoint()
+    async def vanish() -> None:
+        server._listener.close()  # type: ignore[union-attr]
+        next(iter(server.sessions._connections)).abort()
+
+    async with serving(server) as client:
+        with pytest.raises(PeerUnavailable, match="cannot be reached") as caught:
+            await client.with_options(idempotent=True).call("vanish")
+
+    assert caught.value.may_have_started
+
+
+def test_a_call_on_a_session_that_takes_no_more_is_not_cut_off_by_its_client():
+    async def main() -> str:
+        transport = MemoryTransport()
+        server, running = app(transport=transport, runtime=virtual_runtime()), asyncio.Event()
+
+        @server.endpoint()
+        async def slow() -> str:
+            running.set()
+            await asyncio.sleep(4 * IDLE_S)
+            return "done"
+
+        await server.start()
+        client = Client(port=server.port, transport=transport, runtime=virtual_runtime(), timeout=None)
+        call = asyncio.ensure_future(client.call("slow"))
+        await running.wait()
+        stopping = asyncio.ensure_future(server.stop(grace=10 * IDLE_S))
+        await asyncio.sleep(1)
+        with pytest.raises(PeerUnavailable):
+            await client.call("add", 1)  # from now on the client knows that it is draining
+        answer = await call
+        await stopping
+        return answer
+
+    assert run(main()) == "done"
+
+
 # The end of a session
 
 
@@ -350,9 +458,9 @@ def test_a_session_is_closed_after_thirty_idle_seconds_and_opened_again_by_the_n
         await asyncio.sleep(IDLE_S - 1)
         await client.call("add", 1)
         await asyncio.sleep(IDLE_S - 1)
-        counts.append(len(server.sessions._connections))
+        counts.append(len(server.sessions))
         await asyncio.sleep(2)
-        counts.append(len(server.sessions._connections))
+        counts.append(len(server.sessions))
         counts.append(await client.call("add", 7))
         await client.close()
         await server.stop()
@@ -600,6 +708,24 @@ async def test_an_old_server_is_refused_where_an_id_or_a_key_has_to_be_proved(op
 
     assert caught.value.reason == "plain"
     assert old.plain_requests == 0
+
+
+async def test_a_client_that_speaks_plain_stops_when_another_met_the_server_encrypted():
+    async with old_server() as (old, port):
+        client = Client(port=port)
+        await client.call("sum")
+    server = app()
+    server.port = port
+    await server.start()
+    async with Client(port=port) as other:
+        await other.call("add", 1)
+
+    assert await client.call("who") != [None, "", False]
+
+    assert client.peer_id == server.identity.node_id
+    assert old.plain_requests == 1
+    await client.close()
+    await server.stop()
 
 
 async def test_an_address_that_spoke_the_encrypted_wire_is_never_called_in_plain_again():

@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from enum import Enum, StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any, TypeAlias
 
 from synapse_p2p.config import SessionConfig
@@ -51,14 +51,14 @@ MIN_KEPT_DEADLINES = 64  # of calls that may have ended, before they are looked 
 MAX_DEADLINE_MS = 10 * 365 * 86_400 * 1000
 
 
-class Place(Enum):
+class Place(IntEnum):  # of ints, for they are keys: to hash a member of another Enum is a call of Python's, six a call
     """What a call of theirs runs beside. The first two are short, and never wait behind a user's functions: a node
     with long asks running is not dead, and says so when it is probed.
     """
 
-    OVERLAY = "overlay"
-    QUESTION = "question"
-    TASK = "task"
+    OVERLAY = 0
+    QUESTION = 1
+    TASK = 2
 
 
 class Code(StrEnum):
@@ -161,6 +161,10 @@ class Session:
             Place.TASK: config.max_calls_served,
         }
         self._waiting: OrderedDict[int, CallArrived] = OrderedDict()
+        self._waiting_sizes: dict[int, int] = {}  # bytes of their messages
+        self._waiting_bytes = 0
+        self._arrived_bytes = 0  # of the message that is looked at
+        self.queued_bytes = 0  # of task frames since the last were sent
         self._deadlines: list[tuple[float, int]] = []
         self._max_deadlines = MIN_KEPT_DEADLINES
         self._max_bytes = {
@@ -257,13 +261,14 @@ class Session:
         for kind, body in self._reader.feed(plaintext):
             if self.is_closing:
                 return
+            self._arrived_bytes = len(body)
             self._on_message(decode_message(body, kind), kind, now)
 
     def poll(self, now: float) -> None:
         """Let time pass: deadlines, and silence."""
-        while self._deadlines and self._deadlines[0][0] <= now:
+        while self._deadlines and (self._deadlines[0][0] <= now or not self._is_open(self._deadlines[0][1])):
             _, call_id = heapq.heappop(self._deadlines)
-            self._expire(call_id)
+            self._expire(call_id)  # where it has not ended in time
         if self.is_closing or now < self._silence_at():
             return
         if self._pinged_at is None:
@@ -279,14 +284,15 @@ class Session:
             self._control.append(encode_frame(FrameKind.CONTROL, encode_message(Ping())))
 
     def next_deadline(self) -> float | None:
-        """When to call `poll` next; None once the session is closing."""
+        """When to call `poll` next; None once the session is closing.
+
+        That may be too early, where the call it was for has ended: to look for those after each call costs more than a
+        needless poll now and then.
+        """
         if self.is_closing:
             return None
-        deadlines = self._deadlines
-        while deadlines and not self._is_open(deadlines[0][1]):
-            heapq.heappop(deadlines)  # ended in time
-        silence = self._silence_at()
-        return deadlines[0][0] if deadlines and deadlines[0][0] < silence else silence
+        silence_at = self._silence_at()
+        return min(silence_at, self._deadlines[0][0]) if self._deadlines else silence_at
 
     def events(self) -> list[Event]:
         """What happened since the last time, in order."""
@@ -300,6 +306,7 @@ class Session:
         data = b"".join((*self._control, *self._tasks.values()))
         self._control.clear()
         self._tasks.clear()
+        self.queued_bytes = 0
         return data
 
     def has_data_to_send(self) -> bool:
@@ -323,6 +330,8 @@ class Session:
         assert self._running_count == {place: places.count(place) for place in Place}
         assert all(self._running_count[place] <= self._max_running[place] for place in Place)
         assert len(self._waiting) <= self._config.max_calls_queued
+        assert self._waiting.keys() == self._waiting_sizes.keys()
+        assert self._waiting_bytes == sum(self._waiting_sizes.values()) <= self._config.max_waiting_bytes
         assert not (self._waiting and self._has_room(Place.TASK))
         assert all(call_id % 2 == self._next_id % 2 for call_id in self._ours)
         assert all(call_id % 2 != self._next_id % 2 for call_id in (*self._running, *self._waiting))
@@ -378,8 +387,10 @@ class Session:
         place = Place.OVERLAY if is_control else _place_of(call.endpoint)
         if self._has_room(place):
             self._run(CallArrived(call, deadline), place)
-        elif place is Place.TASK and len(self._waiting) < self._config.max_calls_queued:
+        elif place is Place.TASK and self._may_wait():
             self._waiting[call_id] = CallArrived(call, deadline)
+            self._waiting_sizes[call_id] = self._arrived_bytes
+            self._waiting_bytes += self._arrived_bytes
         else:
             self._refuse(call_id, Code.BUSY, "too many calls of yours are waiting here", kind=kind)
 
@@ -397,8 +408,9 @@ class Session:
             return
         if call_id in self._running:
             self._events.append(CallWithdrawn(call_id))
+        answered_in = self._kind_of(call_id) if self._is_open(call_id) else kind
         self._last_peer_ids[kind] = max(self._last_peer_ids[kind], call_id)
-        self._refuse(call_id, Code.NOT_FOUND, "a message of a type that this release does not serve")
+        self._refuse(call_id, Code.NOT_FOUND, "a message of a type that this release does not serve", kind=answered_in)
 
     def _take_end(self, call_id: int) -> bool:
         """Whether this answer ends a call of ours now. Late ones are ignored, strays raise."""
@@ -432,6 +444,8 @@ class Session:
         self._running.clear()
         self._running_count = dict.fromkeys(self._running_count, 0)
         self._waiting.clear()
+        self._waiting_sizes.clear()
+        self._waiting_bytes = 0
         self._deadlines.clear()
 
     def _withdraw_from_peer(self, call_id: int) -> None:
@@ -460,6 +474,14 @@ class Session:
             self._queue(kind, call_id, encode_message(fail), ())
         self._end_theirs(call_id)
 
+    def _may_wait(self) -> bool:
+        has_place = len(self._waiting) < self._config.max_calls_queued
+        return has_place and self._waiting_bytes + self._arrived_bytes <= self._config.max_waiting_bytes
+
+    def _leave_queue(self, call_id: int) -> None:
+        if self._waiting.pop(call_id, None) is not None:
+            self._waiting_bytes -= self._waiting_sizes.pop(call_id)
+
     def _has_room(self, place: Place) -> bool:
         return self._running_count[place] < self._max_running[place]
 
@@ -472,15 +494,17 @@ class Session:
         if (place := self._running.pop(call_id, None)) is not None:
             self._running_count[place] -= 1
         else:
-            self._waiting.pop(call_id, None)
+            self._leave_queue(call_id)
         while self._waiting and self._has_room(Place.TASK) and not self.is_closing:
-            _, arrived = self._waiting.popitem(last=False)
+            arrived = next(iter(self._waiting.values()))
+            self._leave_queue(arrived.call.id)
             self._run(arrived, Place.TASK)
 
     def _watch(self, deadline: float, call_id: int) -> None:
         # Calls mostly end long before their deadline: without this the heap would hold every call of the last minutes.
         if len(self._deadlines) > self._max_deadlines:
-            self._deadlines = [entry for entry in self._deadlines if self._is_open(entry[1])]
+            open_ids = {*self._ours, *self._running, *self._waiting}
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in open_ids]
             heapq.heapify(self._deadlines)
             self._max_deadlines = MIN_KEPT_DEADLINES + 2 * len(self._deadlines)
         heapq.heappush(self._deadlines, (deadline, call_id))
@@ -494,6 +518,7 @@ class Session:
         else:
             check_readable(values, body)
             self._tasks[call_id] = encode_frame(kind, body)
+            self.queued_bytes += len(body)
 
     def _control_after_tasks(self, message: Message) -> None:
         # A goodbye is the last word: control frames go first, so it goes with the tasks. Id 0 is no call's.

@@ -322,7 +322,7 @@ _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 
 def decode_message(body: bytes | memoryview, kind: FrameKind) -> Message:
     """The message in a frame's body. Elements after the known ones are ignored. Raises InvalidMessageError."""
-    elements = unpack(body, CONTROL_LIMITS if kind is FrameKind.CONTROL else TASK_LIMITS)
+    elements = unpack(body, _LIMITS[kind])
     if type(elements) is not list or len(elements) < 2:
         raise InvalidMessageError("a message is an array that starts with a type and an id")
     number, call_id = elements[0], elements[1]
@@ -336,6 +336,9 @@ def decode_message(body: bytes | memoryview, kind: FrameKind) -> Message:
         if number == _CALL and len(elements) > 5:
             return _decode_call(call_id, elements)
     return _decode_rarer(number, call_id, elements[2:])
+
+
+_LIMITS = {FrameKind.CONTROL: CONTROL_LIMITS, FrameKind.TASK: TASK_LIMITS}
 
 
 def _decode_call(call_id: int, elements: list[Any]) -> Call:

@@ -11,7 +11,8 @@ from typing import Any
 
 from synapse_p2p.exceptions import FrameTooLarge, PeerUnavailable, Timeout
 from synapse_p2p.protocol.session import CONTROL_PREFIX, Session
-from synapse_p2p.transport.failures import unsendable
+from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
+from synapse_p2p.transport.failures import no_endpoint, unsendable
 from synapse_p2p.transport.outflow import Outflow
 
 
@@ -56,19 +57,22 @@ class AskedCalls:
 
         One coroutine, whichever way a call goes: each one that is awaited inside another costs 0.3 us a call.
         """
-        deadline = None if timeout_s is None else self._now() + timeout_s
+        if type(endpoint) is not str or not 0 < len(endpoint) <= MAX_ENDPOINT_CHARS:
+            raise no_endpoint(endpoint)  # sent, it would end the session with every other call
+        now = self._now()
+        deadline = None if timeout_s is None else now + timeout_s
         is_control = endpoint.startswith(CONTROL_PREFIX)
         if is_control:
             await self._take_control_place(deadline)
+            now = self._now()
         elif self._outflow.is_full:
             await self._wait_for_room(deadline)
+            now = self._now()
         try:
             if not self._is_open():
                 raise PeerUnavailable(f"the session with {self._address} is closed")
             try:
-                call_id = self._session.call(
-                    endpoint, args, kwargs, now=self._now(), deadline=deadline, options=options
-                )
+                call_id = self._session.call(endpoint, args, kwargs, now=now, deadline=deadline, options=options)
             except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
                 raise unsendable(endpoint, args, kwargs, error) from error
             answer = self._waiting[call_id] = self._loop.create_future()
@@ -78,6 +82,8 @@ class AskedCalls:
             except asyncio.CancelledError:
                 self._withdraw(call_id)
                 raise
+            except _Expired:
+                raise Timeout(f"{self._address} did not answer {endpoint} in the time given") from None
         finally:
             if is_control:
                 self._control_places.release()
@@ -93,6 +99,10 @@ class AskedCalls:
         future = self._waiting.pop(call_id, None)
         if future is not None and not future.done():
             future.set_exception(error)
+
+    def expire(self, call_id: int) -> None:
+        """The time given for the call ran out."""
+        self.fail(call_id, _Expired())
 
     def _withdraw(self, call_id: int) -> None:
         if self._waiting.pop(call_id, None) is not None:
@@ -124,3 +134,7 @@ class AskedCalls:
 
     def _left_s(self, deadline: float | None) -> float | None:
         return None if deadline is None else deadline - self._now()
+
+
+class _Expired(Exception):
+    """What a future holds until the call that waits for it, which knows its own name, has worded it."""

@@ -14,7 +14,7 @@ from typing import Any
 from synapse_p2p.background import TaskScope
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.context import CallContext
-from synapse_p2p.exceptions import HandshakeFailed, PeerUnavailable, ProtocolViolation, Timeout
+from synapse_p2p.exceptions import HandshakeFailed, PeerUnavailable, ProtocolViolation
 from synapse_p2p.protocol.channel import SecureChannel
 from synapse_p2p.protocol.handshake import Established, Handshake, PeerProof
 from synapse_p2p.protocol.session import (
@@ -32,7 +32,7 @@ from synapse_p2p.protocol.session import (
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport.alarm import Alarm
 from synapse_p2p.transport.asking import AskedCalls
-from synapse_p2p.transport.base import ByteStream, format_address, parse_address
+from synapse_p2p.transport.base import HIGH_WATER_BYTES, ByteStream, format_address, parse_address
 from synapse_p2p.transport.failures import error_of
 from synapse_p2p.transport.outflow import Outflow
 from synapse_p2p.transport.serving import CallServer, ServedCalls
@@ -66,6 +66,7 @@ class SessionConnection:
         self.failure: Exception | None = None  # why it ended, where that was a fault
         self.last_used = runtime.now()
         self.established_at = 0.0
+        self._received_at = 0.0
         self._make_handshake = make_handshake
         self._server = server
         self._scope = scope
@@ -306,7 +307,8 @@ class SessionConnection:
         assert self._channel is not None and self._session is not None
         session = self._session
         try:
-            session.receive_data(self._channel.open(data), self._runtime.now())
+            now = self._received_at = self._runtime.now()
+            session.receive_data(self._channel.open(data), now)
         finally:
             # What came before a fault stands; what it caused is sent after all of it was looked at.
             self._pump()
@@ -362,18 +364,20 @@ class SessionConnection:
         for event in events:
             match event:
                 case CallArrived(call, deadline):
-                    self.last_used = self._runtime.now()
+                    self.last_used = self._received_at
                     served.serve(call, deadline)
                 case CallWithdrawn(id):
                     served.withdraw(id)
                 case CallAnswered(id, value):
                     asked.end(id, value)
+                case CallFailed(id, Code.DEADLINE_EXCEEDED):
+                    asked.expire(id)  # their clock was first
                 case CallFailed(id):
                     if event.code is Code.UNAVAILABLE and not event.may_have_started:
                         self._is_refused = True
                     asked.fail(id, error_of(event, self.address))
                 case CallExpired(id):
-                    asked.fail(id, Timeout(f"{self.address} did not answer in the time given"))
+                    asked.expire(id)
                 case PeerClosed(code, text):
                     logger.debug("session with %s closed by the peer: %.64r %.128r", self.address, code, text)
                     self._close_stream()
@@ -391,8 +395,9 @@ class SessionConnection:
 
     def _on_served(self, had_to_wait: bool) -> None:
         assert self._session is not None
-        # At once after a wait for room: the next one that waits has to see how much there is now.
-        if had_to_wait or self._session.calls_served == 0:
+        # At once after a wait for room, and when much is queued: whoever answers next has to see how much there is now.
+        is_much = self._session.queued_bytes > HIGH_WATER_BYTES
+        if had_to_wait or is_much or self._session.calls_served == 0:
             self._pump()
         else:
             self._pump_soon()

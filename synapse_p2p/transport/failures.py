@@ -7,6 +7,7 @@ from typing import Any
 from synapse_p2p.exceptions import ConfigError, FrameTooLarge, PeerUnavailable, RemoteError, Timeout
 from synapse_p2p.messages import RPCRequest
 from synapse_p2p.protocol.session import CallFailed, Code
+from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
 from synapse_p2p.serializers import why_unsendable
 
 
@@ -35,6 +36,11 @@ def unsendable(endpoint: str, args: list[Any], kwargs: dict[str, Any], error: Ex
         )
     problem = why_unsendable(RPCRequest(endpoint=endpoint, args=args, kwargs=kwargs)) or error
     return ConfigError(f"{endpoint} cannot be called with these arguments: {problem}")
+
+
+def no_endpoint(name: Any) -> ConfigError:
+    """The error for a name that no endpoint can have."""
+    return ConfigError(f"an endpoint's name is text of 1 to {MAX_ENDPOINT_CHARS} characters, not {name!r:.80}")
 
 
 def _text(value: Any) -> str | None:

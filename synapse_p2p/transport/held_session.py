@@ -20,11 +20,11 @@ from synapse_p2p.exceptions import FrameTooLarge, PeerUnavailable, RemoteError, 
 from synapse_p2p.identity import NodeID
 from synapse_p2p.messages import Code, Refusal
 from synapse_p2p.protocol.session import Session
-from synapse_p2p.protocol.wire import Call
+from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS, Call
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport.connection import SessionConnection
 from synapse_p2p.transport.dialing import SessionDialer
-from synapse_p2p.transport.failures import unsendable
+from synapse_p2p.transport.failures import no_endpoint, unsendable
 
 CLOSED = "the client was closed"
 
@@ -52,13 +52,8 @@ class HeldSession:
         self._runtime = runtime
         self._session_config = session_config
         self._idle_s = idle_s
+        self.peer_id: NodeID | None = None  # of who answered last
         self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _OnLoop] = weakref.WeakKeyDictionary()
-
-    @property
-    def peer_id(self) -> NodeID | None:
-        """Who answers in the running loop's session; None while none is open."""
-        here = self._by_loop.get(asyncio.get_running_loop())
-        return here.connection.peer.node_id if here is not None and here.connection is not None else None
 
     async def call(
         self,
@@ -76,18 +71,23 @@ class HeldSession:
         session broke. Raises what SessionDialer.dial and SessionConnection.call raise.
         """
         here = self._here()
+        was_sent = False
         for is_last_try in (False, True):
             connection = here.connection
             if connection is None or not connection.is_open:
                 self._check_arguments(endpoint, args, kwargs)
-                connection = await self._open(here, deadline, endpoint)
+                try:
+                    connection = await self._open(here, deadline, endpoint)
+                except PeerUnavailable as error:
+                    error.may_have_started = was_sent  # a first try of an idempotent call was sent
+                    raise
             left_s = None if deadline is None else deadline - self._runtime.now()
             try:
                 return await connection.call(endpoint, args, kwargs, timeout_s=left_s, options=options)
-            except Timeout as error:
-                raise Timeout(f"{self._address} did not answer {endpoint} in the time given") from error
             except PeerUnavailable as error:
-                if is_last_try or (error.may_have_started and not idempotent):
+                was_sent = was_sent or error.may_have_started
+                error.may_have_started = was_sent
+                if is_last_try or (was_sent and not idempotent):
                     raise
             finally:
                 connection.last_used = self._runtime.now()
@@ -111,6 +111,8 @@ class HeldSession:
 
     def _check_arguments(self, endpoint: str, args: list[Any], kwargs: dict[str, Any]) -> None:
         """Raise ConfigError for arguments that cannot travel, before anybody is dialed for them."""
+        if type(endpoint) is not str or not 0 < len(endpoint) <= MAX_ENDPOINT_CHARS:
+            raise no_endpoint(endpoint)
         trial = Session(is_dialer=True, now=0.0, config=self._session_config)
         try:
             trial.call(endpoint, args, kwargs, now=0.0)
@@ -142,6 +144,8 @@ class HeldSession:
             dial.waiting -= 1
             if not dial.waiting:
                 dial.task.cancel()
+                if here.dial is dial:
+                    here.dial = None  # whoever comes while it ends dials anew
 
     async def _dial(self, here: _OnLoop) -> SessionConnection:
         def on_closed(connection: SessionConnection) -> None:
@@ -152,6 +156,7 @@ class HeldSession:
             self._address, self._expected_id, scope=here.scope, on_established=_ready, on_closed=on_closed
         )
         here.connection = connection
+        self.peer_id = connection.peer.node_id
         here.scope.spawn(self._keep(connection), name=f"session with {self._address}")
         return connection
 
@@ -166,6 +171,7 @@ class HeldSession:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
                         await connection.wait_closed()
+            await connection.wait_idle()  # of one that takes no new calls, those in flight go on
         finally:
             connection.close("idle")
             await connection.wait_closed()

@@ -90,6 +90,10 @@ class SessionPool:
         self._scope: TaskScope | None = None
         self._is_stopped = False
 
+    def __len__(self) -> int:
+        """How many connections there are, proved or not."""
+        return len(self._connections)
+
     # The PeerCaller
 
     async def connect(self, peer: KnownPeer) -> ProvedPeer:

@@ -20,7 +20,16 @@ from dht.node import DHTNode
 from dht.results import SwarmMode
 from simulations.network import EPOCH_S
 from simulations.virtual_loop import run
-from synapse_p2p import AgentNode, CallError, ConfigError, Identity, KeyFileError, RemoteError
+from synapse_p2p import (
+    AgentNode,
+    CallError,
+    Client,
+    ConfigError,
+    HandshakeFailed,
+    Identity,
+    KeyFileError,
+    RemoteError,
+)
 from synapse_p2p.data_dir import DataDir
 from synapse_p2p.keyfile import KeyFile, read_identity
 from synapse_p2p.runtime import Runtime
@@ -1100,3 +1109,21 @@ async def test_a_find_or_an_ask_that_is_cancelled_leaves_no_task(world: World, c
     await asyncio.sleep(3)
 
     assert asyncio.all_tasks() == before
+
+
+async def test_a_network_key_for_an_agent_that_listens_already_is_refused_and_not_forgotten():
+    agent = AgentNode(name="Rita", role="reviewer", port=0)
+    await agent.start()
+    try:
+        with pytest.raises(ConfigError, match="runs already"):
+            Swarm(agent, network="lab", network_key=bytes(32))
+    finally:
+        await agent.stop()
+
+    swarm = Swarm(agent, network="lab", network_key=bytes(32), identity=agent.identity)
+    await swarm.start()
+    try:
+        with pytest.raises(HandshakeFailed, match="network_key"):
+            await Client(port=agent.port).call("_synapse.ping")
+    finally:
+        await swarm.stop()

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from synapse_p2p import CallError, Server
-from synapse_p2p.config import KIB, MIB
+from synapse_p2p.config import KIB, MIB, PoolConfig, ServerConfig
 from synapse_p2p.exceptions import PeerUnavailable
 from synapse_p2p.identity import Identity, NodeID, network_id_of
 from synapse_p2p.protocol.channel import MAX_PLAINTEXT_BYTES, SecureChannel
@@ -38,9 +38,11 @@ from synapse_p2p.protocol.wire import (
     encode_message,
     pack,
 )
+from synapse_p2p.trust import TrustConfig
 from tests.network.cancellation import until
 
 VICTIM, EVE = (Identity.from_seed(bytes([number] * 32)) for number in (1, 3))
+STRICT = ServerConfig(pool=PoolConfig(trust=TrustConfig(loopback=False, private=False)))  # nobody is exempt
 CANARY = "canary-7f3a"  # what only our own exception says: it must not be seen by a peer
 CLOSED_WITHIN_S = 0.1 * 5  # with five-fold slack for a busy machine
 PATIENCE_S = 5.0
@@ -146,7 +148,7 @@ class Victim:
     """A server with a bystander whose call runs all the while."""
 
     def __init__(self) -> None:
-        self.server = Server(port=0, identity=VICTIM)
+        self.server = Server(port=0, identity=VICTIM, config=STRICT)
         self.running = 0
         self.go_on = asyncio.Event()
         self.server.endpoint("wait")(self._wait)

@@ -18,6 +18,7 @@ import pytest
 
 from synapse_p2p import CallContext, Server
 from synapse_p2p.background import TaskScope
+from synapse_p2p.config import PoolConfig, ServerConfig
 from synapse_p2p.exceptions import HandshakeFailed, PeerUnavailable
 from synapse_p2p.identity import Identity, NodeID, network_id_of
 from synapse_p2p.protocol.handshake import (
@@ -31,9 +32,11 @@ from synapse_p2p.protocol.handshake import (
 )
 from synapse_p2p.protocol.noise import NoiseXX
 from synapse_p2p.protocol.wire import pack
+from synapse_p2p.trust import TrustConfig
 from tests.network.cancellation import until
 
 VICTIM, INNOCENT, EVE = (Identity.from_seed(bytes([number] * 32)) for number in (1, 2, 3))
+STRICT = ServerConfig(pool=PoolConfig(trust=TrustConfig(loopback=False, private=False)))  # nobody is exempt
 NETWORK = "test"
 NETWORK_KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 EVE_SAYS = Parameters("node", 9, b"eve-----", "eve", 0, "127.0.0.1:9")
@@ -274,7 +277,7 @@ ATTACKS: dict[str, tuple[Attack, bytes]] = {
 
 @contextlib.asynccontextmanager
 async def serving(identity: Identity = VICTIM, **options: Any) -> AsyncIterator[Server]:
-    server = Server(port=0, identity=identity, network=NETWORK, **options)
+    server = Server(port=0, identity=identity, network=NETWORK, config=STRICT, **options)
 
     @server.endpoint("who")
     async def who(context: CallContext) -> bytes | None:
@@ -289,7 +292,7 @@ async def serving(identity: Identity = VICTIM, **options: Any) -> AsyncIterator[
 
 async def assert_welcome(identity: Identity, listener: Server, **options: Any) -> None:
     """Dialed by this identity, the listener serves it at once, and knows it."""
-    caller = Server(identity=identity, network=NETWORK, **options)
+    caller = Server(identity=identity, network=NETWORK, config=STRICT, **options)
     started_at = now()
     try:
         answer = await caller.sessions.call(peer_of(listener), "who", {}, timeout_s=PATIENCE_S)

@@ -782,7 +782,9 @@ def test_calls_that_ended_in_time_leave_no_deadlines_behind():
 
         assert max(len(session._deadlines) for session in (dialer, listener)) < 70
 
-    assert dialer.next_deadline() == listener.next_deadline() == SMALL.idle_ping_s
+    for session in (dialer, listener):
+        session.poll(1.0)
+        assert session.next_deadline() == SMALL.idle_ping_s
 
 
 def test_a_silent_peer_is_pinged_and_then_given_up():
@@ -1035,4 +1037,23 @@ def test_a_question_never_waits_behind_tasks():
     pump(asking, answering)
 
     assert arrived_ids(answering) == [*tasks[:-1], probe]
+    answering.check_invariants()
+
+
+def test_calls_that_wait_hold_no_more_than_their_bytes():
+    config = replace(SMALL, max_waiting_bytes=1000)
+    asking, answering = pair(config)
+    for _ in range(config.max_calls_served):
+        asking.call("slow", [], {}, now=0.0)
+
+    small, large = (asking.call("slow", [bytes(size)], {}, now=0.0) for size in (600, 600))
+    pump(asking, answering)
+    answering.check_invariants()
+    asking.cancel(small)
+    third = asking.call("slow", [bytes(600)], {}, now=0.0)
+    pump(asking, answering)
+
+    refused = {event.id: event.code for event in asking.events() if isinstance(event, CallFailed)}
+    assert refused == {large: Code.BUSY}
+    assert third not in refused
     answering.check_invariants()

@@ -27,6 +27,7 @@ from synapse_p2p.exceptions import (
 )
 from synapse_p2p.identity import Identity, network_id_of
 from synapse_p2p.messages import Refusal
+from synapse_p2p.protocol.channel import LENGTH_BYTES
 from synapse_p2p.protocol.handshake import Handshake, HandshakeKeys, Parameters, Role
 from synapse_p2p.protocol.session import Code
 from synapse_p2p.protocol.wire import Call
@@ -63,14 +64,31 @@ class Handlers:
         return await self._functions[call.endpoint](*call.args, **call.kwargs)
 
 
+class Tap:
+    """A stream that keeps what was written to it."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+        self._stream.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class End(SessionConnection):
-    """One end of a session, with what it told its owner."""
+    """One end of a session, with its stream and what it wrote there."""
 
     stream: ByteStream
+    writes: list[bytes]
 
     def connection_made(self, stream: ByteStream) -> None:
-        self.stream = stream
-        super().connection_made(stream)
+        tap: Any = Tap(stream)
+        self.stream, self.writes = tap, tap.writes
+        super().connection_made(tap)
 
 
 @dataclass
@@ -321,6 +339,33 @@ async def test_two_hundred_calls_are_in_flight_at_once(transport: Transport, max
         assert answers == list(range(200))
         assert in_flight[0] == (200, 200)
         assert most_running == min(200, max_calls_served)
+
+
+async def test_calls_and_answers_of_one_turn_share_one_record_and_one_write(transport: Transport):
+    async with session(transport, listener=Handlers(echo=echo)) as (ours, theirs):
+
+        async def call_64_times() -> None:
+            await asyncio.gather(*(ours.call("echo", [number], {}, timeout_s=5) for number in range(64)))
+
+        await call_64_times()  # the first of these is alone, and leaves at once
+        ours.writes.clear()
+        theirs.writes.clear()
+        await call_64_times()
+
+        for writes in (ours.writes, theirs.writes):
+            [data] = writes
+            assert len(data) == LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "big")
+
+
+async def test_a_call_that_is_alone_is_written_before_anything_else_runs(transport: Transport):
+    async with session(transport, listener=Handlers(echo=echo)) as (ours, _):
+        for _ in range(3):
+            ours.writes.clear()
+            call = asyncio.create_task(ours.call("echo", [], {}, timeout_s=5))
+            await asyncio.sleep(0)
+
+            assert len(ours.writes) == 1
+            await call
 
 
 async def test_a_cancelled_call_cancels_its_handler_and_no_other(transport: Transport):
@@ -580,6 +625,25 @@ async def test_a_retired_session_finishes_its_calls_and_starts_none(transport: T
         assert not refused_here.value.may_have_started
 
 
+async def test_a_retired_session_closes_when_its_last_call_is_cancelled(transport: Transport):
+    started = asyncio.Event()
+
+    async def wait() -> None:
+        started.set()
+        await for_ever()
+
+    async with session(transport, listener=Handlers(wait=wait)) as (ours, theirs):
+        call = asyncio.create_task(ours.call("wait", [], {}, timeout_s=5))
+        await started.wait()
+        ours.retire("duplicate")
+        call.cancel()
+        await asyncio.wait_for(ours.wait_closed(), PATIENCE_S)
+        await theirs.wait_closed()
+
+        assert call.cancelled()
+        assert (ours.failure, theirs.failure) == (None, None)
+
+
 async def test_a_retired_session_without_calls_closes_at_once(transport: Transport):
     async with session(transport) as (ours, theirs):
         theirs.retire("duplicate")
@@ -795,6 +859,19 @@ def test_a_peer_that_asks_and_never_reads_is_read_no_more_past_a_bound():
 
 
 # What is no peer
+
+
+async def test_before_the_handshake_is_over_no_call_can_be_made():
+    async with owner(Role.DIALER) as dialing:
+        end = dialing.end()
+        end.connection_made(FakeStream(end))
+
+        with pytest.raises(PeerUnavailable, match="no session") as raised:
+            await end.call("echo", [], {}, timeout_s=5)
+
+        assert not raised.value.may_have_started
+        end.abort()
+        await end.wait_closed()
 
 
 def recorded_handshake() -> list[bytes]:
