@@ -19,6 +19,7 @@ from typing import Any
 import msgpack
 
 import synapse_p2p
+from synapse_p2p.serializers import MessagePackRPCSerializer
 
 PAYLOAD = b"0123456789abcdef0123456789abcdef"
 TIMEOUT_S = 30.0
@@ -46,8 +47,12 @@ async def serve_plain() -> str:
 
 
 async def plain_caller(place: str) -> Echo:
-    client = synapse_p2p.Client(port=int(place), timeout=TIMEOUT_S)
+    # A serializer of one's own travels on the plain wire alone, in every release.
+    own = type("OwnSerializer", (MessagePackRPCSerializer,), {})
+    return _client_caller(synapse_p2p.Client(port=int(place), timeout=TIMEOUT_S, serializer_class=own))
 
+
+def _client_caller(client: Any) -> Echo:
     async def call(value: bytes) -> Any:
         return await client.call("echo", value)
 
@@ -72,6 +77,10 @@ async def session_caller(place: str) -> Echo:
         return await sessions.call_with(peer, "echo", [value], {}, timeout_s=TIMEOUT_S)
 
     return call
+
+
+async def client_caller(place: str) -> Echo:
+    return _client_caller(synapse_p2p.Client(port=int(place.rpartition(":")[2]), timeout=TIMEOUT_S))
 
 
 # The limit: a bare Protocol, MsgPack and a Task for each request; no errors, no deadlines, no bounds
@@ -173,10 +182,17 @@ async def _bare_connection(place: str) -> BareClientEnd:
     return end
 
 
-SERVERS = {"plain": serve_plain, "session": serve_session, "bare": serve_bare, "bare-dialing": serve_bare}
+SERVERS = {
+    "plain": serve_plain,
+    "session": serve_session,
+    "client": serve_session,
+    "bare": serve_bare,
+    "bare-dialing": serve_bare,
+}
 CALLERS = {
     "plain": plain_caller,
     "session": session_caller,
+    "client": client_caller,
     "bare": bare_caller,
     "bare-dialing": bare_dialing_caller,
 }

@@ -245,7 +245,11 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             return Refusal(Code.BUSY, "too many calls are running here; try again later")
         self._running_count += 1
         try:
-            return Answer(await self.invoke(request, context))
+            endpoint = self._endpoints.get(request.endpoint)
+            if endpoint is None:
+                return Answer(await self.invoke(request, context))
+            # Without the step between: each coroutine that is awaited inside another costs 0.2 us a call.
+            return Answer(await self.run(endpoint, request.args, request.kwargs, request=request, context=context))
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():

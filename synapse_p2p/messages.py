@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from synapse_p2p.protocol.session import Code
+from synapse_p2p.protocol.wire import quick_value
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ RemoteProcedureCall = RPCRequest
 RPCMessage: TypeAlias = RPCRequest | RPCResponse
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class Answer:
     """The call returned."""
 

@@ -306,10 +306,7 @@ def check_readable(values: Iterable[Any], body: bytes) -> None:
     MsgPack carries keys that are numbers, any depth and any count; readers do not. `values` are the user's, `body` is
     the message that holds them. Cost: none for plain values, else that of decoding `body`.
     """
-    for value in values:
-        if type(value) not in _PLAIN:
-            break
-    else:
+    if _PLAIN.issuperset(map(type, values)):
         return
     try:
         unpack(body, TASK_LIMITS)

@@ -129,8 +129,7 @@ class ServedCalls:
         else:
             self._answer(call, value)
         finally:
-            if self._tasks.get(call.id) is asyncio.current_task():
-                del self._tasks[call.id]
+            self._tasks.pop(call.id, None)  # its own entry, or none: no id is used twice
         if not self._session.is_closing:
             self._on_answered(had_to_wait)
 

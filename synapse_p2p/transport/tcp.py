@@ -19,10 +19,12 @@ LISTEN_BACKLOG = 1024
 class TcpStream:
     """A ByteStream over an asyncio transport."""
 
-    __slots__ = ("_transport",)
+    __slots__ = ("_transport", "is_closing", "write")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self.is_closing = transport.is_closing  # asked three times for every call: without a step between
+        self.write = transport.write
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
 
     @property
@@ -33,9 +35,6 @@ class TcpStream:
     def peer_address(self) -> str:
         return _address(self._transport.get_extra_info("peername"))
 
-    def write(self, data: bytes) -> None:
-        self._transport.write(data)
-
     def unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size()
 
@@ -44,9 +43,6 @@ class TcpStream:
 
     def abort(self) -> None:
         self._transport.abort()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
 
     def pause_reading(self) -> None:
         self._transport.pause_reading()
