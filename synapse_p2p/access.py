@@ -64,7 +64,7 @@ class Decision:
 
     is_allowed: bool
     reason: str = ""
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 ALLOWED = Decision(is_allowed=True)
@@ -173,7 +173,9 @@ def _judge(rule: Rule, context: CallContext) -> Decision:
         return ALLOWED
     try:
         answer: Any = rule(context)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # one that cancels would leave the caller without an answer
         return Decision(is_allowed=False, reason="its allow= failed", error=error)
     if answer is True or answer is False:
         return ALLOWED if answer else NOT_NAMED

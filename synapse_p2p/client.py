@@ -17,8 +17,9 @@ from typing import Any
 from synapse_p2p.address import PeerAddress, parse_node_id
 from synapse_p2p.config import MIB, SessionConfig
 from synapse_p2p.exceptions import ConfigError, HandshakeFailed, PeerUnavailable, Timeout
-from synapse_p2p.identity import SEED_SIZE_BYTES, Identity, NodeID, checked_network_key
+from synapse_p2p.identity import NODE_ID_SIZE_BYTES, SEED_SIZE_BYTES, Identity, NodeID, checked_network_key
 from synapse_p2p.messages import RPCRequest
+from synapse_p2p.protocol.session import MAX_DEADLINE_MS
 from synapse_p2p.runtime import Runtime, system_runtime
 from synapse_p2p.serializers import BaseRPCSerializer, MessagePackRPCSerializer
 from synapse_p2p.transport.base import Transport, format_address, is_loopback
@@ -32,6 +33,7 @@ from synapse_p2p.version import installed_version
 LEGACY_SCHEME = "legacy://"
 DEFAULT_PORT = 9999
 IDLE_S = 30.0  # a session on which nothing happens this long is closed
+MAX_TIMEOUT_S = MAX_DEADLINE_MS / 1000
 PLAIN_MEMORY_S = 300.0  # how long a server that proved to speak the plain wire alone is not asked anew
 REQUEST_ID_SIZE_BYTES = 16
 
@@ -77,8 +79,8 @@ class Client:
         plain wire is spoken where the server proves that it speaks nothing else, and is on this machine or written
         `legacy://host`; a serializer of your own travels on no other. Raises ConfigError.
         """
-        if timeout is not None and timeout <= 0:
-            raise ConfigError(f"timeout is {timeout}; it has to be above 0 seconds, or None")
+        if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
+            raise ConfigError(f"timeout is {timeout}; it has to be above 0 seconds and at most ten years, or None")
         self.address, self.port, named_id = _place_of(address, port)
         self.serializer_class = serializer_class
         self.max_download_size = max_download_size
@@ -120,8 +122,9 @@ class Client:
         """
         other = copy.copy(self)
         if timeout_s is not Keep.AS_IT_IS:
-            if timeout_s is not None and timeout_s <= 0:
-                raise ConfigError(f"timeout_s is {timeout_s}; it has to be above 0 seconds, or None")
+            if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
+                text = "it has to be above 0 seconds and at most ten years, or None"
+                raise ConfigError(f"timeout_s is {timeout_s}; {text}")
             other.timeout = timeout_s
         if idempotent is not Keep.AS_IT_IS:
             other.idempotent = idempotent
@@ -210,7 +213,7 @@ class Client:
 
     def _take_plain_or_raise(self, error: HandshakeFailed) -> None:
         """Return where the next call, and this one, may take the plain wire; else raise what the user should know."""
-        if error.reason == "closed" or error.refusal == "busy":
+        if error.refusal == "busy":
             raise PeerUnavailable(str(error)) from error
         if error.reason == "timeout":
             raise Timeout(str(error)) from error
@@ -272,8 +275,8 @@ def _place_of(address: str, port: int) -> tuple[str, int, NodeID | None]:
 
 def _expected_id(expect: NodeID | str | None, named_id: NodeID | None) -> NodeID | None:
     expected_id = parse_node_id(expect) if isinstance(expect, str) else expect
-    if expected_id is not None and len(expected_id) != 32:
-        raise ConfigError(f"expect is a node's id, 32 bytes or 64 hex digits, not {len(expected_id)} bytes")
+    if expected_id is not None and (not isinstance(expected_id, bytes) or len(expected_id) != NODE_ID_SIZE_BYTES):
+        raise ConfigError(f"expect is a node's id, 32 bytes or 64 hex digits, not {expect!r:.80}")
     if named_id is not None and expected_id not in (None, named_id):
         raise ConfigError("the address names one id and expect another: leave one out")
     return expected_id or named_id

@@ -20,7 +20,14 @@ from typing import Any
 
 from synapse_p2p.access import PACKAGE_PREFIXES, Allow, Audience, EndpointAccess, access_of
 from synapse_p2p.context import CallContext, MountedHandler
-from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError, RemoteError, SynapseError
+from synapse_p2p.exceptions import (
+    CallError,
+    ConfigError,
+    InvalidAnswerError,
+    InvalidMessageError,
+    RemoteError,
+    SynapseError,
+)
 from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
 from synapse_p2p.parameters import Parameters, analyse
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
@@ -297,7 +304,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         match error:
             case RefusedError():
                 return error.refusal
-            case InvalidMessageError():
+            case InvalidMessageError() if not isinstance(error, InvalidAnswerError):
                 return Refusal(Code.BAD_REQUEST, str(error))
             case CallError():
                 return Refusal(Code.FAILED, error.message, {**error.details, "reason": error.reason})

@@ -4,6 +4,7 @@
     |-- ConfigError          you: a wrong argument or setting (also a ValueError)
     |-- ProtocolViolation    the peer broke the rules; its connection is closed
     |   |-- InvalidMessageError   a message that is not one
+    |   |   `-- InvalidAnswerError    an answer that is not one
     |   |-- FrameTooLarge         a length over the limit
     |   `-- HandshakeFailed       who the peer is could not be proved
     |-- PeerUnavailable      nobody answered; try elsewhere (also a ConnectionError)
@@ -34,6 +35,10 @@ class ProtocolViolation(SynapseError):
 
 class InvalidMessageError(ProtocolViolation):
     """Bytes or values that are no valid message."""
+
+
+class InvalidAnswerError(InvalidMessageError):
+    """What another program answered is no answer. Nothing that a caller of ours did: it is not told of it."""
 
 
 class FrameTooLarge(ProtocolViolation):

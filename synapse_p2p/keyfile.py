@@ -287,9 +287,11 @@ def _sync_folder(folder: Path) -> None:
 
 def _clear_leftovers(path: Path) -> None:
     """Take away what a process that was killed while it made this key could not; what stays now may go next time."""
+    # By the whole form of the name: a key of the user's may be called `node.key.new` or `node.key.backup.new`.
+    leftover = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}" + re.escape(NEW_SUFFIX))
     with contextlib.suppress(OSError):
         for name in os.listdir(path.parent):
-            if name.startswith(f"{path.name}.") and name.endswith(NEW_SUFFIX):
+            if leftover.fullmatch(name):
                 (path.parent / name).unlink(missing_ok=True)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from simulations.virtual_loop import run
 from synapse_p2p.client import IDLE_S, PLAIN_MEMORY_S, Client
+from synapse_p2p.config import PoolConfig, ServerConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import ConfigError, HandshakeFailed, PeerUnavailable, RemoteError, Timeout
 from synapse_p2p.framing import encode_frame
@@ -444,6 +445,47 @@ def test_a_call_on_a_session_that_takes_no_more_is_not_cut_off_by_its_client():
     assert run(main()) == "done"
 
 
+async def test_a_burst_of_calls_waits_for_its_turn_instead_of_being_refused():
+    server = app()
+
+    @server.endpoint()
+    async def nap() -> str:
+        await asyncio.sleep(0)
+        return "slept"
+
+    async with serving(server) as client, client:
+        answers = await asyncio.gather(*(client.call("nap") for _ in range(1000)))
+        calls = [asyncio.ensure_future(client.call("nap")) for _ in range(600)]
+        await asyncio.sleep(0)
+        for call in calls[::2]:
+            call.cancel()
+        left = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert answers == ["slept"] * 1000
+    assert left[1::2] == ["slept"] * 300
+
+
+async def test_more_clients_than_a_server_keeps_idle_all_get_their_answers():
+    server = app(config=ServerConfig(pool=PoolConfig(max_idle_sessions=4)))
+    async with serving(server) as first:
+
+        async def call_now_and_then(number: int) -> list[int]:
+            async with Client(port=first.port, timeout=10) as client:
+                return [await client.call("add", number) for _ in range(3)]
+
+        answers = await asyncio.gather(*(call_now_and_then(number) for number in range(40)))
+
+    assert answers == [[number] * 3 for number in range(40)]
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), 1e18])
+def test_a_timeout_that_is_no_time_is_refused(timeout: float):
+    with pytest.raises(ConfigError, match="ten years"):
+        Client(timeout=timeout)
+    with pytest.raises(ConfigError, match="ten years"):
+        Client().with_options(timeout_s=timeout)
+
+
 # The end of a session
 
 
@@ -582,6 +624,7 @@ async def test_the_expected_id_is_checked_in_every_form():
     [
         ("127.0.0.1", {"expect": b"short"}),
         ("127.0.0.1", {"expect": "no hex"}),
+        ("127.0.0.1", {"expect": 5}),
         (f"{NOT_MINE.hex()}@127.0.0.1:9999", {"expect": bytes(32)}),
         ("10.0.0.5:1234", {"port": 4321}),
         ("abc@10.0.0.5:1234", {}),

@@ -13,7 +13,7 @@ import pytest
 
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import RESERVED_PREFIXES, Endpoint, EndpointDirectory, EndpointMetadata
-from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError, RemoteError
+from synapse_p2p.exceptions import CallError, ConfigError, InvalidAnswerError, InvalidMessageError, RemoteError
 from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
 
 CONTEXT = CallContext(peer=None, address="127.0.0.1:80")
@@ -534,3 +534,19 @@ async def test_a_call_that_is_cancelled_ends_as_cancelled():
 
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_another_programs_bad_answer_is_no_fault_of_the_caller(caplog: pytest.LogCaptureFixture):
+    endpoints = directory()
+
+    async def relay() -> None:
+        raise InvalidAnswerError("10.0.0.7:9999 answered another request")
+
+    endpoints.register("relay", relay)
+
+    outcome = await serve(endpoints, "relay")
+
+    assert isinstance(outcome, Refusal)
+    assert outcome.code is Code.INTERNAL_ERROR
+    assert "10.0.0.7" not in outcome.message
+    assert len(caplog.records) == 1

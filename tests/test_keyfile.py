@@ -528,8 +528,8 @@ def test_a_folder_that_nobody_can_make_is_named_in_the_error():
 
 def test_what_a_killed_process_left_is_taken_away_and_other_files_are_not(tmp_path: Path):
     write_key(tmp_path / "node.key")
-    others = ["node.key.bak", "notes.new", "other.key.00.new"]
-    for name in ("node.key.0011.new", "node.key.2233.new", *others):
+    others = ["node.key.bak", "node.key.new", "node.key.backup.new", "notes.new", "other.key.0011223344556677.new"]
+    for name in ("node.key.0011223344556677.new", "node.key.8899aabbccddeeff.new", *others):
         (tmp_path / name).touch()
 
     KeyFile.open(tmp_path / "node.key").close()

@@ -55,6 +55,7 @@ class SessionUse(Generic[S]):
     last_used: float
     is_idle: bool
     is_accepted: bool = False
+    is_settled: bool = True  # false of one just opened to us: its first call is on the way
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +87,19 @@ def has_place(open_sessions: Iterable[SessionUse[S]], limits: SessionLimits) -> 
 
 def sessions_to_close(open_sessions: Iterable[SessionUse[S]], limits: SessionLimits) -> list[S]:
     """The idle sessions that are too many, least recently used first. A session with a call in flight is never among
-    them.
+    them, and one that is not settled only where the places themselves are taken.
     """
     uses = list(open_sessions)
     idle = sorted((use for use in uses if use.is_idle), key=lambda use: use.last_used)
     accepted_surplus = max(sum(use.is_accepted for use in uses) - limits.max_accepted, 0)
     closed = [use for use in idle if use.is_accepted][:accepted_surplus]
     kept = [use for use in idle if use not in closed] if closed else idle
-    surplus = max(len(kept) - limits.max_idle, len(uses) - len(closed) - limits.max_sessions, 0)
-    closed += kept[:surplus]
+    settled = [use for use in kept if use.is_settled]
+    chosen = settled[: max(len(settled) - limits.max_idle, 0)]
+    missing_places = len(uses) - len(closed) - limits.max_sessions - len(chosen)
+    if missing_places > 0:
+        chosen += [use for use in kept if use not in chosen][:missing_places]
+    closed += chosen
     return [use.session for use in sorted(closed, key=lambda use: use.last_used)]
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum, StrEnum
 from typing import Any, TypeAlias
 
@@ -48,6 +48,7 @@ CONTROL_PREFIX = "_dht."  # calls to these endpoints travel as control frames
 QUESTION_PREFIX = "_synapse."  # calls to these take no place from a user's functions
 NODE_IS_STOPPING = "the node is stopping"
 MIN_KEPT_DEADLINES = 64  # of calls that may have ended, before they are looked through
+MIN_SILENCE_S = 1.0  # with not one byte for so long, a call that expires makes us ask whether the peer is there
 MAX_DEADLINE_MS = 10 * 365 * 86_400 * 1000
 
 
@@ -268,6 +269,8 @@ class Session:
         """Let time pass: deadlines, and silence."""
         while self._deadlines and (self._deadlines[0][0] <= now or not self._is_open(self._deadlines[0][1])):
             _, call_id = heapq.heappop(self._deadlines)
+            if call_id in self._ours and now >= self._last_received + MIN_SILENCE_S:
+                self.ping(now)  # no answer, and nothing else either: is it there at all?
             self._expire(call_id)  # where it has not ended in time
         if self.is_closing or now < self._silence_at():
             return
@@ -392,7 +395,9 @@ class Session:
             self._waiting_sizes[call_id] = self._arrived_bytes
             self._waiting_bytes += self._arrived_bytes
         else:
-            self._refuse(call_id, Code.BUSY, "too many calls of yours are waiting here", kind=kind)
+            self._refuse(
+                call_id, Code.BUSY, "too many calls of yours are waiting here", {"may_have_started": False}, kind=kind
+            )
 
     def _on_cancel(self, call_id: int) -> None:
         if self._is_own(call_id) or call_id > max(self._last_peer_ids.values()):
@@ -509,7 +514,7 @@ class Session:
             self._max_deadlines = MIN_KEPT_DEADLINES + 2 * len(self._deadlines)
         heapq.heappush(self._deadlines, (deadline, call_id))
 
-    def _queue(self, kind: FrameKind, call_id: int, body: bytes, values: Iterable[Any]) -> None:
+    def _queue(self, kind: FrameKind, call_id: int, body: bytes, values: Sequence[Any]) -> None:
         """Let a message of a call leave; `values` are those of the user's in it."""
         if len(body) > self._max_bytes[kind]:
             raise FrameTooLarge(limit_bytes=self._max_bytes[kind], actual_bytes=len(body))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NoReturn, TypeAlias, TypeVar, dataclass_transform
@@ -300,13 +300,14 @@ _CALL = int(MessageType.CALL)
 _RESULT = int(MessageType.RESULT)
 
 
-def check_readable(values: Iterable[Any], body: bytes) -> None:
+def check_readable(values: Sequence[Any], body: bytes) -> None:
     """Raise ValueError for a task message of ours that packs, but for which the other end would close the session.
 
     MsgPack carries keys that are numbers, any depth and any count; readers do not. `values` are the user's, `body` is
     the message that holds them. Cost: none for plain values, else that of decoding `body`.
     """
-    if _PLAIN.issuperset(map(type, values)):
+    # By themselves they are in every budget too, while they are few.
+    if len(values) < MAX_UNCOUNTED_VALUES and _PLAIN.issuperset(map(type, values)):
         return
     try:
         unpack(body, TASK_LIMITS)
@@ -314,6 +315,7 @@ def check_readable(values: Iterable[Any], body: bytes) -> None:
         raise ValueError(f"the other end would not read it ({error.__cause__ or error})") from error
 
 
+MAX_UNCOUNTED_VALUES = 1024
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 
 

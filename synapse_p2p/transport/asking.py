@@ -6,6 +6,7 @@ The twin of `serving.py`. How a call ends is decided in `protocol/session.py`.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ class AskedCalls:
         address: str,
         now: Callable[[], float],
         max_control_calls: int,
+        max_calls: int,
         is_open: Callable[[], bool],
         on_asked: Callable[[bool], None],
     ) -> None:
@@ -43,6 +45,8 @@ class AskedCalls:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._control_places = asyncio.Semaphore(max_control_calls)
+        self._max_calls = max_calls  # as many as a peer lets wait; not a semaphore, for a lone call waits for nothing
+        self._in_line: deque[asyncio.Future[None]] = deque()
 
     async def call(
         self,
@@ -65,7 +69,7 @@ class AskedCalls:
         if is_control:
             await self._take_control_place(deadline)
             now = self._now()
-        elif self._outflow.is_full:
+        elif self._outflow.is_full or len(self._waiting) >= self._max_calls:
             await self._wait_for_room(deadline)
             now = self._now()
         try:
@@ -87,6 +91,8 @@ class AskedCalls:
         finally:
             if is_control:
                 self._control_places.release()
+            if self._in_line:
+                self._call_up()
 
     def end(self, call_id: int, outcome: Any) -> None:
         """The call returned this."""
@@ -124,13 +130,36 @@ class AskedCalls:
             raise Timeout(f"too many calls to {self._address} were waiting; this one was not started") from None
 
     async def _wait_for_room(self, deadline: float | None) -> None:
-        """Return when more may be written, or the stream has ended. Raises Timeout."""
+        """Return when one more call may be written, or the stream has ended. Raises Timeout.
+
+        A burst of calls stands in line here instead of being refused there.
+        """
         try:
             async with asyncio.timeout(self._left_s(deadline)):
-                while self._outflow.is_full:
-                    await self._outflow.wait_for_room()
+                while self._outflow.is_full or (len(self._waiting) >= self._max_calls and self._is_open()):
+                    if self._outflow.is_full:
+                        await self._outflow.wait_for_room()
+                    else:
+                        await self._stand_in_line()
         except TimeoutError:
-            raise Timeout(f"{self._address} reads too slowly; the call was not started") from None
+            raise Timeout(f"{self._address} takes no more calls now; this one was not started") from None
+
+    async def _stand_in_line(self) -> None:
+        place: asyncio.Future[None] = self._loop.create_future()
+        self._in_line.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._call_up()  # it was our turn, and is the next one's now
+            raise
+
+    def _call_up(self) -> None:
+        while self._in_line:
+            place = self._in_line.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
 
     def _left_s(self, deadline: float | None) -> float | None:
         return None if deadline is None else deadline - self._now()

@@ -169,6 +169,19 @@ class SessionConnection:
             self._pump()
         self._close_stream()
 
+    def part(self, code: str, text: str = "") -> None:
+        """Say goodbye, and close once the peer has, or after `goodbye_timeout_s`.
+
+        What the peer sent meanwhile is not met by a reset, which could overtake our goodbye: so it knows that nothing
+        of it started.
+        """
+        if self._session is None or self._session.is_closing:
+            self.close(code, text)
+            return
+        self._session.goodbye(code, text)
+        self._pump()
+        self._alarm.set(self._config.goodbye_timeout_s, self._close_stream)
+
     def abort(self) -> None:
         """Close at once."""
         if self._stream is not None:
@@ -277,6 +290,7 @@ class SessionConnection:
             address=self.address,
             now=self._runtime.now,
             max_control_calls=self._config.max_control_calls,
+            max_calls=self._config.max_calls_served + self._config.max_calls_queued,
             is_open=self._takes_calls,
             on_asked=self._on_asked,
         )
@@ -435,7 +449,7 @@ class SessionConnection:
         if self._goodbye_when_idle is not None:
             code, text = self._goodbye_when_idle
             self._goodbye_when_idle = None
-            self.close(code, text)
+            self.part(code, text)
 
     def _close_stream(self) -> None:
         # Not abort: a refusal or an answer may be on its way. The timer sees to it that the wait is short.

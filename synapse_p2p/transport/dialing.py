@@ -23,6 +23,8 @@ from synapse_p2p.transport.connection import SessionConnection
 from synapse_p2p.transport.serving import CallServer
 from synapse_p2p.transport.spoken import note_encrypted, spoke_encrypted
 
+MAX_UNIX_MS = 2**63 - 1
+
 
 class SessionDialer:
     """One end of sessions, opened and accepted: what is the same for all of them.
@@ -63,7 +65,9 @@ class SessionDialer:
         """What we say of ourselves in a handshake now."""
         port = self._listen_port()
         mode: Mode = "node" if port else "client"
-        return Parameters(mode, port, self._instance, self._agent, round(self._runtime.unix_now() * 1000))
+        unix_ms = round(self._runtime.unix_now() * 1000)
+        # A clock that is wrong by ages is told as far as a peer can read it.
+        return Parameters(mode, port, self._instance, self._agent, min(max(0, unix_ms), MAX_UNIX_MS))
 
     async def dial(
         self,

@@ -16,7 +16,7 @@ from typing import Any
 from synapse_p2p.background import TaskScope
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.context import CallContext, MountedHandler
-from synapse_p2p.exceptions import FrameTooLarge, PeerUnavailable, RemoteError, Timeout
+from synapse_p2p.exceptions import FrameTooLarge, HandshakeFailed, PeerUnavailable, RemoteError, Timeout
 from synapse_p2p.identity import NodeID
 from synapse_p2p.messages import Code, Refusal
 from synapse_p2p.protocol.session import Session
@@ -81,6 +81,12 @@ class HeldSession:
                 except PeerUnavailable as error:
                     error.may_have_started = was_sent  # a first try of an idempotent call was sent
                     raise
+                except HandshakeFailed as error:
+                    if error.reason != "closed":
+                        raise
+                    if is_last_try:
+                        raise PeerUnavailable(str(error), may_have_started=was_sent) from error
+                    continue  # nothing was sent on it
             left_s = None if deadline is None else deadline - self._runtime.now()
             try:
                 return await connection.call(endpoint, args, kwargs, timeout_s=left_s, options=options)

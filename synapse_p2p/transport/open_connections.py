@@ -104,7 +104,7 @@ class OpenConnections:
         """Close the idle sessions that are too many."""
         now = self._now()
         for connection in sessions_to_close(self._uses(), self._limits):
-            connection.close("idle")
+            connection.part("idle")
         if self._limits_timer is None and any(_is_fresh(connection, now) for connection in self._held):
             self._limits_timer = asyncio.get_running_loop().call_later(SETTLE_S, self._on_settled)
 
@@ -177,8 +177,9 @@ class OpenConnections:
             SessionUse(
                 connection,
                 connection.last_used,
-                is_idle=not connection.calls_in_flight and not _is_fresh(connection, now),
+                is_idle=not connection.calls_in_flight and not (connection.is_dialer and _is_fresh(connection, now)),
                 is_accepted=not connection.is_dialer,
+                is_settled=not _is_fresh(connection, now),
             )
             for connection in self._held
             if connection.is_open and connection is not but
@@ -190,5 +191,5 @@ class OpenConnections:
 
 
 def _is_fresh(connection: SessionConnection, now: float) -> bool:
-    """Whether we dialed it just now; it is looked at again later."""
-    return connection.is_dialer and connection.is_open and now < connection.established_at + SETTLE_S
+    """Whether it was opened just now, so that its first call is on the way; it is looked at again later."""
+    return connection.is_open and now < connection.established_at + SETTLE_S

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from synapse_p2p.exceptions import (
     ConfigError,
     FrameTooLarge,
+    InvalidAnswerError,
     InvalidMessageError,
     PeerUnavailable,
     RemoteError,
@@ -97,13 +98,16 @@ class PlainCaller:
             raise PeerUnavailable(f"{self._name} cannot be reached: {error}") from error
 
     def _result_in(self, payload: bytes, request: RPCRequest) -> Any:
-        response = self._serializer_class.deserialize(payload)
+        try:
+            response = self._serializer_class.deserialize(payload)
+        except InvalidMessageError as error:
+            raise InvalidAnswerError(f"{self._name}: {error}") from error
         if not isinstance(response, RPCResponse):
             # A breach of the wire, but callers of 1.3 catch a RuntimeError here.
             raise RemoteError(Code.INTERNAL_ERROR, f"{self._name} returned a non-response message")
         # A server that could not read a request answers it without an id.
         if response.id != request.id and (response.ok or response.id):
-            raise InvalidMessageError(f"{self._name} answered another request")
+            raise InvalidAnswerError(f"{self._name} answered another request")
         if response.ok:
             return response.result
         if response.error is None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -268,3 +270,14 @@ def test_the_first_rest_is_bounded_too(pause_s: float):
     dials.on_failure("a", 0.0)
 
     assert not dials.is_resting("a", 8.0)
+
+
+def test_a_session_just_accepted_is_not_closed_for_being_idle_but_for_its_place():
+    limits = SessionLimits(max_sessions=3, max_accepted=3, max_idle=1)
+    old, older = (SessionUse(name, at, is_idle=True, is_accepted=True) for name, at in (("old", 2.0), ("older", 1.0)))
+    fresh = [SessionUse(f"fresh {n}", 3.0 + n, is_idle=True, is_accepted=True, is_settled=False) for n in range(3)]
+
+    assert sessions_to_close([old, older, fresh[0]], limits) == ["older"]
+    assert sessions_to_close(fresh, limits) == []
+    assert sessions_to_close([*fresh, old], limits) == ["old"]
+    assert sessions_to_close([*fresh, replace(fresh[2], session="newest", last_used=9.0)], limits) == ["fresh 0"]

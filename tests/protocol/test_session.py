@@ -728,7 +728,42 @@ def test_our_call_expires_at_its_deadline_and_the_peer_is_told():
     dialer.poll(2.0)
 
     assert dialer.events() == [CallExpired(call_id)]
+    # Not one byte came in two seconds: is it there at all?
+    assert frames_in(dialer.data_to_send()) == [(FrameKind.CONTROL, Ping()), (FrameKind.CONTROL, Cancel(call_id))]
+
+
+def test_a_call_that_expires_beside_others_that_are_answered_causes_no_ping():
+    dialer, listener = pair()
+    call_id = dialer.call("slow", [], {}, now=0.0, deadline=2.0)
+    answered = dialer.call("echo", [], {}, now=0.0)
+    listener.receive_data(dialer.data_to_send(), 0.0)
+    listener.answer(answered, None)
+    dialer.receive_data(listener.data_to_send(), 1.5)
+
+    dialer.poll(2.0)
+
     assert frames_in(dialer.data_to_send()) == [(FrameKind.CONTROL, Cancel(call_id))]
+
+
+def test_a_peer_that_went_away_in_silence_is_given_up_soon_after_a_call_expired():
+    dialer, _ = pair()
+    dialer.call("echo", [], {}, now=0.0, deadline=2.0)
+
+    dialer.poll(2.0)
+    dialer.poll(2.0 + SMALL.ping_timeout_s)
+
+    assert PeerSilent() in dialer.events()
+
+
+@pytest.mark.parametrize("kwargs", [{}, {f"k{number}": number for number in range(70_000)}])
+def test_more_plain_arguments_than_a_reader_takes_are_refused_here(kwargs: dict[str, Any]):
+    dialer, _ = pair(SessionConfig())
+    args = [] if kwargs else list(range(270_000))
+
+    with pytest.raises(ValueError, match="would not read"):
+        dialer.call("echo", args, kwargs, now=0.0)
+
+    assert dialer.data_to_send() == b""
 
 
 def test_their_call_is_withdrawn_at_its_deadline_and_they_are_told():
