@@ -226,6 +226,7 @@ def test_synapse_p2p_exports_exactly_these_names():
         "FrameTooLarge",
         "HandshakeFailed",
         "Identity",
+        "InvalidAnswerError",
         "InvalidMessageError",
         "KeyFileError",
         "NodeID",
