@@ -5,7 +5,9 @@ Pure. Owns what an address between nodes may look like; whether one is dialed is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from synapse_p2p.exceptions import InvalidMessageError
@@ -13,6 +15,8 @@ from synapse_p2p.identity import NODE_ID_SIZE_BYTES, NodeID
 from synapse_p2p.transport.base import is_literal_address
 
 MAX_ADDRESSES = 4
+MAX_SHARED = 16_384
+"""Contacts that are remembered to be shared: 10 MiB at most, with four addresses each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,24 @@ class Contact:
         object.__setattr__(self, "point", int.from_bytes(self.id, "big"))
 
 
+@lru_cache(maxsize=MAX_SHARED)
+def shared_contact(node_id: NodeID, addresses: tuple[str, ...]) -> Contact:
+    """The contact of this id and these addresses: mostly one that exists already.
+
+    A node hears of the same few contacts in every answer. Finding one takes a tenth of the time of making it, and a
+    process with many nodes keeps each once.
+    """
+    return Contact(node_id, addresses)
+
+
 def encode_contact(contact: Contact) -> list[Any]:
     """`[id, [address, ...]]`."""
     return [contact.id, list(contact.addresses)]
+
+
+def encode_contacts(contacts: Iterable[Contact]) -> list[list[Any]]:
+    """Each as `encode_contact` has it."""
+    return [[contact.id, [*contact.addresses]] for contact in contacts]  # every answer has twenty: no call for each
 
 
 def decode_contacts(value: Any, *, max_count: int, max_addresses: int = MAX_ADDRESSES) -> list[Contact]:
@@ -56,6 +75,17 @@ def _decode_contact(value: Any, max_addresses: int) -> Contact:
     if type(addresses) is not list or len(addresses) > max_addresses:
         raise InvalidMessageError(f"a contact's addresses are an array of at most {max_addresses}")
     for address in addresses:
-        if type(address) is not str or not is_literal_address(address):
-            raise InvalidMessageError("a contact's address is an IP literal with a port")
-    return Contact(node_id, tuple(addresses))
+        if type(address) is not str:
+            raise InvalidMessageError(_NO_ADDRESS)
+    return _checked_contact(node_id, *addresses)
+
+
+@lru_cache(maxsize=MAX_SHARED)
+def _checked_contact(node_id: NodeID, *addresses: str) -> Contact:
+    # Remembered with the verdict, and by its parts: most have one address, and no tuple is made to find them.
+    if not all(map(is_literal_address, addresses)):
+        raise InvalidMessageError(_NO_ADDRESS)
+    return shared_contact(node_id, addresses)
+
+
+_NO_ADDRESS = "a contact's address is an IP literal with a port"

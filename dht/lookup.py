@@ -20,13 +20,11 @@ The lookup itself ends once:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import islice
 from typing import TypeAlias
-
-from sortedcontainers import SortedDict
 
 from dht.config import LookupConfig
 from dht.contact import Contact
@@ -146,7 +144,10 @@ class Lookup:
         self._wanted = min(EARLY_COUNT, config.k) if mode is LookupMode.EARLY else config.k
         self._max_shortlist = SHORTLIST_FACTOR * config.k
         self._candidates: dict[NodeID, _Candidate] = {}  # the shortlist's, and those that failed
-        self._shortlist = SortedDict()  # distance to _Candidate, without the failed
+        # The shortlist, nearest first and without the failed, and the distances of those in it. Two lists, for `bisect`
+        # compares numbers ten times as fast as it asks candidates for theirs, and a few hundred are moved at once.
+        self._shortlist: list[_Candidate] = []
+        self._distances: list[int] = []
         self._deadlines: dict[NodeID, float] = {}  # of those in flight; ascending, as all get the same time
         self._asked = 0
         self._failed = 0
@@ -189,14 +190,14 @@ class Lookup:
         del self._deadlines[sender]
         candidate = self._candidates[sender]
         candidate.state = _State.FAILED
-        del self._shortlist[candidate.distance]
+        self._drop(candidate)
         self._failed += 1
         self._record(TraceEvent.FAILED, candidate, now)
 
     def _next_step(self, now: float) -> Step:
         if self._found and self._mode is LookupMode.FAST:
             return Finished(self._conclude(complete=True))
-        eligible: list[_Candidate] = list(islice(self._shortlist.values(), self._wanted))
+        eligible = self._shortlist[: self._wanted]
         unasked = [candidate for candidate in eligible if candidate.state is _State.UNASKED]
         if self._mode is LookupMode.EARLY and _all_answered(eligible):
             return Finished(self._conclude(complete=True))
@@ -232,19 +233,25 @@ class Lookup:
                 continue
             candidate = _Candidate(contact, contact.point ^ self._target_point, depth)
             self._candidates[contact.id] = candidate
-            self._shortlist[candidate.distance] = candidate
+            place = bisect_left(self._distances, candidate.distance)
+            self._distances.insert(place, candidate.distance)
+            self._shortlist.insert(place, candidate)
             if len(self._shortlist) > self._max_shortlist:
                 self._drop_farthest_unasked()
 
+    def _drop(self, candidate: _Candidate) -> None:
+        place = bisect_left(self._distances, candidate.distance)
+        del self._distances[place], self._shortlist[place]
+
     def _drop_farthest_unasked(self) -> None:
-        for candidate in reversed(self._shortlist.values()):
+        for candidate in reversed(self._shortlist):
             if candidate.state is _State.UNASKED:
-                del self._shortlist[candidate.distance]
+                self._drop(candidate)
                 del self._candidates[candidate.contact.id]
                 return
 
     def _conclude(self, *, complete: bool) -> LookupOutcome:
-        answered = [candidate for candidate in self._shortlist.values() if candidate.state is _State.ANSWERED]
+        answered = [candidate for candidate in self._shortlist if candidate.state is _State.ANSWERED]
         return LookupOutcome(
             target=self._target,
             closest=tuple(candidate.contact for candidate in answered[: self._config.k]),

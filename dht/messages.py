@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dht.agents.index import MAX_SHARD_DEPTH
-from dht.contact import Contact, decode_contacts, encode_contact
+from dht.contact import Contact, decode_contacts, encode_contacts
 from dht.keyspace import KEY_SIZE_BYTES, Key
 from synapse_p2p.exceptions import InvalidMessageError
 
@@ -74,7 +74,7 @@ class FindNodeAnswer:
     contacts: tuple[Contact, ...]
 
     def to_map(self) -> dict[str, Any]:
-        return {"contacts": [encode_contact(contact) for contact in self.contacts]}
+        return {"contacts": encode_contacts(self.contacts)}
 
     @classmethod
     def from_map(cls, mapping: Any) -> FindNodeAnswer:
@@ -142,7 +142,7 @@ class FindValueAnswer:
             "depth": self.depth,
             "full": self.full,
             "estimate": self.estimate,
-            "contacts": [encode_contact(contact) for contact in self.contacts],
+            "contacts": encode_contacts(self.contacts),
         }
 
     @classmethod
@@ -196,7 +196,7 @@ class StoreAnswer:
             "stored": self.stored,
             "refusal": None if self.refusal is None else str(self.refusal),
             "newer": self.newer,
-            "contacts": [encode_contact(contact) for contact in self.contacts],
+            "contacts": encode_contacts(self.contacts),
         }
 
     @classmethod
@@ -232,7 +232,7 @@ class ExchangeAnswer:
     contacts: tuple[Contact, ...]
 
     def to_map(self) -> dict[str, Any]:
-        return {"contacts": [encode_contact(contact) for contact in self.contacts]}
+        return {"contacts": encode_contacts(self.contacts)}
 
     @classmethod
     def from_map(cls, mapping: Any) -> ExchangeAnswer:

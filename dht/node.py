@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dht.admission import Candidates
 from dht.agents.index import capability_key, capability_root, check_belongs
-from dht.agents.record import AgentRecord
+from dht.agents.record import AgentRecord, NewestSeen
 from dht.bootstrap import Bootstrap, JoinReport, SeedAddress, SeedState
 from dht.config import DHTConfig
 from dht.contact import Contact
@@ -92,8 +92,9 @@ class DHTNode:
         self._host = host
         self._config = config or DHTConfig()
         self.routing_table = RoutingTable(host.identity.node_id, self._config.routing)
-        self.store = store or MemoryRecordStore(self._config.records)
+        self.store = MemoryRecordStore(self._config.records) if store is None else store
         self._candidates = Candidates(pause_s=self._config.check_dial_pause_s)
+        self._newest_seen = NewestSeen()
         self._requester = Requester(
             host, self.routing_table, self._config, on_added=self._on_added, on_candidate=self._on_candidate
         )
@@ -173,7 +174,7 @@ class DHTNode:
         own = [reading.take(stored.record) for stored in self.store.get(root, self._host.runtime.now())]
         if any(own) and mode is LookupMode.FAST:
             outcome = LookupOutcome(root, (), None, 0, 0, found=True, complete=True, trace=())
-            return ProvidersFound(reading.records(), outcome)
+            return ProvidersFound(self._newest_seen.of(reading.records()), outcome)
         request = FindValue(root, capability=capability, nonce=self._host.runtime.token_bytes(NONCE_SIZE_BYTES))
         is_truncated = False
 
@@ -186,7 +187,7 @@ class DHTNode:
 
         await self._knock_if_alone()
         outcome = await self._requester.lookup(root, mode, ask=ask)
-        return ProvidersFound(reading.records(), outcome, is_truncated)
+        return ProvidersFound(self._newest_seen.of(reading.records()), outcome, is_truncated)
 
     async def publish(self, envelope: bytes, record: AgentRecord, capability: str) -> PublishReport:
         """Store an agent's record under one of its capabilities, on the k nodes nearest to the key; maybe on ourselves

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from dht.config import DHTConfig
-from dht.contact import Contact
+from dht.contact import Contact, shared_contact
 from dht.keyspace import Key
 from dht.lookup import Ask, Finished, Lookup, LookupMode, LookupOutcome, TraceEvent, Wait
 from dht.messages import (
@@ -152,7 +152,7 @@ class Requester:
             raise
         addresses = self._host.peers.proved_addresses(contact.id)
         if addresses:
-            self._observe(Contact(contact.id, addresses))
+            self._observe(contact if contact.addresses == addresses else shared_contact(contact.id, addresses))
         elif contact.addresses:
             self._on_candidate(contact)
         return answer

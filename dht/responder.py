@@ -13,7 +13,7 @@ from typing import Any
 from dht.agents.index import capability_key, check_belongs
 from dht.agents.record import AgentRecord, read_agent_record
 from dht.config import DHTConfig
-from dht.contact import Contact
+from dht.contact import Contact, shared_contact
 from dht.exceptions import RecordRefused
 from dht.keyspace import Key, distance
 from dht.messages import (
@@ -150,13 +150,16 @@ class Responder:
         if context.peer is None:
             raise CallError("not_authenticated", "the overlay answers encrypted sessions alone")
         if context.listen_address is not None:
-            self._on_candidate(Contact(context.peer, (context.listen_address,)))
+            self._on_candidate(shared_contact(context.peer, (context.listen_address,)))
         return context.peer
 
     def _near(self, target: Key, caller: bytes) -> tuple[Contact, ...]:
         k = self._config.lookup.k
-        near = [contact for contact in self._table.closest_unsuspected(target, k + 1) if contact.id != caller]
-        return tuple(near[:k])
+        near = self._table.closest_unsuspected(target, k)
+        if caller in [contact.id for contact in near]:
+            # Asked for only now: one more than k is mostly in another k-bucket, all of which would be sorted for it.
+            near = [contact for contact in self._table.closest_unsuspected(target, k + 1) if contact.id != caller]
+        return tuple(near)
 
     def _is_close(self, key: Key) -> bool:
         """Whether fewer than 2k nodes that we know are nearer: a record far from its key would never be found here."""

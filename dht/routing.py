@@ -15,11 +15,10 @@ A contact's life, told by events:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING
-
-from sortedcontainers import SortedDict
 
 from dht.config import RoutingConfig
 from dht.contact import Contact
@@ -66,7 +65,8 @@ class RoutingTable:
         self._own_id = own_id
         self._own_point = int.from_bytes(own_id, "big")
         self._config = config
-        self._kbuckets = SortedDict()  # index to _KBucket
+        self._kbuckets: dict[int, _KBucket] = {}
+        self._indexes: list[int] = []  # of the k-buckets, ascending: few, and hardly ever another
         self._refreshed_at: dict[int, float] = {}
 
     def observe(self, contact: Contact, now: float) -> Observation:
@@ -74,9 +74,10 @@ class RoutingTable:
         if contact.id == self._own_id:
             return Observation.OWN
         index = self._index(contact.point)
-        kbucket: _KBucket | None = self._kbuckets.get(index)
+        kbucket = self._kbuckets.get(index)
         if kbucket is None:
             kbucket = self._kbuckets[index] = _KBucket()
+            insort(self._indexes, index)
         if contact.id in kbucket.contacts:
             del kbucket.contacts[contact.id]
             kbucket.failures.pop(contact.id, None)
@@ -116,7 +117,9 @@ class RoutingTable:
         if kbucket.replacement_cache:
             _promote(kbucket)
         elif not kbucket.contacts:
-            del self._kbuckets[self._index(contact.point)]
+            index = self._index(contact.point)
+            del self._kbuckets[index]
+            self._indexes.remove(index)
         return contact
 
     def get(self, node_id: NodeID) -> Contact | None:
@@ -132,7 +135,7 @@ class RoutingTable:
 
     def __iter__(self) -> Iterator[Contact]:
         """Live contacts, farthest k-bucket first, least recently seen first within it."""
-        for kbucket in self._kbuckets.values():
+        for kbucket in self._farthest_first():
             yield from kbucket.contacts.values()
 
     def closest(self, target: Key, count: int) -> list[Contact]:
@@ -141,22 +144,24 @@ class RoutingTable:
         Cost: about `count` log `count`, over the few k-buckets that are needed. Source: Kademlia section 2.3.
         """
         point = int.from_bytes(target, "big")
-        found: list[Contact] = []
+        found: dict[int, Contact] = {}  # by distance, which no two share
         for kbucket in self._nearest_kbuckets(point):
-            found += sorted(kbucket.contacts.values(), key=lambda contact: contact.point ^ point)
+            for contact in kbucket.contacts.values():
+                found[contact.point ^ point] = contact
             if len(found) >= count:
                 break
-        return found[:count]
+        return [found[distance] for distance in sorted(found)[:count]]
 
     def closest_unsuspected(self, target: Key, count: int) -> list[Contact]:
         """As `closest`, without suspects: others are told of nobody who failed since last seen."""
         point = int.from_bytes(target, "big")
-        found: list[Contact] = []
+        found: dict[int, Contact] = {}
         for kbucket in self._nearest_kbuckets(point):
-            found += sorted(_unsuspected(kbucket), key=lambda contact: contact.point ^ point)
+            for contact in _unsuspected(kbucket):
+                found[contact.point ^ point] = contact
             if len(found) >= count:
                 break
-        return found[:count]
+        return [found[distance] for distance in sorted(found)[:count]]
 
     def has_room(self, node_id: NodeID) -> bool:
         """Whether this node, seen alive now, would be added: it is worth a check dial."""
@@ -168,7 +173,7 @@ class RoutingTable:
     def stale_contacts(self, now: float) -> list[Contact]:
         """Of each k-bucket the least recently seen contact, where that was over `stale_after_s` ago."""
         stale: list[Contact] = []
-        for kbucket in self._kbuckets.values():
+        for kbucket in self._farthest_first():
             node_id, contact = next(iter(kbucket.contacts.items()))
             if now - kbucket.seen_at[node_id] > self._config.stale_after_s:
                 stale.append(contact)
@@ -181,7 +186,7 @@ class RoutingTable:
         """
         if not self._kbuckets:
             return []
-        deepest = self._kbuckets.keys()[-1]
+        deepest = self._indexes[-1]
         refreshed_at = self._refreshed_at
         return [index for index in range(deepest + 1) if index not in refreshed_at or now - refreshed_at[index] > age_s]
 
@@ -193,12 +198,13 @@ class RoutingTable:
 
     def sample(self, count: int, rng: Random) -> list[Contact]:
         """Up to `count` random unsuspected contacts, in random order. Cost: O(n) over contacts held."""
-        unsuspected = [contact for kbucket in self._kbuckets.values() for contact in _unsuspected(kbucket)]
+        unsuspected = [contact for kbucket in self._farthest_first() for contact in _unsuspected(kbucket)]
         return rng.sample(unsuspected, min(count, len(unsuspected)))
 
     def check_invariants(self) -> None:
         """Assert what the class promises; for tests."""
         k = self._config.k
+        assert self._indexes == sorted(self._kbuckets)
         for index, kbucket in self._kbuckets.items():
             assert 0 < len(kbucket.contacts) <= k
             assert len(kbucket.replacement_cache) <= k
@@ -232,6 +238,9 @@ class RoutingTable:
             del cache[next(iter(cache))]
         cache[contact.id] = (contact, now)
 
+    def _farthest_first(self) -> Iterator[_KBucket]:
+        return (self._kbuckets[index] for index in self._indexes)
+
     def _nearest_kbuckets(self, target_point: int) -> Iterator[_KBucket]:
         """All k-buckets, so that everything in one is nearer to the target than everything in the next.
 
@@ -244,17 +253,18 @@ class RoutingTable:
         """
         gap = target_point ^ self._own_point
         first = ID_BITS - gap.bit_length()
-        kbuckets = self._kbuckets
+        kbuckets, indexes = self._kbuckets, self._indexes
         if first in kbuckets:
             yield kbuckets[first]
+        place = bisect_left(indexes, first)  # of the first k-bucket that is not above
         unset: list[_KBucket] = []
-        for index in kbuckets.irange(first + 1):
+        for index in indexes[place + (first in kbuckets) :]:
             if gap >> (ID_BITS - 1 - index) & 1:
                 yield kbuckets[index]
             else:
                 unset.append(kbuckets[index])
         yield from reversed(unset)
-        for index in kbuckets.irange(None, first - 1, reverse=True):
+        for index in reversed(indexes[:place]):
             yield kbuckets[index]
 
 
@@ -271,7 +281,7 @@ def _promote(kbucket: _KBucket) -> None:
     kbucket.contacts = {held.id: held for held in order}
 
 
-def _unsuspected(kbucket: _KBucket) -> list[Contact]:
+def _unsuspected(kbucket: _KBucket) -> Iterable[Contact]:
     if not kbucket.failures:
-        return list(kbucket.contacts.values())
+        return kbucket.contacts.values()
     return [contact for node_id, contact in kbucket.contacts.items() if node_id not in kbucket.failures]

@@ -1,216 +1,160 @@
-"""One session between two virtual hosts: how it is opened, and what goes over it.
+"""One end of a session between two virtual hosts: calls out, answers in, and how it closes.
 
 No message costs a task: all is futures and callbacks. The encryption of the real session is left out; its messages
-are the real ones.
-
-A dial, each arrow one latency:   connect ->   <- connect   hello ->   <- hello   confirm ->
-The dialer's end is open after the fourth arrow, so a first call takes three round trips and each later one takes
-one. The listener's end opens with `confirm`, which no call can overtake.
+are the real ones. Left out too is the message that tells a peer that nobody waits for its answer any more: a handler
+here answers at once, so there is nothing to end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from synapse_p2p.context import CallContext
+from simulations.delivery import Delivery, HostState, Receive
+from simulations.links import Nat
+from synapse_p2p.config import ServerConfig
+from synapse_p2p.context import CallContext, MountedHandler
+from synapse_p2p.endpoints import EndpointDirectory
 from synapse_p2p.exceptions import (
     ConfigError,
     FrameTooLarge,
-    HandshakeFailed,
     InvalidMessageError,
     PeerUnavailable,
     RemoteError,
-    SynapseError,
     Timeout,
 )
-from synapse_p2p.identity import NodeID
+from synapse_p2p.identity import Identity, NodeID, network_id_of
 from synapse_p2p.peers import ProvedPeer
 from synapse_p2p.protocol.pool_policy import SessionFacts
 from synapse_p2p.protocol.session import CONTROL_PREFIX, Code
-from synapse_p2p.protocol.wire import Call, Fail, FrameKind, Message, Result, decode_message, encode_message
-
-if TYPE_CHECKING:
-    from simulations.network import Receive, VirtualHost
+from synapse_p2p.protocol.wire import (
+    Call,
+    Fail,
+    FrameKind,
+    Result,
+    decode_message,
+    encode_call,
+    encode_message,
+    encode_result,
+)
+from synapse_p2p.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
 PING_ENDPOINT = "_synapse.ping"
 
 # What the digest says of messages that belong to no call.
-CONNECT = "connect"
-HELLO = "hello"
-REFUSE = "refuse"
 CONFIRM = "confirm"
 GOODBYE = "goodbye"
 RESET = "reset"
 
 
-class Dial:
-    """One attempt to open a session. It ends once, with the same for all who wait: our end of it, or an error.
+class SessionOwner(Protocol):
+    """Who is told what becomes of a host's sessions."""
 
-    connecting -> (accepted) shaking hands -> (proved) open
-    From the first two also: refused, out of time, our own host down -> failed.
-    """
+    def on_established(self, session: VirtualSession) -> None:
+        """A session that a peer dialed is open."""
+        ...
+
+    def has_place(self) -> bool:
+        """Whether one more session can be accepted."""
+        ...
+
+    def on_used(self, session: VirtualSession, *, is_first_call: bool = False) -> None:
+        """A call goes over it, either way; `is_first_call` says that it is ours and the only one in flight."""
+        ...
+
+    def on_idle(self, session: VirtualSession) -> None:
+        """The last call of ours over it has ended."""
+        ...
+
+    def on_closed(self, session: VirtualSession) -> None:
+        """It takes no calls any more. Told more than once where it ends more than once."""
+        ...
+
+
+class Station:
+    """A host as sessions see it: who it is, where, whether it lives, and what it answers."""
+
+    sessions: SessionOwner
 
     def __init__(
         self,
-        host: VirtualHost,
+        delivery: Delivery,
+        config: ServerConfig,
+        identity: Identity,
+        runtime: Runtime,
+        source_address: str,
         address: str,
-        expected_id: NodeID | None,
-        *,
-        is_check: bool = False,
-        on_end: Callable[[Dial, VirtualSession | SynapseError], None] | None = None,
+        network_name: str,
     ) -> None:
-        """Dial now; `on_end` hears of the end before those who wait."""
+        self.delivery = delivery
+        self.config = config
+        self.identity = identity
+        self.id: NodeID = identity.node_id
+        self.runtime = runtime
+        self.source_address = source_address
         self.address = address
-        self.expected_id = expected_id
-        self._host = host
-        self._network = host.network
-        self._incarnation = host.incarnation
-        self._is_check = is_check
-        self._on_end = on_end
-        self._waiters: list[asyncio.Future[VirtualSession]] = []
-        self._is_over = False
-        self._target = self._network.at(address)
-        self._target_incarnation = 0
-        self._target_unix_ms = 0
-        limit_s = self._network.config.pool.dial_timeout_s
-        late = Timeout(f"a dial of {address} took longer than {limit_s:g} s")
-        self._timer = self._network.loop.call_later(limit_s, self.fail, late)
-        self._to_target(CONNECT, self._at_target_connect)
+        self.network_name = network_name
+        self.network_id = network_id_of(network_name)
+        # What others' handlers may know of it: over a session that it opened, and over one that they did. Kept here,
+        # for sessions are too many to have one each.
+        listen_address = address or None
+        self.as_caller = CallContext(self.id, source_address, listen_address, network_name)
+        self.as_listener = CallContext(self.id, address, listen_address, network_name)
+        self.state = HostState.UP
+        self.nat = Nat.OPEN
+        self.incarnation = 0  # grows with every end of its process; what an earlier one knew is lost
+        self.endpoints = self._new_endpoints()
 
-    def waiter(self) -> asyncio.Future[VirtualSession]:
-        """A future of one's own, which can be cancelled without ending the dial for others."""
-        waiter = self._network.loop.create_future()
-        self._waiters.append(waiter)
-        return waiter
+    @property
+    def is_up(self) -> bool:
+        """Whether a node can live here now."""
+        return self.state is HostState.UP
 
-    def fail(self, error: SynapseError) -> None:
-        """End without a session."""
-        if self._end(error):
-            for waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_exception(error)
+    def mounted(self, endpoint: str) -> MountedHandler | None:
+        """The handler of an endpoint. It raises RemoteError and nothing else."""
+        return self.endpoints.mounted(endpoint)
 
-    def _at_target_connect(self, _endpoint: str, _body: bytes) -> None:
-        assert self._target is not None
-        if self._target.is_up:
-            self._target_incarnation = self._target.incarnation
-            self._to_us(CONNECT, self._on_connected)
-        else:
-            self._to_us(REFUSE, self._on_refused)
-
-    def _on_refused(self, _endpoint: str, _body: bytes) -> None:
-        self.fail(PeerUnavailable(f"{self.address} cannot be reached: connection refused"))
-
-    def _on_connected(self, _endpoint: str, _body: bytes) -> None:
-        if self._is_over:
-            return
-        self._timer.cancel()
-        late = HandshakeFailed("timeout", f"{self.address} did not finish the handshake in time")
-        limit_s = self._network.config.session.handshake_timeout_s
-        self._timer = self._network.loop.call_later(limit_s, self.fail, late)
-        self._to_target(HELLO, self._at_target_hello)
-
-    def _at_target_hello(self, _endpoint: str, _body: bytes) -> None:
-        assert self._target is not None
-        if not self._target.is_up or self._target.incarnation != self._target_incarnation:
-            self._to_us(REFUSE, self._on_closed)
-        elif self._target.network_id != self._host.network_id:
-            self._to_us(REFUSE, self._on_other_network)
-        else:
-            self._target_unix_ms = round(self._target.runtime.unix_now() * 1000)
-            self._to_us(HELLO, self._on_proved)
-
-    def _on_closed(self, _endpoint: str, _body: bytes) -> None:
-        self.fail(HandshakeFailed("closed", f"{self.address} closed the connection during the handshake"))
-
-    def _on_other_network(self, _endpoint: str, _body: bytes) -> None:
-        text = f"{self.address} belongs to another network"
-        self.fail(HandshakeFailed("refused", text, refusal="network"))
-
-    def _on_proved(self, _endpoint: str, _body: bytes) -> None:
-        assert self._target is not None
-        if self._incarnation != self._host.incarnation:
-            self.fail(PeerUnavailable("this host is down"))
-        elif self.expected_id is not None and self.expected_id != self._target.id:
-            self.fail(HandshakeFailed("identity", f"{self.address} is not {self.expected_id.hex()[:16]}"))
-        elif not self._is_over:
-            self._open(self._target)
-
-    def _open(self, target: VirtualHost) -> None:
-        lives = (self._incarnation, self._target_incarnation)
-        ours = VirtualSession(
-            self._host,
-            target,
-            is_dialer=True,
-            is_check=self._is_check,
-            lives=lives,
-            unix_ms=self._target_unix_ms,
-        )
-        ours.other = VirtualSession(
-            target,
-            self._host,
-            is_dialer=False,
-            is_check=self._is_check,
-            lives=lives[::-1],
-            unix_ms=round(self._host.runtime.unix_now() * 1000),
-        )
-        ours.other.other = ours
-        ours.confirm()
-        if self._end(ours):
-            for waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_result(ours)
-
-    def _end(self, result: VirtualSession | SynapseError) -> bool:
-        if self._is_over:
-            return False
-        self._is_over = True
-        self._timer.cancel()
-        if self._on_end is not None:
-            self._on_end(self, result)
-        return True
-
-    def _to_target(self, endpoint: str, receive: Receive) -> None:
-        # Nobody at the address: the message is lost, and time runs out.
-        if self._target is not None:
-            self._network.send(self._host, self._target, endpoint, b"", receive)
-
-    def _to_us(self, endpoint: str, receive: Receive) -> None:
-        assert self._target is not None
-        self._network.send(self._target, self._host, endpoint, b"", receive)
+    def _new_endpoints(self) -> EndpointDirectory:
+        endpoints = EndpointDirectory(token_bytes=self.runtime.token_bytes)
+        endpoints.mount("_synapse.", {PING_ENDPOINT: lambda request, context: "pong"})
+        return endpoints
 
 
 class VirtualSession:
-    """One end of a session. Messages of one direction keep their order.
+    """One end of a session, and the flow of messages that leaves it.
+
+    open        retire -> retiring;  close, goodbye, reset -> closed
+    retiring    takes no new call of ours, answers the peer's; its last call has ended -> goodbye, closed
 
     It belongs to one life of its host: after a crash it is closed, though nobody said so.
     """
 
     __slots__ = (
-        "_arrives_at",
         "_calls",
         "_host",
         "_incarnation",
         "_is_open",
+        "_is_retiring",
         "_next_id",
         "_remote",
         "_remote_incarnation",
         "_unix_ms",
+        "arrives_us",
         "is_check",
         "is_dialer",
+        "is_idle",
         "other",
         "peer_id",
     )
 
     def __init__(
         self,
-        host: VirtualHost,
-        remote: VirtualHost,
+        host: Station,
+        remote: Station,
         *,
         is_dialer: bool,
         is_check: bool,
@@ -225,14 +169,16 @@ class VirtualSession:
         self._remote = remote
         self._incarnation, self._remote_incarnation = lives
         self._unix_ms = unix_ms
-        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._calls: dict[int, asyncio.Future[Any]] = _NO_CALLS
+        self.is_idle = True  # no call of ours is in flight; a plain attribute, for limits ask it of many sessions
         self._next_id = 2 if is_dialer else 1  # as on the real wire
-        self._arrives_at = 0.0  # when the last message sent from here does
         self._is_open = is_dialer
+        self._is_retiring = False
+        self.arrives_us = 0
         self.is_dialer = is_dialer
         self.is_check = is_check
         self.peer_id = remote.id
-        self.other: VirtualSession = self  # until the two ends are joined
+        self.other: VirtualSession | None = None  # once the two are joined, and until one says goodbye
 
     @property
     def is_open(self) -> bool:
@@ -240,13 +186,13 @@ class VirtualSession:
         return self._is_open and self._incarnation == self._host.incarnation
 
     @property
-    def is_idle(self) -> bool:
-        """Whether no call of ours is in flight."""
-        return not self._calls
+    def is_stale(self) -> bool:
+        """Whether the peer's process that shook hands has ended, as an onlooker knows."""
+        return self._remote_incarnation != self._remote.incarnation
 
     @property
     def context(self) -> CallContext:
-        """What our handlers may know of the peer. Its host keeps it: sessions are too many to have one each."""
+        """What our handlers may know of the peer."""
         return self._remote.as_listener if self.is_dialer else self._remote.as_caller
 
     def facts(self) -> SessionFacts:
@@ -255,63 +201,87 @@ class VirtualSession:
 
     def proved(self) -> ProvedPeer:
         """The peer, as the handshake showed it."""
-        addresses = (self._remote.address,) if self.is_dialer else ()
-        return ProvedPeer(self.peer_id, addresses, self._host.source_address, self._unix_ms)
+        return ProvedPeer(self.peer_id, self.proved_addresses(), self._host.source_address, self._unix_ms)
 
-    async def call(self, endpoint: str, request: Mapping[str, Any], deadline: float) -> Any:
-        """The peer's answer. Raises RemoteError, Timeout at `deadline`, PeerUnavailable, ConfigError."""
-        if not self.is_open:
+    def proved_addresses(self) -> tuple[str, ...]:
+        """Where a dial of ours reached the peer; empty where the peer dialed us."""
+        return (self._remote.address,) if self.is_dialer else ()
+
+    async def call(self, endpoint: str, request: Mapping[str, Any], deadline_us: int) -> Any:
+        """The peer's answer. Raises RemoteError, Timeout at `deadline_us`, PeerUnavailable, ConfigError."""
+        if not self.is_open or self._is_retiring:
             raise PeerUnavailable(f"the session with {self.context.address} is closed")
-        loop = self._host.network.loop
+        network = self._host.delivery
         call_id = self._next_id
-        options = {"deadline_ms": max(1, round((deadline - loop.time()) * 1000))}
+        left_ms = max(1, round((deadline_us - network.loop.now_us) / 1000))
         try:
-            body = self._encode(endpoint, Call(call_id, endpoint, [], dict(request), options))
+            body = encode_call(call_id, endpoint, [], dict(request), {"deadline_ms": left_ms})
+            self._check_size(endpoint, body)
         except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"the arguments of {endpoint} cannot be sent: {error}") from error
         self._next_id += 2
-        answer = loop.create_future()
+        answer: asyncio.Future[Any] = network.loop.create_future()
+        if self._calls is _NO_CALLS:
+            self._calls = {}
         self._calls[call_id] = answer
-        self._host.peers.on_used(self)
-        self._send(endpoint, body, self.other._receive_call)
-        timer = loop.call_at(deadline, expire, answer, self.context.address)
+        self._host.sessions.on_used(self, is_first_call=self.is_idle)
+        self.is_idle = False
+        other = self.other
+        assert other is not None, "an open session has two ends"
+        self._send(endpoint, body, other._receive_call)
+        network.deadlines.add(deadline_us, answer, expire, self.context.address)
         try:
             return await answer
         finally:
-            timer.cancel()
-            self._calls.pop(call_id, None)
+            self._end_call(call_id)
 
     def confirm(self) -> None:
         """Tell the listener that the handshake is over, which opens its end."""
-        self._send(CONFIRM, b"", self.other._receive_confirm)
+        if self.other is not None:
+            self._send(CONFIRM, b"", self.other._receive_confirm)
+
+    def retire(self) -> None:
+        """Take no new call of ours; say goodbye when those in flight have ended."""
+        self._is_retiring = True
+        if self.is_idle:
+            self.say_goodbye()
 
     def say_goodbye(self) -> None:
-        """Close, and tell the peer."""
-        self._send(GOODBYE, b"", self.other._receive_goodbye)
+        """Close, and tell the peer. Whatever still comes over it is not answered."""
+        if self.other is not None:
+            self._send(GOODBYE, b"", self.other._receive_goodbye)
+            self.other = None  # two ends that hold each other are work for the garbage collector
         self.close("this node closed the session", may_have_started=True)
 
     def close(self, why: str, *, may_have_started: bool) -> None:
         """End every call of ours that is in flight. A second time nothing happens."""
         self._is_open = False
-        calls, self._calls = self._calls, {}
-        for answer in calls.values():
+        for answer in self._calls.values():
             if not answer.done():
                 text = f"{self.context.address}: {why}"
                 answer.set_exception(PeerUnavailable(text, may_have_started=may_have_started))
-        self._host.peers.on_closed(self)
+        self._host.sessions.on_closed(self)
+
+    def _end_call(self, call_id: int) -> None:
+        del self._calls[call_id]
+        if not self._calls:
+            self._calls = _NO_CALLS
+            self.is_idle = True
+            self._host.sessions.on_idle(self)
+            if self._is_retiring and self.is_open:
+                self.say_goodbye()
 
     def _send(self, endpoint: str, body: bytes, receive: Receive) -> None:
-        self._arrives_at = self._host.network.send(
-            self._host, self._remote, endpoint, body, receive, not_before=self._arrives_at
-        )
+        self._host.delivery.send(self._host, self._remote, endpoint, body, receive, flow=self)
 
     def _receive_confirm(self, _endpoint: str, _body: bytes) -> None:
         if self._incarnation == self._host.incarnation:
             self._is_open = True
             if not self.is_check:
-                self._host.peers.on_established(self)
+                self._host.sessions.on_established(self)
 
     def _receive_goodbye(self, _endpoint: str, _body: bytes) -> None:
+        self.other = None
         if self.is_open:
             # Whoever says goodbye has answered all that it had taken.
             self.close("the peer closed the session", may_have_started=False)
@@ -322,16 +292,18 @@ class VirtualSession:
 
     def _receive_call(self, endpoint: str, body: bytes) -> None:
         if not self.is_open:
-            self._send(RESET, b"", self.other._receive_reset)
+            self._reset()
             return
-        self._host.peers.on_used(self)
+        self._host.sessions.on_used(self)
         try:
             call = decode_message(body, _frame_kind(endpoint))
         except InvalidMessageError:
             self._break_off()
             return
         assert isinstance(call, Call), "what calls is a session like this one"
-        self._send(endpoint, self._answer(call), self.other._receive_answer)
+        other = self.other
+        assert other is not None, "an open session has two ends"
+        self._send(endpoint, self._answer(call), other._receive_answer)
 
     def _answer(self, call: Call) -> bytes:
         handler = self._host.mounted(call.endpoint)
@@ -339,7 +311,8 @@ class VirtualSession:
             text = f"Unregistered endpoint called: {call.endpoint}"
             return encode_message(Fail(call.id, Code.NOT_FOUND, text))
         try:
-            return self._encode(call.endpoint, Result(call.id, handler(call.kwargs, self.context)))
+            body = encode_result(call.id, handler(call.kwargs, self.context))
+            self._check_size(call.endpoint, body)
         except RemoteError as error:
             return encode_message(Fail(call.id, error.code, error.message, error.details))
         except FrameTooLarge as error:
@@ -348,6 +321,7 @@ class VirtualSession:
             logger.exception("the result of %s cannot be sent", call.endpoint)
             text = f"the result of {call.endpoint} cannot be sent"
             return encode_message(Fail(call.id, Code.INTERNAL_ERROR, text))
+        return body
 
     def _receive_answer(self, endpoint: str, body: bytes) -> None:
         try:
@@ -366,15 +340,27 @@ class VirtualSession:
 
     def _break_off(self) -> None:
         """The peer broke the rules: it holds more than one message may, or is none."""
-        self._send(RESET, b"", self.other._receive_reset)
+        self._reset()
         self.close("the peer broke the rules of the wire", may_have_started=True)
 
-    def _encode(self, endpoint: str, message: Message) -> bytes:
-        body = encode_message(message)
-        limit_bytes = self._host.network.max_frame_bytes[_frame_kind(endpoint)]
+    def _reset(self) -> None:
+        if self.other is not None:
+            self._send(RESET, b"", self.other._receive_reset)
+
+    def _check_size(self, endpoint: str, body: bytes) -> None:
+        session = self._host.config.session
+        is_control = endpoint.startswith(CONTROL_PREFIX)
+        limit_bytes = session.max_control_frame_bytes if is_control else session.max_task_frame_bytes
         if len(body) > limit_bytes:
             raise FrameTooLarge(limit_bytes=limit_bytes, actual_bytes=len(body))
-        return body
+
+
+_NO_CALLS: dict[int, asyncio.Future[Any]] = {}  # of all idle sessions, of which there are many; never written to
+
+
+def expire(waiter: asyncio.Future[Any], address: str) -> None:
+    """The time is up for somebody who waits for `address`."""
+    waiter.set_exception(Timeout(f"{address} did not answer in the time given"))
 
 
 def _frame_kind(endpoint: str) -> FrameKind:
@@ -385,9 +371,3 @@ def _error_of(failure: Fail) -> RemoteError:
     details = dict(failure.details or {})
     reason, reference = details.pop("reason", None), details.pop("reference", None)
     return RemoteError(failure.code, failure.message, reason=reason, reference=reference, details=details)
-
-
-def expire(waiter: asyncio.Future[Any], address: str) -> None:
-    """The time is up for somebody who waits for `address`."""
-    if not waiter.done():
-        waiter.set_exception(Timeout(f"{address} did not answer in the time given"))

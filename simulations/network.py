@@ -1,28 +1,41 @@
-"""A network in virtual time: hosts, how long a message takes between two of them, and a digest of all that arrived.
+"""A network in virtual time: its hosts, by address, and what a scenario can do to them.
 
-Owns delivery and the life of hosts. How hosts talk is in `pool.py` and `connection.py`. Messages are the encoded bytes
-of the real wire; what is left out is the encryption around them.
+Messages are the encoded bytes of the real wire; what is left out is the encryption around them. How they travel is in
+`delivery.py`, how hosts talk in `pool.py`, `dialing.py` and `connection.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
-from simulations.connection import PING_ENDPOINT
+from simulations.connection import Station
+from simulations.delivery import Delivery, Digest, HostState, Receive
+from simulations.latency import ConstantLatency, Latency
+from simulations.links import Cut, LinkQuality, Nat
 from simulations.pool import VirtualPool
 from simulations.virtual_loop import VirtualLoop
 from synapse_p2p.config import ServerConfig
 from synapse_p2p.context import CallContext
-from synapse_p2p.endpoints import EndpointDirectory, MountedHandler
 from synapse_p2p.exceptions import ConfigError
-from synapse_p2p.identity import SEED_SIZE_BYTES, Identity, NodeID, network_id_of
-from synapse_p2p.protocol.wire import FrameKind
+from synapse_p2p.identity import SEED_SIZE_BYTES, Identity
 from synapse_p2p.runtime import Runtime
+
+__all__ = [
+    "EPOCH_S",
+    "MAX_HOSTS",
+    "ConstantLatency",
+    "Cut",
+    "Digest",
+    "HostState",
+    "Latency",
+    "LinkQuality",
+    "Nat",
+    "Receive",
+    "VirtualHost",
+    "VirtualNetwork",
+]
 
 EPOCH_S = 1_767_225_600.0
 """What the wall clocks of all hosts show when the virtual clock shows 0: the start of 2026, UTC."""
@@ -31,53 +44,7 @@ SOURCE_PORT = 40_000  # where the connections that a host opens come from
 MAX_HOSTS = 2**24 - 1  # addresses in 10/8, without its first
 
 
-Receive: TypeAlias = Callable[[str, bytes], None]
-"""What happens when a message has arrived; it is given the endpoint and the body."""
-
-
-class Latency(Protocol):
-    """How long messages take. A model that draws has a Random of its own."""
-
-    def __call__(self, source: NodeID, target: NodeID) -> float:
-        """Seconds one way, of the next message from `source` to `target`."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ConstantLatency:
-    """Everybody is equally far from everybody."""
-
-    one_way_s: float = 0.04  # 80 ms there and back: the median between hosts of the Internet, roughly
-
-    def __call__(self, source: NodeID, target: NodeID) -> float:
-        return self.one_way_s
-
-
-class Digest:
-    """SHA-256 over everything that arrived and every fault, in order. Two runs alike have one digest."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self.message_count = 0
-
-    def add_message(self, at_us: int, source: NodeID, target: NodeID, endpoint: str, body: bytes) -> None:
-        """`endpoint` is what is called, or for messages that belong to no call what they do."""
-        name = endpoint.encode()
-        lengths = len(name).to_bytes(2, "big") + len(body).to_bytes(4, "big")
-        self._hash.update(b"".join((b"M", at_us.to_bytes(8, "big"), source, target, lengths, name, body)))
-        self.message_count += 1
-
-    def add_fault(self, at_us: int, node_id: NodeID, fault: str) -> None:
-        """Something that the scenario did to a host."""
-        name = fault.encode()
-        self._hash.update(b"".join((b"F", at_us.to_bytes(8, "big"), node_id, len(name).to_bytes(2, "big"), name)))
-
-    def hexdigest(self) -> str:
-        """64 characters that stand for the run so far."""
-        return self._hash.hexdigest()
-
-
-class VirtualNetwork:
+class VirtualNetwork(Delivery):
     """Hosts, by address. All chance comes from `rng`: the hosts' keys and their own random numbers."""
 
     def __init__(
@@ -89,15 +56,9 @@ class VirtualNetwork:
         *,
         config: ServerConfig | None = None,
     ) -> None:
-        self.loop = loop
-        self.digest = digest
+        super().__init__(loop, random.Random(rng.getrandbits(64)), latency, digest)
         self.config = config or ServerConfig()
-        self.max_frame_bytes = {
-            FrameKind.CONTROL: self.config.session.max_control_frame_bytes,
-            FrameKind.TASK: self.config.session.max_task_frame_bytes,
-        }
         self._rng = rng
-        self._latency = latency
         self._hosts: dict[str, VirtualHost] = {}
         self._host_count = 0
 
@@ -115,39 +76,6 @@ class VirtualNetwork:
     def at(self, address: str) -> VirtualHost | None:
         """Who has this address; None for an address that leads nowhere."""
         return self._hosts.get(address)
-
-    def send(
-        self,
-        source: VirtualHost,
-        target: VirtualHost,
-        endpoint: str,
-        body: bytes,
-        receive: Receive,
-        *,
-        not_before: float = 0.0,
-    ) -> float:
-        """Call `receive(endpoint, body)` when the message has arrived, unless the target is silent then.
-
-        Returns the second at which that is. One connection hands it in again as `not_before`, so that its
-        messages do not overtake each other. A silent host sends nothing.
-        """
-        loop = self.loop
-        arrives_at = max(loop.time() + self._latency(source.id, target.id), not_before)
-        if source.state is not HostState.SILENT:
-            loop.call_at(arrives_at, self._deliver, source, target, endpoint, body, receive)
-        return arrives_at
-
-    def _deliver(
-        self,
-        source: VirtualHost,
-        target: VirtualHost,
-        endpoint: str,
-        body: bytes,
-        receive: Receive,
-    ) -> None:
-        if target.state is not HostState.SILENT:
-            self.digest.add_message(self.loop.now_us, source.id, target.id, endpoint, body)
-            receive(endpoint, body)
 
     def _next_ip(self) -> str:
         if self._host_count == MAX_HOSTS:
@@ -169,15 +97,7 @@ class VirtualNetwork:
         return VirtualHost(self, identity, runtime, f"{ip}:{SOURCE_PORT}", address, network)
 
 
-class HostState(Enum):
-    """What becomes of a message that arrives. `STOPPED` refuses it; `SILENT` lets it vanish."""
-
-    UP = "up"
-    STOPPED = "stopped"
-    SILENT = "silent"
-
-
-class VirtualHost:
+class VirtualHost(Station):
     """A place in a virtual network where a node can live: a `synapse_p2p.peers.Host`.
 
     What the scenario does to it (`stop`, `crash`, `fall_silent`, `restart`) happens at once. It does not end the
@@ -193,39 +113,17 @@ class VirtualHost:
         address: str,
         network_name: str,
     ) -> None:
+        super().__init__(network, network.config, identity, runtime, source_address, address, network_name)
         self.network = network
-        self.identity = identity
-        self.id: NodeID = identity.node_id
-        self.runtime = runtime
-        self.source_address = source_address
-        self.address = address
         self.advertised_addresses = (address,) if address else ()
-        self.network_name = network_name
-        self.network_id = network_id_of(network_name)
-        # What others' handlers may know of it: over a session that it opened, and over one that they did.
-        listen_address = address or None
-        self.as_caller = CallContext(self.id, source_address, listen_address, network_name)
-        self.as_listener = CallContext(self.id, address, listen_address, network_name)
-        self.state = HostState.UP
-        self.incarnation = 0  # grows with every end of its process; what an earlier one knew is lost
-        self._endpoints = self._new_endpoints()
-        self.peers = VirtualPool(self)
+        self.peers = self.sessions = VirtualPool(self, network.at)
 
     def __repr__(self) -> str:
         return f"VirtualHost({self.id.hex()[:16]} at {self.address or self.source_address}, {self.state.value})"
 
-    @property
-    def is_up(self) -> bool:
-        """Whether a node can live here now."""
-        return self.state is HostState.UP
-
     def mount(self, prefix: str, endpoints: Mapping[str, Callable[[Mapping[str, Any], CallContext], Any]]) -> None:
         """Serve these endpoints, named in full. Raises ConfigError for a name that does not start with `prefix`."""
-        self._endpoints.mount(prefix, endpoints)
-
-    def mounted(self, endpoint: str) -> MountedHandler | None:
-        """The handler of an endpoint. It raises RemoteError and nothing else."""
-        return self._endpoints.mounted(endpoint)
+        self.endpoints.mount(prefix, endpoints)
 
     def stop(self) -> None:
         """Leave in good order: every peer with a session is told. Later dials are refused."""
@@ -239,19 +137,20 @@ class VirtualHost:
     def fall_silent(self) -> None:
         """Lose everything and answer nothing any more, as a machine does that lost its power or its link."""
         self._go_down(HostState.SILENT, "fall silent")
+        self.network.lose_stopped(self)
+
+    def put_behind(self, nat: Nat) -> None:
+        """From now on this is what becomes of dials of this host. Sessions that are open stay."""
+        self.nat = nat
+        self.network.digest.add_fault(self.network.loop.now_us, self.id, f"nat {nat.value}")
 
     def restart(self) -> None:
         """Come up again, with the same key and address, no sessions and nothing mounted."""
         if self.state is HostState.UP:
             self._go_down(HostState.STOPPED, "crash")
-        self._endpoints = self._new_endpoints()
+        self.endpoints = self._new_endpoints()
         self.state = HostState.UP
         self.network.digest.add_fault(self.network.loop.now_us, self.id, "restart")
-
-    def _new_endpoints(self) -> EndpointDirectory:
-        endpoints = EndpointDirectory(token_bytes=self.runtime.token_bytes)
-        endpoints.mount("_synapse.", {PING_ENDPOINT: lambda request, context: "pong"})
-        return endpoints
 
     def _go_down(self, state: HostState, fault: str) -> None:
         self.state = state

@@ -1,18 +1,33 @@
-"""Many nodes of the real code on one virtual network, all from one seed."""
+"""Many nodes of the real code on one virtual network, all from one seed; and agents of the user's among them.
+
+A plain world leaves the encryption out and costs the least. In a wire world every node is a complete server, whose
+encrypted sessions go over the virtual network byte by byte; there alone agents can live.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections.abc import Callable
+from enum import Enum
+from typing import Any
 
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.keyspace import Key
 from dht.node import DHTNode
-from simulations.network import ConstantLatency, Digest, Latency, VirtualHost, VirtualNetwork
+from dht.swarm import Swarm, SwarmConfig
+from simulations.network import LISTEN_PORT, ConstantLatency, Digest, Latency, VirtualHost, VirtualNetwork
+from simulations.oracle import fill_tables
+from simulations.streams import VirtualStreams
 from simulations.virtual_loop import VirtualLoop
+from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope
+from synapse_p2p.exceptions import ConfigError
+from synapse_p2p.peers import Host
+from synapse_p2p.runtime import Runtime
+from synapse_p2p.server import Server
+from synapse_p2p.transport.base import parse_address
 
 SEEDS_PER_JOIN = 2
 """Through how many random members a newcomer joins: as users do who name more than one."""
@@ -20,52 +35,167 @@ JOIN_PAUSE_S = 0.5
 """Between two joins. A join takes some seconds, so a dozen are under way at any time."""
 
 
+class Start(Enum):
+    """Where routing tables come from: every node joins by protocol, or an oracle that knows all fills them."""
+
+    PROTOCOL = "protocol"
+    ORACLE = "oracle"
+
+
 class World:
-    """The members of a simulated swarm and what an onlooker knows of them. Everything random comes from `seed`."""
+    """The members of a simulated swarm and what an onlooker knows of them. Everything random comes from `seed`.
+
+    `hosts` and `nodes` are those that grew, in the same order; `swarms` are the user's.
+    """
 
     def __init__(
-        self, loop: VirtualLoop, *, seed: int, latency: Latency | None = None, config: DHTConfig | None = None
+        self,
+        loop: VirtualLoop,
+        *,
+        seed: int,
+        start: Start = Start.PROTOCOL,
+        wire: bool = False,
+        latency: Latency | None = None,
+        config: DHTConfig | None = None,
     ) -> None:
         self.rng = random.Random(seed)
         self.digest = Digest()
         self.network = VirtualNetwork(loop, self.rng, latency or ConstantLatency(), self.digest)
         self.hosts: list[VirtualHost] = []
         self.nodes: list[DHTNode] = []
+        self.swarms: list[Swarm] = []
         self._config = config or DHTConfig()
+        self._start = start
+        self._streams = VirtualStreams(self.network) if wire else None
+        self._servers: list[Server] = []  # of the nodes and the swarms; none in a plain world
+
+    # Nodes
 
     async def grow(self, count: int, on_joined: Callable[[], None]) -> None:
-        """Let `count` nodes join by protocol, `JOIN_PAUSE_S` apart, each through random members of that moment."""
+        """Add `count` nodes, the way `start` says; `on_joined` is called for each that is in.
+
+        By protocol they join `JOIN_PAUSE_S` apart, each through random members of that moment. The oracle fills the
+        tables of all nodes and takes no time.
+        """
+        if self._start is Start.ORACLE:
+            await self._grow_at_once(count)
+            for _ in range(count):
+                on_joined()
+            return
         async with TaskScope("joins") as scope:
             joins = []
             for _ in range(count):
-                joins.append(scope.spawn_awaited(self._add_node(on_joined)))
+                joins.append(scope.spawn_awaited(self._join_node(on_joined)))
                 await asyncio.sleep(JOIN_PAUSE_S)
             for join in joins:
                 await join
 
-    async def _add_node(self, on_joined: Callable[[], None]) -> None:
-        host = self.network.host()
-        node = DHTNode(host, config=self._config)
-        seeds = self.rng.sample(self.hosts, min(SEEDS_PER_JOIN, len(self.hosts)))
-        self.hosts.append(host)
-        self.nodes.append(node)
-        await node.start()
+    async def _grow_at_once(self, count: int) -> None:
+        for _ in range(count):
+            await self._start_node()
+        fill_tables(
+            ((node.id, node.routing_table) for node in self.nodes),
+            [Contact(host.id, host.advertised_addresses) for host in self.hosts],
+            k=self._config.routing.k,
+            rng=self.rng,
+            now=self.network.loop.time(),
+        )
+
+    async def _join_node(self, on_joined: Callable[[], None]) -> None:
+        node = await self._start_node()
+        others = self.hosts[:-1]
+        seeds = self.rng.sample(others, min(SEEDS_PER_JOIN, len(others)))
         await node.join(seed.address for seed in seeds)
         on_joined()
 
+    async def _start_node(self) -> DHTNode:
+        host = self.network.host()
+        place: Host = host
+        if self._streams is not None:
+            place = await self._start_server(host, self._streams)
+        node = DHTNode(place, config=self._config)
+        self.hosts.append(host)
+        self.nodes.append(node)
+        await node.start()
+        return node
+
+    async def _start_server(self, host: VirtualHost, streams: VirtualStreams) -> Server:
+        server = Server(
+            parse_address(host.address)[0],
+            LISTEN_PORT,
+            identity=host.identity,
+            plain="off",
+            transport=streams.transport(host),
+            runtime=_wire_runtime(host),
+            config=self.network.config,
+        )
+        self._servers.append(server)
+        await server.start()
+        return server
+
+    # The user's
+
+    def swarm(self, agent: AgentNode | None = None, **options: Any) -> Swarm:
+        """A Swarm on a host of its own, to be started by the caller and ended with the world.
+
+        `options` are those of Swarm. Without `bootstrap` it joins through random members of this moment; it listens on
+        its host, and is a client where there is no agent and somebody to join. What it draws comes from the world's
+        seed, its key too, unless it was given one. Raises ConfigError in a plain world.
+        """
+        if self._streams is None:
+            raise ConfigError("agents live in a wire world alone: World(loop, seed=..., wire=True)")
+        host = self.network.host()
+        options.setdefault("bootstrap", self._some_addresses())
+        options.setdefault("config", SwarmConfig(dht=self._config))
+        if agent is not None or not options["bootstrap"]:
+            options.setdefault("listen", host.address)
+        if agent is None or not agent.identity_given:
+            options.setdefault("identity", host.identity)
+        swarm = Swarm(agent, **options)
+        # Before it is started the swarm has made nothing of its server but told it who and where it is.
+        server = swarm._server
+        server.move_to(self._streams.transport(host), _wire_runtime(host))
+        self.swarms.append(swarm)
+        self._servers.append(server)
+        return swarm
+
+    async def agent(self, agent: AgentNode, **options: Any) -> Swarm:
+        """The same for an agent, started, joined and published. Raises JoinFailed."""
+        swarm = self.swarm(agent, **options)
+        await swarm.start(wait_joined=True)
+        return swarm
+
+    def _some_addresses(self) -> list[str]:
+        addresses = [address for server in self._servers for address in server.advertised_addresses[:1]]
+        return self.rng.sample(addresses, min(SEEDS_PER_JOIN, len(addresses)))
+
+    # All of it
+
     async def stop(self) -> None:
-        """End every node's tasks."""
+        """End everybody's tasks, those of the user's swarms first."""
+        for swarm in self.swarms:
+            await swarm.stop(grace=0)
         for node in self.nodes:
             await node.stop()
+        for server in self._servers:
+            await server.stop(grace=0)
 
     def random_key(self) -> Key:
         """A point of the key space, every one as likely."""
         return self.rng.randbytes(32)
 
     def closest_other(self, target: Key, searcher: DHTNode) -> Contact:
-        """The member nearest to `target` that is not the searcher: what a lookup has to find. Cost: O(n)."""
+        """The node nearest to `target` that is not the searcher: what a lookup has to find. Cost: O(n)."""
         point = int.from_bytes(target, "big")
         own = self.nodes.index(searcher)
         ids = (host.id for index, host in enumerate(self.hosts) if index != own)
         nearest = min(ids, key=lambda node_id: int.from_bytes(node_id, "big") ^ point)
         return next(Contact(host.id, host.advertised_addresses) for host in self.hosts if host.id == nearest)
+
+
+def _wire_runtime(host: VirtualHost) -> Runtime:
+    """The host's clock and chance. Keys and nonces are drawn elsewhere: so the rest is as in a plain world."""
+    keys = random.Random(host.id)
+    return Runtime(
+        now=host.runtime.now, unix_now=host.runtime.unix_now, rng=host.runtime.rng, token_bytes=keys.randbytes
+    )

@@ -232,11 +232,10 @@ class Server:
     def move_to(self, transport: Transport, runtime: Runtime) -> None:
         """Live on another transport, by another clock and chance: so a simulation takes in a server of the user's.
 
-        Its endpoints, identity and address stay what they are. Raises ConfigError once it has reached for others, or
-        they for it.
+        Its endpoints, identity and address stay what they are. Raises ConfigError while it runs or has sessions.
         """
         if self._sessions is not None or self._listener is not None:
-            raise ConfigError("this server has begun to live somewhere already: make a new one for each simulation")
+            raise ConfigError("this server lives somewhere already: stop it first, or make a new one")
         self._transport, self.runtime = transport, runtime
         self._guard = self._new_guard()
         tasks, self.background_executor = self.background_executor.tasks, BackgroundTaskHandler(runtime=runtime)

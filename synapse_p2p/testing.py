@@ -14,8 +14,10 @@ every seed has another order of events. This file is a face: it stands above the
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import inspect
+import os
 import random
 import shlex
 from collections.abc import Callable, Coroutine
@@ -25,6 +27,7 @@ import pytest
 
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.exceptions import ConfigError
+from synapse_p2p.transport.dialing import time_limit
 
 if TYPE_CHECKING:
     from dht.swarm import Swarm
@@ -35,6 +38,9 @@ T = TypeVar("T")
 
 FIXTURE = "swarm"
 DEFAULT_SEED = 1
+MAX_VIRTUAL_S = 6 * 3600.0
+"""How long a test may go on in virtual time. Agents look after their swarm for ever, so one that waits for what nobody
+does would never end."""
 MIN_ONE_WAY_S = 0.005
 MAX_ONE_WAY_S = 0.1
 
@@ -42,11 +48,12 @@ MAX_ONE_WAY_S = 0.1
 class VirtualSwarm:
     """What a test does with its agents. It lives as long as `run` runs, and anew with each seed.
 
-    `rng` is for what the test itself wants to draw.
+    `rng` is for what the test itself wants to draw; `max_virtual_s` is how many virtual seconds a run may take.
     """
 
     def __init__(self, seed: int = DEFAULT_SEED) -> None:
         self.seed = seed
+        self.max_virtual_s = MAX_VIRTUAL_S
         self.rng = random.Random(f"test {seed}")
         self._world: World | None = None
 
@@ -63,7 +70,7 @@ class VirtualSwarm:
     def run(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result of `await main()` in a world of its own, which is ended afterwards. It takes no real time to wait.
 
-        Raises what `main` raises; and Deadlock, which names the tasks, where everybody waits for somebody.
+        Raises what `main` raises, and Timeout when it has not ended within `max_virtual_s`.
         """
         from simulations.virtual_loop import run
 
@@ -88,15 +95,17 @@ class VirtualSwarm:
         loop = cast("VirtualLoop", asyncio.get_running_loop())
         self.rng = random.Random(f"test {self.seed}")
         self._world = world = World(loop, seed=self.seed, wire=True, latency=_Jitter(self.seed))
+        late = f"the test has not ended within {self.max_virtual_s:g} virtual seconds: who waits for whom?"
         try:
-            return await main()
+            async with time_limit(self.max_virtual_s, late):
+                return await main()
         finally:
             self._world = None
             await world.stop()
 
 
 class _Jitter:
-    """Every message takes another time, as if all hosts were as far from each other as from themselves."""
+    """Every message takes another time, wherever it goes."""
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(f"latency {seed}")
@@ -170,14 +179,14 @@ def _seeds(config: pytest.Config) -> range:
 
 
 def _tell(item: pytest.Function, seed: int) -> None:
-    test = shlex.quote(item.config.cwd_relative_nodeid(item.nodeid))
+    path = os.path.relpath(item.path, item.config.invocation_params.dir)
+    test = shlex.quote("::".join([path, *item.nodeid.split("::")[1:]]))
     item.add_report_section(
         "call", "seed", f"failed with seed {seed}; to see the same again:\npytest {test} --seed {seed}"
     )
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(f"{text} is not 1 or more")
-    return number
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)

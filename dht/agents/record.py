@@ -11,7 +11,8 @@ Times are Unix milliseconds. Unknown keys and trailing elements are ignored here
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias, TypeVar
@@ -39,6 +40,7 @@ MAX_ATTRIBUTES = 8
 MAX_ATTRIBUTE_CHARS = 64
 """Of an attribute's name, and of its value where that is text."""
 MAX_INT = 2**63 - 1
+MAX_REMEMBERED_OWNERS = 4096  # whose newest version a searcher remembers
 
 Scalar: TypeAlias = str | int | float | bool
 _T = TypeVar("_T")
@@ -242,6 +244,31 @@ def _decode_claim(value: Any) -> CapabilityClaim:
         case [str() as name, str() as version, dict() as attributes, bytes() as digest, *_]:
             return CapabilityClaim(name, version, attributes, digest)
     raise RecordRefused(Refusal.MALFORMED, "a capability is [name, version, attributes, digest]")
+
+
+class NewestSeen:
+    """The highest `seq` met of each owner, for the `max_owners` met last: what was replaced is not taken for new again.
+
+    A storer that was cut off for a while sends what it holds; who has seen a newer version knows better.
+    """
+
+    def __init__(self, max_owners: int = MAX_REMEMBERED_OWNERS) -> None:
+        self._max_owners = max_owners
+        self._seqs: OrderedDict[NodeID, int] = OrderedDict()
+
+    def of(self, records: Iterable[AgentRecord]) -> tuple[AgentRecord, ...]:
+        """Those that no newer version was ever met of, which are remembered."""
+        return tuple(record for record in records if self._meet(record))
+
+    def __len__(self) -> int:
+        return len(self._seqs)
+
+    def _meet(self, record: AgentRecord) -> bool:
+        known = self._seqs.pop(record.owner, record.seq)
+        self._seqs[record.owner] = max(known, record.seq)
+        if len(self._seqs) > self._max_owners:
+            self._seqs.popitem(last=False)
+        return record.seq >= known
 
 
 def _field(body: dict[Any, Any], name: str, kind: type[_T]) -> _T:

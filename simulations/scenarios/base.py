@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Protocol, TypeAlias, cast
 
 from simulations import virtual_loop
@@ -18,7 +17,7 @@ from simulations.network import MAX_HOSTS
 from simulations.progress import Step, Watch
 from simulations.trace import TracingDigest
 from simulations.virtual_loop import VirtualLoop
-from simulations.world import World
+from simulations.world import Start, World
 from synapse_p2p.exceptions import ConfigError
 
 DEFAULT_NODES = 100
@@ -28,13 +27,6 @@ MAX_HOURS = 24 * 365 * 10
 """The longest a run can be, in virtual hours: ten years, in which seconds as floats still tell microseconds apart."""
 MAX_NOTES = 100
 """What a run may say of itself at most; a run in which everything fails says the same thing again and again."""
-
-
-class Start(Enum):
-    """Where routing tables come from: every node joins by protocol, or an oracle that knows all fills them."""
-
-    PROTOCOL = "protocol"
-    ORACLE = "oracle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +55,6 @@ class Settings:
             raise ConfigError(f"--seed is {self.seed}; it has to be 0 or more, for -1 would be the same chance as 1")
         if self.hours is not None and not 0 < self.hours <= MAX_HOURS:  # refuses nan too
             raise ConfigError(f"--hours is {self.hours}; it has to be more than 0 and at most {MAX_HOURS}")
-        self._refuse_what_worlds_cannot_do()
 
     def arguments(self) -> str:
         """What to type after the name of a scenario for the same run."""
@@ -86,12 +77,6 @@ class Settings:
             "start": self.start.value,
             "wire": self.wire,
         }
-
-    def _refuse_what_worlds_cannot_do(self) -> None:
-        if self.start is not Start.PROTOCOL:
-            raise ConfigError(f"--start {self.start.value} is not built yet; every node joins by --start protocol")
-        if self.wire:
-            raise ConfigError("--wire is not built yet; without it, messages are those of the real wire, not sealed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +161,7 @@ class Scenario:
 
     def new_world(self, loop: VirtualLoop, settings: Settings) -> World:
         """The world it is played in."""
-        return World(loop, seed=settings.seed)
+        return World(loop, seed=settings.seed, start=settings.start, wire=settings.wire)
 
     def run(self, settings: Settings, watch: Watch) -> Ended:
         """Play it on a virtual loop of its own."""

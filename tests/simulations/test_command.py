@@ -112,8 +112,6 @@ def test_list_names_every_scenario_with_what_it_does(capsys: pytest.CaptureFixtu
         (("run", "lookups", "--seed"), "--seed"),
         (("run", "lookups", "--seed", "-1"), "--seed is -1"),
         (("run", "lookups", "--hours", "0"), "--hours is 0"),
-        (("run", "lookups", "--start", "oracle"), "--start oracle is not built yet"),
-        (("run", "lookups", "--wire"), "--wire is not built yet"),
         (("run", "lookups", "--start", "somehow"), "'somehow' is not protocol or oracle"),
         (("run", "lookups", "--nodes", "3", "--out", __file__), "--out"),
         (("sweep",), "scenario"),

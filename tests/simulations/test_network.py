@@ -24,6 +24,7 @@ from synapse_p2p.exceptions import (
 )
 from synapse_p2p.peers import Host, PeerCaller
 from synapse_p2p.protocol.wire import Call, Result, encode_message
+from synapse_p2p.transport.open_connections import SETTLE_S
 
 ONE_WAY_S = 0.04
 ROUND_TRIP_S = 2 * ONE_WAY_S
@@ -305,7 +306,7 @@ async def test_least_recently_used_idle_session_goes_first_and_is_dialed_again()
     await echo(alice, others[0])  # used again, so the second is the oldest now
 
     await echo(alice, others[3])
-    await asyncio.sleep(1)
+    await asyncio.sleep(2 * SETTLE_S)
 
     assert alice.peers.peer_ids() == [others[2].id, others[0].id, others[3].id]
     assert not others[1].peers.is_connected(alice.id)

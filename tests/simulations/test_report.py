@@ -113,8 +113,7 @@ def test_the_garbage_collector_is_left_as_it_was_also_by_a_scenario_that_breaks(
     assert gc.get_freeze_count() == 0
 
 
-def test_files_of_a_run_are_named_by_what_is_not_as_usual(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Settings, "_refuse_what_worlds_cannot_do", lambda self: None)
+def test_files_of_a_run_are_named_by_what_is_not_as_usual():
     stems = {
         file_stem("lookups", settings)
         for settings in (
@@ -135,9 +134,7 @@ def test_files_of_a_run_are_named_by_what_is_not_as_usual(monkeypatch: pytest.Mo
     }
 
 
-def test_replay_command_names_every_setting(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Settings, "_refuse_what_worlds_cannot_do", lambda self: None)
-
+def test_replay_command_names_every_setting():
     command = replay_command("lookups", Settings(300, 50, 7, 0.5, Start.ORACLE, wire=True))
 
     arguments = "--nodes 300 --lookups 50 --seed 7 --hours 0.5 --start oracle --wire"

@@ -3,7 +3,6 @@
 import asyncio
 
 from jobs import Board, CarefulBoard, Worker
-
 from synapse_p2p.testing import VirtualSwarm
 
 JOBS = ["invoice", "letter", "parcel"]

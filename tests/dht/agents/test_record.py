@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht.agents.record import AgentRecord, CapabilityClaim, Reach, read_agent_record
+from dht.agents.record import AgentRecord, CapabilityClaim, NewestSeen, Reach, read_agent_record
 from dht.config import RecordConfig
 from dht.exceptions import RecordRefused
 from dht.records import RecordKind, Refusal, open_envelope, seal
@@ -255,3 +255,27 @@ def test_an_agent_that_cannot_be_dialed_needs_no_address():
 
 def test_records_are_hashable_values():
     assert len({RECORD, replace(RECORD), replace(RECORD, seq=8)}) == 2
+
+
+# What was replaced is not taken for new again
+
+
+def test_a_version_older_than_one_met_before_is_left_out():
+    seen = NewestSeen()
+    old, new = (replace(RECORD, seq=seq) for seq in (1, 2))
+
+    assert seen.of([old]) == (old,)
+    assert seen.of([new]) == (new,)
+    assert seen.of([old]) == ()
+    assert seen.of([new]) == (new,)
+
+
+def test_the_owners_met_longest_ago_are_forgotten_first():
+    seen = NewestSeen(max_owners=2)
+    keys = [Identity.from_seed(bytes([number]) * 32).public_key for number in range(3)]
+    first, second, third = (replace(RECORD, public_key=key) for key in keys)
+
+    seen.of([first, second, first, third])
+
+    assert len(seen) == 2
+    assert seen.of([replace(second, seq=1)]) == (replace(second, seq=1),)

@@ -1,0 +1,242 @@
+"""Nodes that come and go in a world, each with an agent that publishes a record; noted in a History.
+
+Owns their lives: join, leave, crash, restart, with the tasks of each. How their requests and stores are noted is in
+`watched.py`. The world's own `grow` makes nodes that stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+
+from dht.agents.index import capability_key
+from dht.agents.record import AgentRecord, CapabilityClaim, Reach
+from dht.config import DHTConfig
+from dht.contact import Contact
+from dht.keyspace import Key
+from dht.lookup import LookupMode
+from dht.messages import Store
+from dht.node import DHTNode
+from dht.store import MemoryRecordStore
+from simulations.disturbance import HostClock
+from simulations.faults import MAX_SKEW_S
+from simulations.history import Acknowledged, History, Read
+from simulations.network import EPOCH_S, VirtualHost
+from simulations.watched import WatchedHost, WatchedStore
+from simulations.world import SEEDS_PER_JOIN, World
+from synapse_p2p.background import TaskScope
+from synapse_p2p.exceptions import SynapseError
+from synapse_p2p.identity import NodeID
+
+CAPABILITY_COUNT = 8
+"""Member number n has capability `skill/(n mod 8)`: some agents for each, and some keys in all."""
+FORGERY_TIMEOUT_S = 2.0
+
+
+class Member:
+    """One host and the node that lives there, if any. A new `life` begins whenever its process ends.
+
+    `is_published` says that its latest record is kept by others.
+    """
+
+    def __init__(self, members: Members, number: int, host: VirtualHost) -> None:
+        self.number = number
+        self.host = host
+        self.clock = HostClock(members.world.network.loop, host)
+        self.store: MemoryRecordStore = members.new_store(host.id)
+        self.capability = f"skill/{number % CAPABILITY_COUNT}"
+        self.node: DHTNode | None = None
+        self.is_published = False
+        self._members = members
+        self._scope = TaskScope(f"member {number}")
+        self._seq = 0
+
+    def __repr__(self) -> str:
+        return f"Member({self.number}, {self.host!r})"
+
+    @property
+    def id(self) -> NodeID:
+        return self.host.id
+
+    @property
+    def life(self) -> int:
+        return self.host.incarnation
+
+    @property
+    def is_alive(self) -> bool:
+        return self.node is not None
+
+    @property
+    def key(self) -> Key:
+        """Where its record is stored."""
+        return capability_key(self.host.network_id, self.capability, self.id, 0)
+
+    def begin(self, seeds: list[str]) -> None:
+        """Start a node, which joins and publishes in its own time."""
+        members = self._members
+        self.node = DHTNode(WatchedHost(self.host, members.history), config=members.config, store=self.store)
+        self._scope = TaskScope(f"member {self.number}")
+        self._scope.spawn(self._live(self.node, seeds), name=f"life of member {self.number}")
+
+    def leave(self) -> None:
+        """End in good order: everybody with a session is told."""
+        self.host.stop()
+        self._end()
+
+    def crash(self) -> None:
+        """Die and tell nobody."""
+        self.host.crash()
+        self._end()
+
+    def restart(self, seeds: list[str], *, with_state: bool) -> None:
+        """Come up again under the same key, with the records it stored for others or without."""
+        if self.is_alive:
+            self.crash()
+        if not with_state:
+            self.store = self._members.new_store(self.id)
+        self.host.restart()
+        self.begin(seeds)
+
+    async def stop(self) -> None:
+        """End all its tasks."""
+        node, self.node = self.node, None
+        await self._scope.close()
+        if node is not None:
+            await node.stop()
+
+    async def find(self, owner: Member) -> bool:
+        """Whether a strict search for the owner's capability finds its record; what it finds is noted."""
+        node, life, history = self.node, self.life, self._members.history
+        if node is None:
+            return False
+        with history.request(self.id, f"find {owner.capability}", self._members.find_timeout_s):
+            found = await node.find_providers(owner.capability, LookupMode.STRICT)
+        history.reads += [Read((self.id, life), record.owner, record.seq) for record in found.records]
+        return any(record.owner == owner.id for record in found.records)
+
+    async def offer_forgery(self, victim: Member, owner: Member) -> None:
+        """Ask the victim to store another's record with a bit of it turned; whether it does, the checkers see."""
+        held = next((held for _, held in self.store.items(self.host.runtime.now()) if held.owner == owner.id), None)
+        envelope = owner.sealed_record()[0] if held is None else held.record
+        forged = bytearray(envelope)
+        forged[self._members.world.rng.randrange(len(forged))] ^= 1
+        contact = Contact(victim.id, victim.host.advertised_addresses)
+        request = Store(bytes(forged), owner.capability).to_map()
+        with suppress(SynapseError):  # refused in whatever way
+            await self.host.peers.call(contact, "_dht.store", request, timeout_s=FORGERY_TIMEOUT_S)
+
+    def sealed_record(self) -> tuple[bytes, AgentRecord]:
+        """Its next version, signed."""
+        config = self._members.config.records
+        unix_ms = round(self.host.runtime.unix_now() * 1000)
+        self._seq = max(self._seq + 1, unix_ms)
+        record = AgentRecord(
+            public_key=self.host.identity.public_key,
+            seq=self._seq,
+            issued_ms=unix_ms,
+            expires_ms=unix_ms + round(config.lease_s * 1000),
+            network_id=self.host.network_id,
+            addresses=self.host.advertised_addresses,
+            reach=Reach.DIRECT,
+            name=f"agent {self.number}",
+            role="member",
+            description="",
+            capabilities=(CapabilityClaim(self.capability),),
+        )
+        return record.seal(self.host.identity), record
+
+    async def _live(self, node: DHTNode, seeds: list[str]) -> None:
+        config = self._members.config
+        await node.start()
+        pause_s = config.join_retry_min_s
+        while not (await node.join(seeds)).joined and seeds:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, config.join_retry_max_s)
+        pause_s = config.join_retry_min_s
+        while True:
+            await self._publish(node)
+            if self.is_published:
+                pause_s = config.join_retry_min_s
+                renew_s = config.records.lease_s * config.renew_fraction
+                await asyncio.sleep(renew_s * self.host.runtime.rng.uniform(0.9, 1.1))
+            else:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, config.join_retry_max_s)
+
+    async def _publish(self, node: DHTNode) -> None:
+        envelope, record = self.sealed_record()
+        self.is_published = False
+        report = await node.publish(envelope, record, self.capability)
+        self.is_published = report.is_kept
+        if report.is_kept:
+            # By a storer's clock it may be over earlier, by as much as clocks are ever wrong.
+            expires_at_s = record.expires_ms / 1000 - EPOCH_S - MAX_SKEW_S
+            self._members.history.acknowledged.append(Acknowledged(self.id, self.key, record.seq, expires_at_s))
+
+    def _end(self) -> None:
+        node, self.node = self.node, None
+        scope = self._scope
+        self.is_published = False
+        if node is not None:
+            self._members.scope.spawn(_end_tasks(scope, node), name=f"end of member {self.number}")
+
+
+class Members:
+    """All members of a world that come and go; number 0 is the first, and everybody can join through it."""
+
+    def __init__(self, world: World, history: History, config: DHTConfig | None = None) -> None:
+        self.world = world
+        self.history = history
+        self.config = config or DHTConfig()
+        lookup = self.config.lookup
+        self.find_timeout_s = lookup.request_timeout_s * lookup.max_requests / lookup.alpha  # if nobody ever answers
+        self.scope = TaskScope("members")
+        self.all: list[Member] = []
+        self._count = 0  # of all there ever were
+
+    def alive(self) -> list[Member]:
+        """Those whose process runs, by number."""
+        return [member for member in self.all if member.is_alive]
+
+    def add(self) -> Member:
+        """A new member, which begins to join at once."""
+        member = Member(self, self._count, self.world.network.host())
+        self._count += 1
+        self.all.append(member)
+        member.begin(self.seeds_for(member))
+        return member
+
+    def forget(self, member: Member) -> None:
+        """Keep a member that is dead for good no longer: a long run has very many of them. Numbers stay."""
+        self.all.remove(member)
+
+    def seeds_for(self, member: Member) -> list[str]:
+        """The first member, and one other that is alive."""
+        others = [other.host.address for other in self.alive() if other is not member]
+        return list(dict.fromkeys([*others[:1], *self.world.rng.sample(others, min(SEEDS_PER_JOIN - 1, len(others)))]))
+
+    def new_store(self, storer: NodeID) -> MemoryRecordStore:
+        """An empty store, whose records are noted."""
+        return WatchedStore(self.config.records, storer, self.history)
+
+    def amounts(self) -> Iterator[tuple[str, NodeID, int, int]]:
+        """What is bounded: records and sessions of everybody alive."""
+        max_records = self.config.records.max_records
+        max_sessions = self.world.network.config.pool.max_sessions
+        for member in self.all:
+            if member.is_alive:
+                yield "records", member.id, len(member.store), max_records
+                yield "sessions", member.id, len(member.host.peers.peer_ids()), max_sessions
+
+    async def stop(self) -> None:
+        """End everybody's tasks."""
+        for member in self.all:
+            await member.stop()
+        await self.scope.drain()
+        await self.scope.close()
+
+
+async def _end_tasks(scope: TaskScope, node: DHTNode) -> None:
+    await scope.close()
+    await node.stop()

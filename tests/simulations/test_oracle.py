@@ -1,0 +1,80 @@
+"""Routing tables from global knowledge: as full as they can be, and of nobody that is not there."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dht.config import RoutingConfig
+from dht.contact import Contact
+from dht.keyspace import ID_BITS
+from dht.routing import RoutingTable
+from simulations.oracle import fill_tables
+
+K = 4
+
+
+def contact(number: int) -> Contact:
+    return Contact(number.to_bytes(32, "big"), (f"10.0.{number % 200}.{number % 251}:9000",))
+
+
+def shared_bits(a: Contact, b: Contact) -> int:
+    return ID_BITS - (a.point ^ b.point).bit_length()
+
+
+def filled(own: Contact, members: list[Contact], *, seed: int = 1) -> RoutingTable:
+    table = RoutingTable(own.id, RoutingConfig(k=K))
+    fill_tables([(own.id, table)], members, k=K, rng=random.Random(seed), now=5.0)
+    return table
+
+
+POINTS = st.one_of(st.integers(0, 2**ID_BITS - 1), st.integers(0, 63))
+"""Far apart, and so near that only the last bits differ."""
+
+
+@given(points=st.lists(POINTS, min_size=1, max_size=40, unique=True), is_member=st.booleans())
+def test_every_kbucket_holds_k_members_or_all_that_there_are(points: list[int], is_member: bool):
+    own, *others = map(contact, points)
+
+    table = filled(own, [own, *others] if is_member else others)
+
+    table.check_invariants()
+    by_kbucket: dict[int, int] = {}
+    for other in others:
+        index = shared_bits(own, other)
+        by_kbucket[index] = by_kbucket.get(index, 0) + 1
+    held: dict[int, int] = {}
+    for known in table:
+        assert known in others
+        index = shared_bits(own, known)
+        held[index] = held.get(index, 0) + 1
+    assert held == {index: min(K, count) for index, count in by_kbucket.items()}
+
+
+def test_no_kbucket_is_due_for_a_refresh():
+    rng = random.Random(7)
+    own, *others = (contact(rng.getrandbits(ID_BITS)) for _ in range(50))
+
+    table = filled(own, [own, *others])
+
+    assert table.stale_buckets(6.0, age_s=10.0) == []
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_who_is_alone_knows_nobody(count: int):
+    own = contact(77)
+
+    assert len(filled(own, [own][:count])) == 0
+
+
+def test_one_seed_is_one_choice():
+    rng = random.Random(7)
+    own, *others = (contact(rng.getrandbits(ID_BITS)) for _ in range(100))
+
+    first, again, other = (list(filled(own, others, seed=seed)) for seed in (1, 1, 2))
+
+    assert first == again
+    assert set(first) != set(other)
