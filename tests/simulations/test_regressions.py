@@ -1,4 +1,4 @@
-"""Seeds that ever failed are played again: an entry of `regressions.json` has settings, and why it is there. It passes."""
+"""Seeds that ever failed are played again, and pass: `regressions.json` has their settings, and why they are there."""
 
 from __future__ import annotations
 
