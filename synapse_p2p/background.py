@@ -44,6 +44,7 @@ class TaskScope:
         self.name = name
         self._tasks: dict[asyncio.Task[Any], None] = {}  # a dict keeps the order of creation
         self._is_closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of all its tasks
 
     def spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
         """Run a coroutine as a task that nobody awaits. After `close()` RuntimeError is raised and nothing runs."""
@@ -97,7 +98,9 @@ class TaskScope:
         if self._is_closed:
             coroutine.close()
             raise RuntimeError(f"{self.name} is closed; it starts no task")
-        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()  # once: on 3.11 each such question is a call of the system
+        task = self._loop.create_task(coroutine, name=name)
         self._tasks[task] = None
         task.add_done_callback(on_end)
         return task

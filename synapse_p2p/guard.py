@@ -58,6 +58,8 @@ class Guard:
         access = self._endpoints.access_of(name)
         if access is None:
             return None
+        if access.is_open and access.rule is None and self._rule is None and access.audience is Audience.CALLERS:
+            return None  # as `decide` would say; most endpoints are so, and it takes 1 us of 30
         decision = self._decide(name, access, context)
         if decision.is_allowed:
             return None

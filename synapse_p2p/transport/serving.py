@@ -83,7 +83,7 @@ class ServedCalls:
             self._session.fail(call.id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
         else:
             context = self._context_of(call, deadline)
-            self._tasks[call.id] = self._scope.spawn(self._run(call, context), name=f"call {call.endpoint[:64]}")
+            self._tasks[call.id] = self._scope.spawn(self._run(call, context), name=call.endpoint)
 
     def is_run_by_current_task(self) -> bool:
         """Whether the task that asks is one of these calls, as that of a handler which stops its own node."""
