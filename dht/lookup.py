@@ -222,21 +222,22 @@ class Lookup:
             self.on_failure(sender, now)
 
     def _add(self, contacts: Iterable[Contact], *, depth: int) -> None:
+        candidates, distances, shortlist = self._candidates, self._distances, self._shortlist
         for contact in contacts:
-            if contact.id == self._own_id:
-                continue
-            known = self._candidates.get(contact.id)
+            known = candidates.get(contact.id)
             if known is not None:
                 # The first addresses stay: whoever names a node later must not redirect us.
-                if known.state is _State.UNASKED:
-                    known.depth = min(known.depth, depth)
+                if depth < known.depth and known.state is _State.UNASKED:
+                    known.depth = depth
                 continue
-            candidate = _Candidate(contact, contact.point ^ self._target_point, depth)
-            self._candidates[contact.id] = candidate
-            place = bisect_left(self._distances, candidate.distance)
-            self._distances.insert(place, candidate.distance)
-            self._shortlist.insert(place, candidate)
-            if len(self._shortlist) > self._max_shortlist:
+            if contact.id == self._own_id:
+                continue
+            distance = contact.point ^ self._target_point
+            candidates[contact.id] = candidate = _Candidate(contact, distance, depth)
+            place = bisect_left(distances, distance)
+            distances.insert(place, distance)
+            shortlist.insert(place, candidate)
+            if len(shortlist) > self._max_shortlist:
                 self._drop_farthest_unasked()
 
     def _drop(self, candidate: _Candidate) -> None:

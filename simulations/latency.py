@@ -90,7 +90,8 @@ class CoordinateLatency:
     def __call__(self, source: NodeID, target: NodeID) -> float:
         x, y, access_s = self._places.get(source) or self._find_place(source)
         other_x, other_y, other_access_s = self._places.get(target) or self._find_place(target)
-        base_s = math.hypot(x - other_x, y - other_y) * self._s_per_unit + access_s + other_access_s
+        # The two accesses first: floats added in another order would differ by the direction.
+        base_s = math.hypot(x - other_x, y - other_y) * self._s_per_unit + (access_s + other_access_s)
         return base_s * (1 + self._jitter * self._rng.random())
 
     def _find_place(self, node_id: NodeID) -> tuple[float, float, float]:

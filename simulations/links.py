@@ -10,13 +10,16 @@ not wait for long: of two that are lost, it hears nothing. Source: RFC 6298.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.identity import NodeID
+
+if TYPE_CHECKING:
+    from random import Random
 
 RETRANSMIT_S = 0.2  # what the common kernels wait at least
 CONNECT_RETRANSMIT_S = 1.0  # before a round trip was ever measured; RFC 6298 section 2
@@ -77,7 +80,7 @@ class Links:
     Invariant: `is_perfect` as long as no message can be stopped or held up by anything here.
     """
 
-    def __init__(self, rng: random.Random, on_fault: Callable[[NodeID, str], None]) -> None:
+    def __init__(self, rng: Random, on_fault: Callable[[NodeID, str], None]) -> None:
         self._rng = rng
         self._on_fault = on_fault
         self._quality = LinkQuality()

@@ -23,6 +23,7 @@ from synapse_p2p.exceptions import (
     Timeout,
 )
 from synapse_p2p.peers import Host, PeerCaller
+from synapse_p2p.protocol.pool_policy import sessions_to_close
 from synapse_p2p.protocol.wire import Call, Result, encode_message
 from synapse_p2p.transport.open_connections import SETTLE_S
 
@@ -280,6 +281,89 @@ async def test_crossing_dials_end_in_one_session_that_both_ends_agree_on():
     ours, theirs = alice.peers._sessions[bob.id], bob.peers._sessions[alice.id]
     assert ours.other is theirs
     assert ours.is_dialer == (alice.id < bob.id)
+
+
+@simulated
+async def test_duplicate_session_is_retired_at_both_ends_when_its_calls_have_ended():
+    network = make_network()
+    alice, bob = make_host(network), make_host(network)
+    opened = []
+    network.digest.add_message = lambda at_us, source, target, endpoint, body: opened.append((endpoint, source))
+
+    first = await asyncio.gather(duration(echo(alice, bob)), duration(echo(bob, alice)))
+    await asyncio.sleep(1)
+
+    smaller, larger = sorted((alice, bob), key=lambda host: host.id)
+    assert [took_s for took_s, _ in first] == [3 * ROUND_TRIP_S, 3 * ROUND_TRIP_S]
+    assert [source for endpoint, source in opened if endpoint == "goodbye"] == [larger.id]
+    assert not alice.peers._aside
+    assert not bob.peers._aside
+    assert smaller.peers._sessions[larger.id].is_dialer
+
+
+@simulated
+async def test_session_with_a_peer_that_restarted_makes_room_for_the_new_one():
+    network = make_network()
+    alice, bob = make_host(network), make_host(network)
+    await echo(alice, bob)
+    bob.restart()
+    mount_echo(bob)
+
+    await echo(bob, alice)
+
+    assert not alice.peers._aside
+    assert (await duration(echo(alice, bob)))[0] == ROUND_TRIP_S
+
+
+@simulated
+async def test_limits_are_kept_as_the_policy_of_the_real_pool_says():
+    network = make_network(max_idle_sessions=3, max_sessions=6, reserved_sessions=2)
+    hosts = [make_host(network) for _ in range(12)]
+    checked = 0
+
+    def watch(pool):
+        enforce = pool._enforce_limits
+
+        def check():
+            nonlocal checked
+            expected = sessions_to_close(pool._uses(), pool._limits)
+            kept = [session for session in pool._sessions.values() if session not in expected]
+            enforce()
+            assert list(pool._sessions.values()) == kept
+            checked += bool(expected)
+
+        pool._enforce_limits = check
+
+    for host in hosts:
+        watch(host.peers)
+
+    async def talk(host):
+        for _ in range(20):
+            others = host.runtime.rng.sample([peer for peer in hosts if peer is not host], 4)
+            await asyncio.gather(*(duration(echo(host, other)) for other in others))
+            await asyncio.sleep(host.runtime.rng.random())
+
+    await asyncio.gather(*(talk(host) for host in hosts))
+
+    assert checked > 100
+
+
+@simulated
+async def test_host_with_all_its_places_in_use_refuses_a_session():
+    network = make_network(max_sessions=2, reserved_sessions=1)
+    alice, bob, carol = (make_host(network) for _ in range(3))
+    await echo(bob, alice)
+    bob.fall_silent()
+    waiting = asyncio.create_task(duration(echo(alice, bob, timeout_s=5.0)))
+    await asyncio.sleep(0.1)
+
+    took_s, error = await duration(echo(carol, alice))
+    await waiting
+
+    assert took_s == 2 * ROUND_TRIP_S
+    assert isinstance(error, PeerUnavailable)
+    assert "busy" in str(error)
+    assert (await duration(echo(carol, alice, timeout_s=9.0)))[1]["text"] == "hello"
 
 
 @simulated
@@ -553,6 +637,42 @@ async def test_calls_of_a_crashed_host_fail_at_once():
     assert [took_s for took_s, _ in await asyncio.gather(*waiting)] == [0.01, 0.01]
     assert all(isinstance(task.result()[1], PeerUnavailable) for task in waiting)
     assert isinstance((await duration(echo(alice, bob)))[1], PeerUnavailable)
+
+
+@simulated
+async def test_check_dial_of_a_crashed_host_fails_at_once():
+    network = make_network()
+    alice, bob = make_host(network), make_host(network)
+    checks = []
+    for pause_s in (0.01, 4.5 * ONE_WAY_S):  # while it dials, and while it waits for the ping's answer
+        check = asyncio.create_task(duration(alice.peers.check_dial(contact_of(bob))))
+        await asyncio.sleep(pause_s)
+        alice.crash()
+        checks.append((pause_s, await check))
+        alice.restart()
+
+    assert [took_s for _, (took_s, _) in checks] == [pause_s for pause_s, _ in checks]
+    assert all(isinstance(error, PeerUnavailable) for _, (_, error) in checks)
+
+
+@simulated
+async def test_message_whose_arrival_fails_is_reported_and_the_next_arrives():
+    network = make_network()
+    alice, bob = make_host(network), make_host(network)
+    reports, arrived = [], []
+    handler = network.loop.get_exception_handler()
+    network.loop.set_exception_handler(lambda _, context: reports.append(context))
+
+    def fail(endpoint, body):
+        raise KeyError(endpoint)
+
+    network.send(alice, bob, "first", b"", fail)
+    network.send(alice, bob, "second", b"", lambda endpoint, body: arrived.append(endpoint))
+    await asyncio.sleep(1)
+    network.loop.set_exception_handler(handler)
+
+    assert arrived == ["second"]
+    assert [type(context["exception"]) for context in reports] == [KeyError]
 
 
 @simulated
