@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import ConfigError
-from synapse_p2p.identity import NODE_ID_SIZE_BYTES, NodeID, parse_node_id
+from synapse_p2p.identity import NodeID, checked_node_id
 
 ANYONE: Literal["anyone"] = "anyone"
 OPERATORS: Literal["operators"] = "operators"
@@ -135,7 +135,7 @@ def checked_ids(ids: Iterable[NodeID | str], *, named: str) -> frozenset[NodeID]
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         also = ', "anyone", "operators", or a function of the CallContext' if named == "allow" else ""
         raise ConfigError(f"{named}={ids!r:.80} is no collection; write {named}=[node_id] for a single one{also}")
-    return frozenset(_checked_id(each, named) for each in ids)
+    return frozenset(checked_node_id(each, named=named) for each in ids)
 
 
 class LogBudget:
@@ -184,11 +184,3 @@ def _judge(rule: Rule, context: CallContext) -> Decision:
     # Nearly everything is true to Python, a coroutine and an error object included: that must let nobody in.
     error = TypeError(f"allow= returned a value of type {type(answer).__name__}, not True or False")
     return Decision(is_allowed=False, reason="its allow= failed", error=error)
-
-
-def _checked_id(given: Any, named: str) -> NodeID:
-    if isinstance(given, bytes) and len(given) == NODE_ID_SIZE_BYTES:
-        return given
-    if isinstance(given, str):
-        return parse_node_id(given)
-    raise ConfigError(f"{named}= holds {given!r:.80}; a node id is 32 bytes, or the same as 64 hexadecimal digits")

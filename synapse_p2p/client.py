@@ -14,10 +14,10 @@ from enum import Enum
 from types import TracebackType
 from typing import Any
 
-from synapse_p2p.address import PeerAddress, parse_node_id
+from synapse_p2p.address import PeerAddress
 from synapse_p2p.config import MIB, SessionConfig
 from synapse_p2p.exceptions import ConfigError, HandshakeFailed, PeerUnavailable, Timeout
-from synapse_p2p.identity import NODE_ID_SIZE_BYTES, SEED_SIZE_BYTES, Identity, NodeID, checked_network_key
+from synapse_p2p.identity import SEED_SIZE_BYTES, Identity, NodeID, checked_network_key, checked_node_id
 from synapse_p2p.messages import RPCRequest
 from synapse_p2p.protocol.session import MAX_DEADLINE_MS
 from synapse_p2p.runtime import Runtime, system_runtime
@@ -274,9 +274,7 @@ def _place_of(address: str, port: int) -> tuple[str, int, NodeID | None]:
 
 
 def _expected_id(expect: NodeID | str | None, named_id: NodeID | None) -> NodeID | None:
-    expected_id = parse_node_id(expect) if isinstance(expect, str) else expect
-    if expected_id is not None and (not isinstance(expected_id, bytes) or len(expected_id) != NODE_ID_SIZE_BYTES):
-        raise ConfigError(f"expect is a node's id, 32 bytes or 64 hex digits, not {expect!r:.80}")
+    expected_id = None if expect is None else checked_node_id(expect, named="expect")
     if named_id is not None and expected_id not in (None, named_id):
         raise ConfigError("the address names one id and expect another: leave one out")
     return expected_id or named_id

@@ -47,7 +47,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-RESERVED_PREFIXES = PACKAGE_PREFIXES
 REFERENCE_SIZE_BYTES = 4
 MAX_COMPARED_CHARS = 64  # of an unknown name, when the nearest known one is sought
 
@@ -215,8 +214,8 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         """
         if not isinstance(name, str) or not 0 < len(name) <= MAX_ENDPOINT_CHARS:
             raise ConfigError(f"an endpoint's name is text of 1 to {MAX_ENDPOINT_CHARS} characters, not {name!r:.80}")
-        if name.startswith(RESERVED_PREFIXES) and not reserved:
-            raise ConfigError(f"{name!r} begins like the names of the package ({', '.join(RESERVED_PREFIXES)})")
+        if name.startswith(PACKAGE_PREFIXES) and not reserved:
+            raise ConfigError(f"{name!r} begins like the names of the package ({', '.join(PACKAGE_PREFIXES)})")
         description = description or inspect.getdoc(function) or ""
         access = access_of(name, publish=publish, allow=allow, for_operators=for_operators)
         metadata = EndpointMetadata(name, publish, description)
@@ -231,8 +230,8 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         They run inside the event loop and have to return at once. Raises ConfigError for a prefix that is not
         reserved, a name that is registered or does not start with it, or a coroutine function.
         """
-        if prefix not in RESERVED_PREFIXES:
-            raise ConfigError(f"{prefix!r} is not a prefix for packages ({', '.join(RESERVED_PREFIXES)})")
+        if prefix not in PACKAGE_PREFIXES:
+            raise ConfigError(f"{prefix!r} is not a prefix for packages ({', '.join(PACKAGE_PREFIXES)})")
         for name, handler in handlers.items():
             if not name.startswith(prefix):
                 raise ConfigError(f"endpoints mounted under {prefix!r} are named in full, as in {prefix + 'ping'!r}")

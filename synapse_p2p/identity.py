@@ -41,6 +41,15 @@ def parse_node_id(text: str) -> NodeID:
     )
 
 
+def checked_node_id(given: object, *, named: str) -> NodeID:
+    """An id that a user gave, as 32 bytes or 64 hexadecimal digits. Raises ConfigError about the argument `named`."""
+    if isinstance(given, bytes) and len(given) == NODE_ID_SIZE_BYTES:
+        return given
+    if isinstance(given, str):
+        return parse_node_id(given)
+    raise ConfigError(f"{named}= holds {given!r:.80}; a node id is 32 bytes, or the same as 64 hexadecimal digits")
+
+
 def distance(a: bytes, b: bytes) -> int:
     """XOR of two points as a number below 2^256. No two points are equally far from a third.
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from synapse_p2p.access import PACKAGE_PREFIXES
 from synapse_p2p.context import CallContext
-from synapse_p2p.endpoints import RESERVED_PREFIXES, Endpoint, EndpointDirectory, EndpointMetadata
+from synapse_p2p.endpoints import Endpoint, EndpointDirectory, EndpointMetadata
 from synapse_p2p.exceptions import CallError, ConfigError, InvalidAnswerError, InvalidMessageError, RemoteError
 from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
 
@@ -59,7 +60,7 @@ def test_only_public_endpoints_are_published():
     assert endpoints.published() == [{"name": "shown", "publish": True, "description": "words"}]
 
 
-@pytest.mark.parametrize("prefix", RESERVED_PREFIXES)
+@pytest.mark.parametrize("prefix", PACKAGE_PREFIXES)
 def test_a_users_name_may_not_begin_like_the_packages_own(prefix: str):
     with pytest.raises(ConfigError, match="names of the package"):
         directory().register(prefix + "mine", print)

@@ -31,7 +31,6 @@ from synapse_p2p.protocol.wire import Limits, pack, unpack
 from synapse_p2p.serializers import MessagePackRPCSerializer
 
 MAGIC = b"\xa5SYNN"
-FIRST_BYTE = MAGIC[0]
 VERSION = 1
 SUITE_AESGCM = 1  # Noise_XX_25519_AESGCM_SHA256
 SUITE_AESGCM_PSK = 3  # Noise_XXpsk0_25519_AESGCM_SHA256, for a network with a key

@@ -116,11 +116,6 @@ class SessionConnection:
         return not self._is_refused and not stream.is_closing()
 
     @property
-    def is_proving(self) -> bool:
-        """Whether the handshake goes on."""
-        return self._peer is None and self._stream is not None and not self._stream.is_closing()
-
-    @property
     def is_established(self) -> bool:
         """Whether the handshake succeeded, ever."""
         return self._peer is not None
