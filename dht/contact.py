@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 from synapse_p2p.exceptions import InvalidMessageError
 from synapse_p2p.identity import NODE_ID_SIZE_BYTES, NodeID
@@ -55,7 +55,7 @@ def encode_contacts(contacts: Iterable[Contact]) -> list[list[Any]]:
     return [[contact.id, [*contact.addresses]] for contact in contacts]  # every answer has twenty: no call for each
 
 
-def decode_contacts(value: Any, *, max_count: int, max_addresses: int = MAX_ADDRESSES) -> list[Contact]:
+def decode_contacts(value: Any, *, max_count: int) -> list[Contact]:
     """The contacts that a peer names, in its order. Elements of a contact after the known two are ignored.
 
     Raises InvalidMessageError for more than `max_count` and for everything malformed: one malformed contact
@@ -63,29 +63,35 @@ def decode_contacts(value: Any, *, max_count: int, max_addresses: int = MAX_ADDR
     """
     if type(value) is not list or len(value) > max_count:
         raise InvalidMessageError(f"contacts are an array of at most {max_count}")
-    return [_decode_contact(item, max_addresses) for item in value]
-
-
-def _decode_contact(value: Any, max_addresses: int) -> Contact:
-    if type(value) is not list or len(value) < 2:
-        raise InvalidMessageError("a contact is an array that starts with an id and addresses")
-    node_id, addresses = value[0], value[1]
-    if type(node_id) is not bytes or len(node_id) != NODE_ID_SIZE_BYTES:
-        raise InvalidMessageError(f"a contact's id is {NODE_ID_SIZE_BYTES} bytes")
-    if type(addresses) is not list or len(addresses) > max_addresses:
-        raise InvalidMessageError(f"a contact's addresses are an array of at most {max_addresses}")
-    for address in addresses:
-        if type(address) is not str:
-            raise InvalidMessageError(_NO_ADDRESS)
-    return _checked_contact(node_id, *addresses)
+    # Every answer has twenty, nearly all of them met before: what is remembered was checked, and no call checks again.
+    try:
+        return [
+            _checked_contact(item[0], *item[1])
+            if type(item) is list and len(item) > 1 and type(item[1]) is list and type(item[0]) is bytes
+            else _refuse_contact(item)
+            for item in value
+        ]
+    except TypeError as error:  # a list where an address belongs cannot be looked up
+        raise InvalidMessageError(_NO_ADDRESSES) from error
 
 
 @lru_cache(maxsize=MAX_SHARED)
-def _checked_contact(node_id: NodeID, *addresses: str) -> Contact:
+def _checked_contact(node_id: NodeID, *addresses: Any) -> Contact:
     # Remembered with the verdict, and by its parts: most have one address, and no tuple is made to find them.
-    if not all(map(is_literal_address, addresses)):
-        raise InvalidMessageError(_NO_ADDRESS)
+    if len(node_id) != NODE_ID_SIZE_BYTES:
+        raise InvalidMessageError(_NO_ID)
+    if len(addresses) > MAX_ADDRESSES:
+        raise InvalidMessageError(_NO_ADDRESSES)
+    if not all(type(address) is str and is_literal_address(address) for address in addresses):
+        raise InvalidMessageError("a contact's address is an IP literal with a port")
     return shared_contact(node_id, addresses)
 
 
-_NO_ADDRESS = "a contact's address is an IP literal with a port"
+def _refuse_contact(value: Any) -> NoReturn:
+    if type(value) is not list or len(value) < 2:
+        raise InvalidMessageError("a contact is an array that starts with an id and addresses")
+    raise InvalidMessageError(_NO_ID if type(value[0]) is not bytes else _NO_ADDRESSES)
+
+
+_NO_ID = f"a contact's id is {NODE_ID_SIZE_BYTES} bytes"
+_NO_ADDRESSES = f"a contact's addresses are an array of at most {MAX_ADDRESSES}"

@@ -41,18 +41,20 @@ class Limits:
     max_elements: int
     max_map_entries: int
     max_depth: int = MAX_DEPTH
-    harmless_size_bytes: int = field(init=False)  # so few bytes keep to both budgets, whatever they hold
 
-    def __post_init__(self) -> None:
+    def are_kept_by(self, size_bytes: int, containers: int) -> bool:
+        """Whether a value of so many bytes, of which so many can begin a container, keeps to both budgets for sure."""
         # A value takes a byte or more and weighs 1 as an element, besides at most 8 as a container; a key and its
-        # value take two. Below 1 KiB what is only announced is harmless too: see `_refuse_empty_promises`.
-        budgets = (self.max_elements // (1 + _MAP_WEIGHT), 2 * self.max_map_entries, _MAX_UNCHECKED_BYTES)
-        object.__setattr__(self, "harmless_size_bytes", min(budgets))
+        # value take two.
+        return size_bytes + _MAP_WEIGHT * containers <= self.max_elements and size_bytes <= 2 * self.max_map_entries
 
 
 _LIST_WEIGHT = 4
 _MAP_WEIGHT = 8
 _MAX_UNCHECKED_BYTES = 1024
+_MAX_PROMISES = 3 * 2**17
+"""Elements that arrays may announce together where nobody looks whether they come: room of 3 MiB."""
+_MAX_SEARCHED_BYTES = 4096  # in more there are too many that look like a container, and looking costs more than it saves
 
 CONTROL_LIMITS = Limits(max_elements=8_192, max_map_entries=8_192)
 TASK_LIMITS = Limits(max_elements=262_144, max_map_entries=65_536)
@@ -81,25 +83,27 @@ def fields_of(value: Any) -> dict[str, Any]:
 def unpack(data: bytes | memoryview, limits: Limits) -> Any:
     """The one value that `data` holds. Raises InvalidMessageError; nothing a peer sends raises anything else.
 
-    Cost: one pass, two above 1 KiB; extension types, surplus bytes, map keys that are not text or bytes, and values
+    Cost: one pass, two above some KiB; extension types, surplus bytes, map keys that are not text or bytes, and values
     past the limits are refused.
     """
     try:
-        # In few bytes, of which few can begin a container, there is no budget to count down and no depth to look for:
-        # 0.7 us instead of 1.3 for the CALL of a short text.
-        if (
-            len(data) <= limits.harmless_size_bytes
-            and type(data) is bytes
-            and len(data.translate(None, _OTHER_BYTES)) <= limits.max_depth
-        ):
-            return msgpack.unpackb(data, max_ext_len=0, ext_hook=_refuse_extension)
-        value, spent = _unpack_counting(data, limits)
+        # Where few bytes can begin a container there is no budget to count down: 0.7 us instead of 1.3 for the CALL of
+        # a short text, 4 instead of 16 for an answer with twenty contacts.
+        size_bytes = len(data)
+        containers = (
+            len(data.translate(None, _OTHER_BYTES)) if size_bytes <= _MAX_SEARCHED_BYTES and type(data) is bytes else -1
+        )
+        if 0 <= containers * size_bytes <= _MAX_PROMISES and limits.are_kept_by(size_bytes, containers):
+            value = msgpack.unpackb(data, max_ext_len=0, ext_hook=_refuse_extension)
+        else:
+            value, spent = _unpack_counting(data, limits)
+            containers = spent // _LIST_WEIGHT  # each has its weight
     except Exception as error:
         # msgpack raises half a dozen unrelated types here (ValueError, StackError, OverflowError, UnicodeDecodeError
         # ...).
         raise InvalidMessageError(f"not a valid MsgPack message: {type(error).__name__}") from error
-    # Nesting takes containers, and each has its weight: most messages hold too few to be too deep.
-    if spent > _LIST_WEIGHT * limits.max_depth and _is_deeper_than(value, limits.max_depth):
+    # Nesting takes containers: most messages hold too few to be too deep.
+    if containers > limits.max_depth and _is_deeper_than(value, limits.max_depth):
         raise InvalidMessageError(f"nested deeper than {limits.max_depth}")
     return value
 
@@ -156,13 +160,15 @@ def _refuse_extension(code: int, data: bytes) -> NoReturn:
 def _is_deeper_than(value: Any, max_depth: int) -> bool:
     level = [value] if type(value) in (list, dict) else []
     for _ in range(max_depth):
-        below: list[Any] = []
-        for container in level:
-            items = container.values() if type(container) is dict else container
-            below.extend(item for item in items if type(item) is list or type(item) is dict)
-        if not below:
+        # One comprehension for a whole level: a third of the time of one for each container.
+        level = [
+            item
+            for container in level
+            for item in (container.values() if type(container) is dict else container)
+            if type(item) is list or type(item) is dict
+        ]
+        if not level:
             return False
-        level = below
     return True
 
 

@@ -98,6 +98,12 @@ def test_elements_from_the_future_are_ignored():
         [[bytes(32), [b"10.0.0.1:9000"]]],
         [[bytes(32), ["example.org:80"]]],
         [[bytes(32), ["10.0.0.1:9000"] * 5]],
+        [[bytes(32), {"10.0.0.1:9000": None}]],
+        [[bytes(32), [["10.0.0.1:9000"]]]],
+        [[bytes(32), [{}]]],
+        [[bytes(32), [None]]],
+        [[bytes(32), [1.5]]],
+        [[[], []]],
         [[bytes(32), []]] * 3,
     ],
 )

@@ -261,8 +261,14 @@ def test_few_bytes_are_judged_as_if_they_were_counted(data: bytes, elements: int
 @pytest.mark.parametrize("limits", [CONTROL_LIMITS, TASK_LIMITS])
 @pytest.mark.parametrize("fill", [b"\x90", b"\x80", b"\x91\x80", b"\xc0", b"\x81\xa0\x80"])
 def test_as_many_bytes_as_are_not_counted_are_within_the_budgets(limits: Limits, fill: bytes):
-    count = (limits.harmless_size_bytes - 3) // len(fill)
-    whole = b"\xdc" + count.to_bytes(2, "big") + fill * count
+    whole = max(
+        (
+            b"\xdc" + count.to_bytes(2, "big") + fill * count
+            for count in range(4096 // len(fill))
+            if limits.are_kept_by(3 + count * len(fill), 1 + count * containers_in(fill))
+        ),
+        key=len,
+    )
 
     assert counted_reading_of(whole, limits) != "refused"
     assert counted_reading_of(whole, limits) == reading_of(whole, limits)
@@ -292,8 +298,12 @@ OPENERS = [
 def test_depth_is_bounded_exactly_in_few_bytes(depth: int, opener: bytes):
     data = opener * (depth - 1) + b"\x90"
 
-    assert len(data) <= TASK_LIMITS.harmless_size_bytes
+    assert TASK_LIMITS.are_kept_by(len(data), depth)
     assert (reading_of(data, TASK_LIMITS) == "refused") == (depth > TASK_LIMITS.max_depth)
+
+
+def containers_in(data: bytes) -> int:
+    return sum(0x80 <= byte <= 0x9F or byte >= 0xDC for byte in data if byte < 0xE0)
 
 
 def reading_of(data: bytes, limits: Limits) -> Any:
@@ -378,8 +388,9 @@ def refusal_peak_of(data: bytes, limits: Limits) -> int:
 @pytest.mark.parametrize(
     "announcement", [b"\xdc\x03\xff", b"\xdc\x20\x00", b"\xdd\x00\x00\x03\xff", b"\xdd\x00\x04\x00\x00"]
 )
-def test_announcements_too_few_to_be_looked_through_are_cheap_too(announcement: bytes):
-    data = announcement * (1024 // len(announcement))
+@pytest.mark.parametrize("size_bytes", [1024, 1085, 1200, 4096])
+def test_announcements_too_few_to_be_looked_through_are_cheap_too(announcement: bytes, size_bytes: int):
+    data = announcement * (size_bytes // len(announcement))
 
     assert refusal_peak_of(data, TASK_LIMITS) < 4 * MIB
 
