@@ -122,7 +122,7 @@ class Bootstrap:
         runtime = self._host.runtime
         self._table.mark_refreshed(index, runtime.now())
         target = random_key_in_bucket(self._host.identity.node_id, index, runtime.rng)
-        await self._requester.lookup(target, LookupMode.STRICT)
+        await self._requester.lookup(target, LookupMode.EARLY)
 
     async def _find_neighbours(self, named: list[Contact]) -> None:
         # Those that seeds named at random are asked beside those that we know: no seed alone decides whom we meet.

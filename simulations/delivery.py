@@ -9,7 +9,8 @@ import hashlib
 import random
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeAlias
 
@@ -87,8 +88,13 @@ class Digest:
         return self._hash.hexdigest()
 
     def _hash_all(self) -> None:
-        self._hash.update(b"".join(self._unhashed))
+        events = b"".join(self._unhashed)
         self._unhashed.clear()
+        self._hash.update(events)
+        self._on_hashed(events)
+
+    def _on_hashed(self, events: bytes) -> None:
+        """These went into the hash; see `read_events`."""
 
     def _name(self, endpoint: str) -> bytes:
         if len(self._names) >= MAX_UNHASHED_PIECES:
@@ -99,6 +105,33 @@ class Digest:
 
 _MESSAGE = struct.Struct("!cQ32s32sHI")  # kind, microseconds, from, to, bytes of the name, bytes of the body
 _FAULT = struct.Struct("!cQ32sH")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A message that arrived, or a fault, which has no target: at which microsecond, from or of whom, what, bytes."""
+
+    at_us: int
+    source: NodeID
+    target: NodeID | None
+    what: str
+    size_bytes: int
+
+
+def read_events(hashed: bytes) -> Iterator[Event]:
+    """The events that a digest has hashed, from their bytes."""
+    position = 0
+    while position < len(hashed):
+        if hashed[position : position + 1] == b"M":
+            _, at_us, source, target, name_bytes, size_bytes = _MESSAGE.unpack_from(hashed, position)
+            position += _MESSAGE.size
+        else:
+            _, at_us, source, name_bytes = _FAULT.unpack_from(hashed, position)
+            target, size_bytes = None, 0
+            position += _FAULT.size
+        what = hashed[position : position + name_bytes].decode()
+        yield Event(at_us, source, target, what, size_bytes)
+        position += name_bytes + size_bytes
 
 
 class Delivery:

@@ -39,6 +39,27 @@ def fill_tables(
             table.mark_refreshed(index, now)
 
 
+def nearest_point(points: Sequence[int], target: int, *, apart_from: int) -> int:
+    """The one of `points`, which ascend, that is nearest to `target` by XOR and is not `apart_from`.
+
+    Raises ValueError where there is none. Cost: O(log n) with n random points.
+    """
+    start, stop, prefix = 0, len(points), 0
+    bit = 1 << (ID_BITS - 1)
+    # Whoever shares the next bit with the target is nearer than all who do not.
+    while stop - start > 2 and bit:
+        middle = bisect_left(points, prefix | bit, start, stop)
+        near = (middle, stop) if target & bit else (start, middle)
+        near_count = near[1] - near[0]
+        if near_count == 0 or (near_count == 1 and points[near[0]] == apart_from):
+            near = (start, middle) if target & bit else (middle, stop)
+        start, stop = near
+        if start == middle:
+            prefix |= bit
+        bit >>= 1
+    return min((point for point in points[start:stop] if point != apart_from), key=lambda point: point ^ target)
+
+
 def _kbucket_ranges(points: Sequence[int], own_point: int) -> Iterator[tuple[int, int, int]]:
     """For each k-bucket from the far half of the space to the last that can have members: its index, and where its
     members stand in `points`, which ascend.

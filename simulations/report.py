@@ -25,10 +25,10 @@ from simulations.progress import Watch
 from simulations.scenarios.base import DEFAULT_LOOKUPS, Ended, Playable, Settings, Start
 from synapse_p2p.version import installed_version
 
-GC_THRESHOLDS = (10_000, 10, 10)
+GC_THRESHOLDS = (100_000, 20, 100)
 """Allocations until the garbage collector looks, and looks at the older. With Python's own it took 15 % of the time of
-a run of 600 nodes, most of it in full collections that found nothing; with these 2 %, for 15 % more memory. A second
-freeze, once the swarm stands, gained nothing that could be measured."""
+a run of 600 nodes, most of it in full collections that found nothing; a run leaves few cycles behind. A second freeze,
+once the swarm stands, gained nothing that could be measured."""
 _STATUS_OF_THIS_PROCESS = Path("/proc/self/status")
 
 

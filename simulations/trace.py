@@ -8,34 +8,42 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from simulations.network import Digest
+from simulations.delivery import MAX_UNHASHED_PIECES, Digest, Event, read_events
 from synapse_p2p.identity import NodeID
 
 MAX_TRACED_EVENTS = 2_000
 """The newest events that are kept: some seconds of a small swarm's life."""
+_PIECES_PER_EVENT = 3
 _SHORT_ID_BYTES = 4
 
 
 class TracingDigest(Digest):
-    """A digest that also keeps its newest events. It changes nothing of the run."""
+    """A digest that also keeps its newest events. It changes nothing of the run.
+
+    What was hashed is kept as it is and read when somebody asks: that costs a run nothing.
+    """
 
     def __init__(self, *, max_events: int = MAX_TRACED_EVENTS) -> None:
         super().__init__()
-        self._events: deque[tuple[int, NodeID, NodeID | None, str, int]] = deque(maxlen=max_events)
-
-    def add_message(self, at_us: int, source: NodeID, target: NodeID, endpoint: str, body: bytes) -> None:
-        super().add_message(at_us, source, target, endpoint, body)
-        self._events.append((at_us, source, target, endpoint, len(body)))
-
-    def add_fault(self, at_us: int, node_id: NodeID, fault: str) -> None:
-        super().add_fault(at_us, node_id, fault)
-        self._events.append((at_us, node_id, None, fault, 0))
+        self._max_events = max_events
+        self._hashed: deque[bytes] = deque(maxlen=1 + -(-_PIECES_PER_EVENT * max_events // MAX_UNHASHED_PIECES))
 
     def lines(self) -> Iterator[str]:
         """One line an event, oldest first: virtual seconds, who, to whom, what, bytes."""
-        for at_us, source, target, what, size_bytes in self._events:
-            at = f"{at_us / 1_000_000:14.6f} {_short(source)}"
-            yield f"{at} fault: {what}" if target is None else f"{at} -> {_short(target)} {what} {size_bytes}"
+        self._hash_all()
+        newest: deque[Event] = deque(maxlen=self._max_events)
+        for hashed in self._hashed:
+            newest.extend(read_events(hashed))
+        for event in newest:
+            at = f"{event.at_us / 1_000_000:14.6f} {_short(event.source)}"
+            if event.target is None:
+                yield f"{at} fault: {event.what}"
+            else:
+                yield f"{at} -> {_short(event.target)} {event.what} {event.size_bytes}"
+
+    def _on_hashed(self, events: bytes) -> None:
+        if events:
+            self._hashed.append(events)
 
 
 def _short(node_id: NodeID) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from bisect import insort
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
@@ -18,7 +19,7 @@ from dht.keyspace import Key
 from dht.node import DHTNode
 from dht.swarm import Swarm, SwarmConfig
 from simulations.network import LISTEN_PORT, ConstantLatency, Digest, Latency, VirtualHost, VirtualNetwork
-from simulations.oracle import fill_tables
+from simulations.oracle import fill_tables, nearest_point
 from simulations.streams import VirtualStreams
 from simulations.virtual_loop import VirtualLoop
 from synapse_p2p.agent import AgentNode
@@ -32,7 +33,11 @@ from synapse_p2p.transport.base import parse_address
 SEEDS_PER_JOIN = 2
 """Through how many random members a newcomer joins: as users do who name more than one."""
 JOIN_PAUSE_S = 0.5
-"""Between two joins. A join takes some seconds, so a dozen are under way at any time."""
+"""Between two joins of a small swarm. A join takes some seconds, so a dozen are under way at any time."""
+MIN_JOIN_PAUSE_S = 0.05
+"""The same in a large swarm, which takes more at once and would need hours of upkeep to grow one by one."""
+GROWTH_PER_S = 0.1
+"""A swarm grows by this part of its size in a second, between the two."""
 
 
 class Start(Enum):
@@ -63,6 +68,8 @@ class World:
         self.network = VirtualNetwork(loop, self.rng, latency or ConstantLatency(), self.digest)
         self.hosts: list[VirtualHost] = []
         self.nodes: list[DHTNode] = []
+        self._host_at: dict[int, VirtualHost] = {}  # by id as a number
+        self._points: list[int] = []  # those, ascending
         self.swarms: list[Swarm] = []
         self._config = config or DHTConfig()
         self._start = start
@@ -74,8 +81,8 @@ class World:
     async def grow(self, count: int, on_joined: Callable[[], None]) -> None:
         """Add `count` nodes, the way `start` says; `on_joined` is called for each that is in.
 
-        By protocol they join `JOIN_PAUSE_S` apart, each through random members of that moment. The oracle fills the
-        tables of all nodes and takes no time.
+        By protocol they join `JOIN_PAUSE_S` apart, and less in a large swarm, each through random members of that
+        moment. The oracle fills the tables of all nodes and takes no time.
         """
         if self._start is Start.ORACLE:
             await self._grow_at_once(count)
@@ -86,7 +93,7 @@ class World:
             joins = []
             for _ in range(count):
                 joins.append(scope.spawn_awaited(self._join_node(on_joined)))
-                await asyncio.sleep(JOIN_PAUSE_S)
+                await asyncio.sleep(join_pause_s(len(self.nodes)))
             for join in joins:
                 await join
 
@@ -116,6 +123,9 @@ class World:
         node = DHTNode(place, config=self._config)
         self.hosts.append(host)
         self.nodes.append(node)
+        point = int.from_bytes(host.id, "big")
+        self._host_at[point] = host
+        insort(self._points, point)
         await node.start()
         return node
 
@@ -185,12 +195,17 @@ class World:
         return self.rng.randbytes(32)
 
     def closest_other(self, target: Key, searcher: DHTNode) -> Contact:
-        """The node nearest to `target` that is not the searcher: what a lookup has to find. Cost: O(n)."""
-        point = int.from_bytes(target, "big")
-        own = self.nodes.index(searcher)
-        ids = (host.id for index, host in enumerate(self.hosts) if index != own)
-        nearest = min(ids, key=lambda node_id: int.from_bytes(node_id, "big") ^ point)
-        return next(Contact(host.id, host.advertised_addresses) for host in self.hosts if host.id == nearest)
+        """The node nearest to `target` that is not the searcher: what a lookup has to find. Cost: O(log n)."""
+        nearest = nearest_point(
+            self._points, int.from_bytes(target, "big"), apart_from=int.from_bytes(searcher.id, "big")
+        )
+        host = self._host_at[nearest]
+        return Contact(host.id, host.advertised_addresses)
+
+
+def join_pause_s(members: int) -> float:
+    """How long a swarm of so many waits for the next to join."""
+    return min(JOIN_PAUSE_S, max(MIN_JOIN_PAUSE_S, 1 / (GROWTH_PER_S * max(members, 1))))
 
 
 def _wire_runtime(host: VirtualHost) -> Runtime:

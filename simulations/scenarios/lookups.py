@@ -1,7 +1,8 @@
 """Plain lookups: everybody joins by protocol, then random nodes look for random keys.
 
 A lookup succeeds when the nearest node that answered is the nearest of all, which the onlooker knows. With `hours` the
-lookups are spread evenly over that time, in which the swarm maintains itself; without, each follows the one before.
+lookups begin evenly spread over that time, in which the swarm maintains itself; without, in as quick succession as a
+busy swarm's would.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from dht.lookup import LookupMode
 from dht.node import DHTNode
 from simulations.scenarios.base import MAX_NOTES, Outcome, Progress, Scenario, Settings
 from simulations.world import World
+from synapse_p2p.background import TaskScope
 
 SECONDS_PER_HOUR = 3600.0
+PAUSE_S = 0.02
+"""Between the beginnings of two lookups; each takes about a second, so some dozens are under way."""
 
 
 async def _play(world: World, settings: Settings, progress: Progress) -> Outcome:
@@ -23,19 +27,26 @@ async def _play(world: World, settings: Settings, progress: Progress) -> Outcome
     await world.grow(settings.nodes, lambda: progress("join", next(joined), settings.nodes))
     loop = asyncio.get_running_loop()
     first_at = loop.time()
-    pause_s = (settings.hours or 0.0) * SECONDS_PER_HOUR / settings.lookups
+    pause_s = PAUSE_S if settings.hours is None else settings.hours * SECONDS_PER_HOUR / settings.lookups
     hops: list[int] = []
     notes: list[str] = []
-    outcome = Outcome(0, 0, hops, notes)
-    for count in range(1, settings.lookups + 1):
+    ended = itertools.count(1)
+
+    async def look_up() -> None:
         taken = await _look_up(world, notes)
         if taken is not None:
             hops.append(taken)
-        outcome = Outcome(count, len(hops), hops, notes)
-        progress("lookups", count, settings.lookups, outcome)
-        if pause_s:
+        done = next(ended)
+        progress("lookups", done, settings.lookups, Outcome(done, len(hops), hops, notes))
+
+    async with TaskScope("lookups") as scope:
+        under_way = []
+        for count in range(1, settings.lookups + 1):
+            under_way.append(scope.spawn_awaited(look_up()))
             await asyncio.sleep(first_at + count * pause_s - loop.time())
-    return outcome
+        for lookup in under_way:
+            await lookup
+    return Outcome(settings.lookups, len(hops), hops, notes)
 
 
 async def _look_up(world: World, notes: list[str]) -> int | None:

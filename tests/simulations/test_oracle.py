@@ -12,7 +12,7 @@ from dht.config import RoutingConfig
 from dht.contact import Contact
 from dht.keyspace import ID_BITS
 from dht.routing import RoutingTable
-from simulations.oracle import fill_tables
+from simulations.oracle import fill_tables, nearest_point
 
 K = 4
 
@@ -78,3 +78,19 @@ def test_one_seed_is_one_choice():
 
     assert first == again
     assert set(first) != set(other)
+
+
+@given(points=st.lists(POINTS, min_size=2, max_size=40, unique=True), target=POINTS, number=st.integers(0, 39))
+def test_the_nearest_point_is_the_one_that_looking_at_all_would_find(points: list[int], target: int, number: int):
+    own = points[number % len(points)]
+
+    found = nearest_point(sorted(points), target, apart_from=own)
+
+    assert found == min((point for point in points if point != own), key=lambda point: point ^ target)
+
+
+@given(points=st.lists(POINTS, min_size=1, max_size=40, unique=True), target=POINTS)
+def test_the_nearest_point_to_a_stranger_may_be_any(points: list[int], target: int):
+    stranger = next(point for point in range(100) if point not in points)
+
+    assert nearest_point(sorted(points), target, apart_from=stranger) == min(points, key=lambda point: point ^ target)
