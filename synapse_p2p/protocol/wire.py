@@ -54,7 +54,9 @@ _MAP_WEIGHT = 8
 _MAX_UNCHECKED_BYTES = 1024
 _MAX_PROMISES = 3 * 2**17
 """Elements that arrays may announce together where nobody looks whether they come: room of 3 MiB."""
-_MAX_SEARCHED_BYTES = 4096  # in more there are too many that look like a container, and looking costs more than it saves
+_MAX_SEARCHED_BYTES = (
+    4096  # in more there are too many that look like a container, and looking costs more than it saves
+)
 
 CONTROL_LIMITS = Limits(max_elements=8_192, max_map_entries=8_192)
 TASK_LIMITS = Limits(max_elements=262_144, max_map_entries=65_536)
