@@ -63,12 +63,30 @@ class RecordConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthConfig:
+    """When a node doubts itself rather than others."""
+
+    lost_after_silent_peers: int = 5  # in a row and all different: of a swarm half of which died, 1 in 32 such rows
+    lost_after_s: float = 3.0  # without hearing anybody; a working network is never so quiet while we ask
+    beat_s: float = 1.0  # between looks at the clock
+    min_stall_s: float = 1.0  # lateness of a beat that is a stall; a busy loop is late by some 0.1 s
+    min_sleep_s: float = 10.0  # by which the wall ran ahead of us; a clock that is set jumps by less, mostly
+    drop_sessions_after_s: float = 20.0  # of a pause: peers may have given our sessions up by then
+    min_clock_parties: int = 5  # whose clocks are compared with ours; three of them would have to lie
+    max_clock_error_s: float = 30.0  # a tenth of what records bear: time to act
+
+    def __post_init__(self) -> None:
+        _all_positive(self)
+
+
+@dataclass(frozen=True, slots=True)
 class DHTConfig:
     """All settings of a node of the overlay."""
 
     lookup: LookupConfig = field(default_factory=LookupConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     records: RecordConfig = field(default_factory=RecordConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     refresh_s: float = 3600.0  # a k-bucket that no lookup went through this long gets one; section 2.3
     liveness_s: float = 60.0  # between looks for stale contacts to ask
     check_dial_pause_s: float = 600.0  # one address is check-dialed at most this often, whoever announces it
@@ -87,7 +105,7 @@ class DHTConfig:
             )
 
 
-def _all_positive(config: LookupConfig | RoutingConfig | RecordConfig | DHTConfig) -> None:
+def _all_positive(config: LookupConfig | RoutingConfig | RecordConfig | HealthConfig | DHTConfig) -> None:
     for knob in fields(config):
         value = getattr(config, knob.name)
         # `not value > 0` rather than `value <= 0`: it refuses NaN as well.
