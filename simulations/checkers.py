@@ -7,7 +7,7 @@ is noted in a History at that moment, so no step misses it. The rules:
     S2  nobody is handed an older version of a record than one it has seen
     S3  a record that was acknowledged and has not expired is held, unless all who held it are dead
     S4  no cap is passed, and nothing is taken that is not given back
-    S5  every request ends by its deadline and GRACE_S
+    S5  every request ends by its deadline and GRACE_S, while whoever asked does not stand still
     S6  a task is done at most once where that is promised
 """
 
@@ -251,10 +251,13 @@ class Deadlines:
     def on_step(self, at_s: float) -> None:
         for request, ended_at_s in self._history.ended_late:
             if ended_at_s > request.deadline_s + GRACE_S:
-                raise Violation(Rule.DEADLINES, at_s, f"{request} ended at {ended_at_s:.6f} s")
+                late_s = ended_at_s - request.deadline_s
+                raise Violation(
+                    Rule.DEADLINES, at_s, f"{request.what} of {request.who.hex()[:16]} ended {late_s:.6f} s late"
+                )
         self._history.ended_late.clear()
         for request in self._history.open_requests.values():
-            if at_s > request.deadline_s + GRACE_S:
+            if self._history.now(request.who) > request.deadline_s + GRACE_S:
                 raise Violation(Rule.DEADLINES, at_s, f"{request.what} of {request.who.hex()[:16]} is still open")
 
     def after_faults(self, at_s: float) -> None:

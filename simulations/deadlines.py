@@ -7,11 +7,12 @@ run more than the messages do; an entry here that nobody waits for any more cost
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import heapq
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from simulations.virtual_loop import MICROSECONDS, VirtualLoop
+from simulations.virtual_loop import MICROSECONDS, OWNER, VirtualLoop
 
 
 class Waiter(Protocol):
@@ -23,7 +24,8 @@ class Waiter(Protocol):
 
 
 W = TypeVar("W", bound=Waiter)
-Entry: TypeAlias = tuple[Any, Callable[[Any, str], object], str]
+Entry: TypeAlias = tuple[Any, Callable[[Any, str], object], str, object]
+"""Who waits, what is done then, the text for it, and whose the deadline is (OWNER): it waits while that is held."""
 
 
 class Deadlines:
@@ -31,6 +33,7 @@ class Deadlines:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
+        self._context = contextvars.Context()  # the timer is nobody's
         self._times_us: list[int] = []  # a heap; each is once in it
         self._due: dict[int, list[Entry]] = {}  # by time, in order of adding
         self._timer: asyncio.TimerHandle | None = None
@@ -38,11 +41,12 @@ class Deadlines:
 
     def add(self, at_us: int, waiter: W, expire: Callable[[W, str], object], text: str = "") -> None:
         """Call `expire(waiter, text)` at this microsecond of the loop, unless the waiter is done by then."""
+        entry = (waiter, expire, text, OWNER.get())
         due = self._due.get(at_us)
         if due is not None:
-            due.append((waiter, expire, text))
+            due.append(entry)
             return
-        self._due[at_us] = [(waiter, expire, text)]
+        self._due[at_us] = [entry]
         heapq.heappush(self._times_us, at_us)
         if self._timer is None or at_us < self._timer_us:
             self._set_timer()
@@ -51,12 +55,12 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_us = self._times_us[0]
-        self._timer = self._loop.call_at(self._timer_us / MICROSECONDS, self._on_time)
+        self._timer = self._loop.call_at(self._timer_us / MICROSECONDS, self._on_time, context=self._context)
 
     def _on_time(self) -> None:
         self._timer = None
-        for waiter, expire, text in self._take_first():
-            if not waiter.done():
+        for waiter, expire, text, owner in self._take_first():
+            if not waiter.done() and not self._loop.hold_back(owner, _expire_late, waiter, expire, text):
                 expire(waiter, text)
         # Times that nobody waits for any more are not worth a turn of the loop.
         while self._times_us and not _is_anybody_waiting(self._due[self._times_us[0]]):
@@ -68,8 +72,13 @@ class Deadlines:
         return self._due.pop(heapq.heappop(self._times_us))
 
 
+def _expire_late(waiter: Waiter, expire: Callable[[Any, str], object], text: str) -> None:
+    if not waiter.done():
+        expire(waiter, text)
+
+
 def _is_anybody_waiting(entries: list[Entry]) -> bool:
-    for waiter, _, _ in entries:  # noqa: SIM110 - a generator takes twice as long, and this sees every deadline
+    for waiter, _, _, _ in entries:  # noqa: SIM110 - a generator takes twice as long, and this sees every deadline
         if not waiter.done():
             return True
     return False

@@ -5,6 +5,7 @@ Owns time and order. What a message does when it has arrived is the affair of wh
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import random
 import struct
@@ -17,6 +18,7 @@ from typing import Protocol, TypeAlias
 from simulations.deadlines import Deadlines
 from simulations.latency import Latency
 from simulations.links import MAX_STOPPED_S, Cut, Links
+from simulations.pauses import Pauses
 from simulations.virtual_loop import MICROSECONDS, VirtualLoop
 from synapse_p2p.identity import NodeID
 
@@ -147,6 +149,8 @@ class Delivery:
         self.deadlines = Deadlines(loop)
         self.links = Links(rng, lambda node_id, fault: self.digest.add_fault(loop.now_us, node_id, fault))
         self._latency = latency
+        self.pauses: Pauses[_Message] = Pauses(loop, self._hand_over)
+        self._context = contextvars.copy_context()  # of deliveries: they are not their sender's
         self._arriving: dict[int, list[_Message]] = {}
         self._stopped: deque[tuple[int, _Message, Flow]] = deque()  # with when it was sent, oldest first
 
@@ -215,6 +219,11 @@ class Delivery:
             flow.arrives_us = max(flow.arrives_us, sent_again_us + latency_us)
             self._arrive(flow.arrives_us, message)
 
+    def pause(self, host: Party, duration_s: float) -> None:
+        """Let a process stand still for so many seconds, as under SIGSTOP; a longer pause that is under way stays."""
+        self.digest.add_fault(self.loop.now_us, host.id, f"pause {duration_s!r} s")
+        self.pauses.pause(host.id, duration_s)
+
     def lose_stopped(self, source: Party) -> None:
         """This host has lost its memory: nothing of what it had sent is sent again."""
         self._stopped = deque(each for each in self._stopped if each[1][0] is not source)
@@ -232,18 +241,30 @@ class Delivery:
         batch = self._arriving.get(at_us)
         if batch is None:
             self._arriving[at_us] = [message]
-            self.loop.call_at(at_us / MICROSECONDS, self._deliver, at_us)
+            self.loop.call_at(at_us / MICROSECONDS, self._deliver, at_us, context=self._context)
         else:
             batch.append(message)
 
     def _deliver(self, at_us: int) -> None:
-        digest = self.digest
-        for source, target, endpoint, body, receive in self._arriving.pop(at_us):
+        self._hand_over(self._arriving.pop(at_us))
+
+    def _hand_over(self, messages: list[_Message]) -> None:
+        """What becomes now of messages that have arrived."""
+        now_us, digest = self.loop.now_us, self.digest
+        waiting, contexts = self.pauses.waiting, self.pauses.contexts
+        for message in messages:
+            source, target, endpoint, body, receive = message
             if target.state is HostState.SILENT:
                 continue
-            digest.add_message(at_us, source.id, target.id, endpoint, body)
+            if waiting and target.id in waiting:
+                waiting[target.id].append(message)
+                continue
+            digest.add_message(now_us, source.id, target.id, endpoint, body)
             try:
-                receive(endpoint, body)
+                if contexts and target.id in contexts:
+                    contexts[target.id].run(receive, endpoint, body)
+                else:
+                    receive(endpoint, body)
             except Exception as error:
                 # As the loop does it: what fails is reported, and the messages behind it arrive all the same.
                 text = f"{endpoint} from {source!r} to {target!r} failed when it arrived"

@@ -1,6 +1,7 @@
 """Plays a timetable of faults on the members of a world. Each fault is part of the digest, and of the trace.
 
-Faults end by themselves; a crash ends by its restart, a clock's error by the next.
+They act through the links of the network and the pauses of its hosts. Faults end by themselves; a crash ends by its
+restart, a clock's error by the next.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from simulations.disturbance import Disturbance
 from simulations.faults import (
     ClockSkew,
     Crash,
@@ -21,16 +21,18 @@ from simulations.faults import (
     Restart,
     Suspend,
 )
+from simulations.links import LinkQuality
 from simulations.members import Member, Members
 
 
 class FaultPlayer:
     """Does to members what a timetable says. `counts` has how many faults of each kind took place."""
 
-    def __init__(self, members: Members, disturbance: Disturbance) -> None:
+    def __init__(self, members: Members) -> None:
         self.counts: dict[str, int] = {}
         self._members = members
-        self._disturbance = disturbance
+        self._network = members.world.network
+        self._losses: list[float] = []  # those under way; the largest counts
 
     async def play(self, planned: Sequence[PlannedFault]) -> None:
         """Live through the timetable, from now on; over when the last fault has begun."""
@@ -46,12 +48,14 @@ class FaultPlayer:
         self.counts[name] = self.counts.get(name, 0) + 1
         match fault:
             case Partition(cut, one_way, duration_s):
-                inside = frozenset(self._member(host).id for host in cut)
                 self._note(self._member(cut[0]), str(fault))
-                self._disturbance.cut(inside, one_way=one_way, duration_s=duration_s)
+                partition = self._network.cut([self._member(host).host for host in cut], one_way=one_way)
+                self._network.loop.call_later(duration_s, self._network.heal, partition)
             case Loss(share, duration_s):
                 self._note(self._member(0), str(fault))
-                self._disturbance.lose(share, duration_s)
+                self._losses.append(share)
+                self._set_loss()
+                self._network.loop.call_later(duration_s, self._end_loss, share)
             case _:
                 self._apply_to_one(self._member(fault.host), fault)
 
@@ -65,10 +69,9 @@ class FaultPlayer:
                 if not member.is_alive:
                     member.restart(self._members.seeds_for(member), with_state=with_state)
             case Freeze(duration_s=duration_s) | LoopStall(duration_s=duration_s):
-                self._disturbance.pause(member.id, duration_s)
+                member.pause(duration_s)
             case Suspend(duration_s=duration_s):
-                self._disturbance.pause(member.id, duration_s)
-                member.clock.sleep(duration_s)
+                member.sleep(duration_s)
             case ClockSkew(skew_s=skew_s):
                 member.clock.skew_s = skew_s
 
@@ -76,5 +79,11 @@ class FaultPlayer:
         return self._members.all[number]
 
     def _note(self, member: Member, fault: str) -> None:
-        network = self._members.world.network
-        network.digest.add_fault(network.loop.now_us, member.id, fault)
+        self._network.digest.add_fault(self._network.loop.now_us, member.id, fault)
+
+    def _end_loss(self, share: float) -> None:
+        self._losses.remove(share)
+        self._set_loss()
+
+    def _set_loss(self) -> None:
+        self._network.links.set_quality(LinkQuality(loss=max(self._losses, default=0.0)))

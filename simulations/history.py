@@ -15,7 +15,7 @@ from synapse_p2p.identity import NodeID
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Something that was asked, by whom, and the virtual second by which there has to be an answer or an error."""
+    """Something that was asked, by whom, and the second by which it has to end, by the clock of the History."""
 
     who: NodeID
     what: str
@@ -52,10 +52,13 @@ class Read:
 
 
 class History:
-    """The notes. `accepted`, `acknowledged` and `reads` grow until a checker takes them; `open_requests` are few."""
+    """The notes. `accepted`, `acknowledged` and `reads` grow until a checker takes them; `open_requests` are few.
 
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
+    `now` gives the seconds of somebody who asks, which do not pass while he stands still.
+    """
+
+    def __init__(self, now: Callable[[NodeID], float]) -> None:
+        self.now = now
         self._request_count = 0
         self.open_requests: dict[int, Request] = {}
         self.ended_late: list[tuple[Request, float]] = []
@@ -68,7 +71,7 @@ class History:
     @contextmanager
     def request(self, who: NodeID, what: str, timeout_s: float) -> Iterator[None]:
         """Note a request for as long as it is under way; it has to end, in whatever way, within `timeout_s` seconds."""
-        request = Request(who, what, self._now() + timeout_s)
+        request = Request(who, what, self.now(who) + timeout_s)
         self._request_count += 1
         number = self._request_count
         self.open_requests[number] = request
@@ -76,8 +79,8 @@ class History:
             yield
         finally:
             del self.open_requests[number]
-            if self._now() > request.deadline_s:
-                self.ended_late.append((request, self._now()))
+            if self.now(who) > request.deadline_s:
+                self.ended_late.append((request, self.now(who)))
 
     def note_accepted(self, record: Accepted) -> None:
         """A storer took a record."""

@@ -7,8 +7,9 @@ Owns their lives: join, leave, crash, restart, with the tasks of each. How their
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import suppress
+from typing import Any, TypeVar
 
 from dht.agents.index import capability_key
 from dht.agents.record import AgentRecord, CapabilityClaim, Reach
@@ -19,15 +20,22 @@ from dht.lookup import LookupMode
 from dht.messages import Store
 from dht.node import DHTNode
 from dht.store import MemoryRecordStore
-from simulations.disturbance import HostClock
 from simulations.faults import MAX_SKEW_S
 from simulations.history import Acknowledged, History, Read
+from simulations.host_clock import HostClock
 from simulations.network import EPOCH_S, VirtualHost
+from simulations.oracle import fill_tables
+from simulations.pool import VirtualPool
 from simulations.watched import WatchedHost, WatchedStore
 from simulations.world import SEEDS_PER_JOIN, World
 from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import SynapseError
 from synapse_p2p.identity import NodeID
+from synapse_p2p.peers import Host
+from synapse_p2p.server import Server
+from synapse_p2p.transport.pool import SessionPool
+
+T = TypeVar("T")
 
 CAPABILITY_COUNT = 8
 """Member number n has capability `skill/(n mod 8)`: some agents for each, and some keys in all."""
@@ -37,7 +45,8 @@ FORGERY_TIMEOUT_S = 2.0
 class Member:
     """One host and the node that lives there, if any. A new `life` begins whenever its process ends.
 
-    `is_published` says that its latest record is kept by others.
+    Whatever the node does runs in the context of its host, so that a pause of the host holds it. `is_published` says
+    that its latest record is kept by others.
     """
 
     def __init__(self, members: Members, number: int, host: VirtualHost) -> None:
@@ -48,7 +57,9 @@ class Member:
         self.capability = f"skill/{number % CAPABILITY_COUNT}"
         self.node: DHTNode | None = None
         self.is_published = False
+        self._server: Server | None = None  # of this life; none in a plain world
         self._members = members
+        self._context = host.network.pauses.context_of(host.id)
         self._scope = TaskScope(f"member {number}")
         self._seq = 0
 
@@ -68,26 +79,47 @@ class Member:
         return self.node is not None
 
     @property
+    def peers(self) -> VirtualPool | SessionPool:
+        """Its way to others, with nobody looking on."""
+        return self.host.peers if self._server is None else self._server.peers
+
+    @property
     def key(self) -> Key:
         """Where its record is stored."""
         return capability_key(self.host.network_id, self.capability, self.id, 0)
 
     def begin(self, seeds: list[str]) -> None:
         """Start a node, which joins and publishes in its own time."""
-        members = self._members
-        self.node = DHTNode(WatchedHost(self.host, members.history), config=members.config, store=self.store)
-        self._scope = TaskScope(f"member {self.number}")
-        self._scope.spawn(self._live(self.node, seeds), name=f"life of member {self.number}")
+        members, self._server = self._members, self._members.world.new_server(self.host)
+        place: Host = self.host if self._server is None else self._server
+        watched = WatchedHost(place, self.host.network.config, members.history)
+        self.node = DHTNode(watched, config=members.config, store=self.store)
+        self._scope = scope = TaskScope(f"member {self.number}")
+        life = self._live(self.node, self._server, seeds)
+        self._context.run(lambda: scope.spawn(life, name=f"life of member {self.number}"))
 
     def leave(self) -> None:
         """End in good order: everybody with a session is told."""
-        self.host.stop()
-        self._end()
+        if self._server is None:
+            self.host.stop()
+        self._end(is_in_order=True)
 
     def crash(self) -> None:
         """Die and tell nobody."""
+        self.clock.wake()  # a process that comes up later does not begin asleep
         self.host.crash()
         self._end()
+
+    def pause(self, duration_s: float) -> None:
+        """Stand still; nothing happens to one that is down."""
+        if self.is_alive:
+            self.host.network.pause(self.host, duration_s)
+
+    def sleep(self, duration_s: float) -> None:
+        """The same, and the monotonic clock stands still too."""
+        self.pause(duration_s)
+        if self.is_alive:
+            self.clock.sleep(duration_s)
 
     def restart(self, seeds: list[str], *, with_state: bool) -> None:
         """Come up again under the same key, with the records it stored for others or without."""
@@ -101,15 +133,16 @@ class Member:
     async def stop(self) -> None:
         """End all its tasks."""
         node, self.node = self.node, None
-        await self._scope.close()
         if node is not None:
-            await node.stop()
+            await _end_tasks(self._scope, node, self._server)
 
     async def find(self, owner: Member) -> bool:
         """Whether a strict search for the owner's capability finds its record; what it finds is noted."""
-        node, life, history = self.node, self.life, self._members.history
-        if node is None:
-            return False
+        node = self.node
+        return node is not None and await self._run(self._find(node, owner))
+
+    async def _find(self, node: DHTNode, owner: Member) -> bool:
+        life, history = self.life, self._members.history
         with history.request(self.id, f"find {owner.capability}", self._members.find_timeout_s):
             found = await node.find_providers(owner.capability, LookupMode.STRICT)
         history.reads += [Read((self.id, life), record.owner, record.seq) for record in found.records]
@@ -124,7 +157,7 @@ class Member:
         contact = Contact(victim.id, victim.host.advertised_addresses)
         request = Store(bytes(forged), owner.capability).to_map()
         with suppress(SynapseError):  # refused in whatever way
-            await self.host.peers.call(contact, "_dht.store", request, timeout_s=FORGERY_TIMEOUT_S)
+            await self._run(self.peers.call(contact, "_dht.store", request, timeout_s=FORGERY_TIMEOUT_S))
 
     def sealed_record(self) -> tuple[bytes, AgentRecord]:
         """Its next version, signed."""
@@ -146,11 +179,13 @@ class Member:
         )
         return record.seal(self.host.identity), record
 
-    async def _live(self, node: DHTNode, seeds: list[str]) -> None:
+    async def _live(self, node: DHTNode, server: Server | None, seeds: list[str]) -> None:
         config = self._members.config
+        if server is not None:
+            await server.start()
         await node.start()
         pause_s = config.join_retry_min_s
-        while not (await node.join(seeds)).joined and seeds:
+        while seeds and not (await node.join(seeds)).joined:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, config.join_retry_max_s)
         pause_s = config.join_retry_min_s
@@ -174,12 +209,23 @@ class Member:
             expires_at_s = record.expires_ms / 1000 - EPOCH_S - MAX_SKEW_S
             self._members.history.acknowledged.append(Acknowledged(self.id, self.key, record.seq, expires_at_s))
 
-    def _end(self) -> None:
+    async def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of something that the process does for an onlooker."""
+        scope = self._members.scope
+        return await self._context.run(lambda: scope.spawn_awaited(coroutine))
+
+    def _end(self, *, is_in_order: bool = False) -> None:
         node, self.node = self.node, None
-        scope = self._scope
         self.is_published = False
         if node is not None:
-            self._members.scope.spawn(_end_tasks(scope, node), name=f"end of member {self.number}")
+            end = self._end_life(self._scope, node, self._server, is_in_order=is_in_order)
+            self._members.scope.spawn(end, name=f"end of member {self.number}")
+
+    async def _end_life(self, scope: TaskScope, node: DHTNode, server: Server | None, *, is_in_order: bool) -> None:
+        life = self.life
+        await _end_tasks(scope, node, server)
+        if is_in_order and server is not None and self.life == life:
+            self.host.stop()  # it has said goodbye by now
 
 
 class Members:
@@ -201,15 +247,31 @@ class Members:
 
     def add(self) -> Member:
         """A new member, which begins to join at once."""
+        member = self._new_member()
+        member.begin(self.seeds_for(member))
+        return member
+
+    def _new_member(self) -> Member:
         member = Member(self, self._count, self.world.network.host())
         self._count += 1
         self.all.append(member)
-        member.begin(self.seeds_for(member))
         return member
 
     def forget(self, member: Member) -> None:
         """Keep a member that is dead for good no longer: a long run has very many of them. Numbers stay."""
         self.all.remove(member)
+
+    def add_at_once(self, count: int) -> None:
+        """So many new members, which an oracle lets know all others."""
+        for _ in range(count):
+            self._new_member().begin([])
+        fill_tables(
+            ((member.id, member.node.routing_table) for member in self.all if member.node is not None),
+            [Contact(member.id, member.host.advertised_addresses) for member in self.all],
+            k=self.config.routing.k,
+            rng=self.world.rng,
+            now=self.world.network.loop.time(),
+        )
 
     def seeds_for(self, member: Member) -> list[str]:
         """The first member, and one other that is alive."""
@@ -227,7 +289,7 @@ class Members:
         for member in self.all:
             if member.is_alive:
                 yield "records", member.id, len(member.store), max_records
-                yield "sessions", member.id, len(member.host.peers.peer_ids()), max_sessions
+                yield "sessions", member.id, len(member.peers.peer_ids()), max_sessions
 
     async def stop(self) -> None:
         """End everybody's tasks."""
@@ -237,6 +299,8 @@ class Members:
         await self.scope.close()
 
 
-async def _end_tasks(scope: TaskScope, node: DHTNode) -> None:
+async def _end_tasks(scope: TaskScope, node: DHTNode, server: Server | None) -> None:
     await scope.close()
     await node.stop()
+    if server is not None:
+        await server.stop(grace=0)

@@ -19,7 +19,7 @@ from simulations.virtual_loop import VirtualLoop
 from synapse_p2p.config import ServerConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import ConfigError
-from synapse_p2p.identity import SEED_SIZE_BYTES, Identity
+from synapse_p2p.identity import SEED_SIZE_BYTES, Identity, NodeID
 from synapse_p2p.runtime import Runtime
 
 __all__ = [
@@ -72,6 +72,10 @@ class VirtualNetwork(Delivery):
     def client(self, *, network: str = "") -> VirtualHost:
         """A new host that nobody can dial; who is dialed by it can call it back."""
         return self._make_host(self._next_ip(), "", network)
+
+    def awake_s(self, host: NodeID) -> float:
+        """Seconds of the loop in which this host's process did not stand still."""
+        return self.pauses.awake_s(host)
 
     def at(self, address: str) -> VirtualHost | None:
         """Who has this address; None for an address that leads nowhere."""
@@ -156,4 +160,5 @@ class VirtualHost(Station):
         self.state = state
         self.incarnation += 1
         self.peers.lose_everything()
+        self.network.pauses.end(self.id)  # the next process does not stand still
         self.network.digest.add_fault(self.network.loop.now_us, self.id, fault)

@@ -43,6 +43,8 @@ MICROSECONDS = 1_000_000  # in a second
 MAX_CALLBACKS_PER_INSTANT = 1_000_000  # 100,000 nodes that all start at once need fewer
 MIN_CANCELLED_TO_COMPACT = 64  # below it a walk over the heap saves nothing
 MAX_NAMES_IN_ERROR = 10
+OWNER: contextvars.ContextVar[object] = contextvars.ContextVar("owner", default=None)
+"""Whose the callbacks of a context are, where they can be held together. Tasks and timers hand it on."""
 
 _FIXES = {
     "add_signal_handler": LEAVE_OUT_SIGNALS,
@@ -106,6 +108,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._cancelled_count = 0  # callbacks in the heap that will not run
         self._max_callbacks_per_instant = max_callbacks_per_instant
         self._tasks: dict[asyncio.Task[Any], None] = {}  # those that have not ended, oldest first
+        self._held: dict[object, list[_Callback]] = {}  # by owner: what came due while its callbacks are held
         self._generators: weakref.WeakKeyDictionary[AsyncGenerator[Any, Any], None] = weakref.WeakKeyDictionary()
         self._exception_handler: ExceptionHandler | None = None
         self._thread = threading.get_ident()
@@ -155,6 +158,22 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         is_due = when <= self.time()
         when_us = self._now_us if is_due else max(self._now_us + 1, _microseconds(when))
         return self._schedule(when_us, callback, args, context)
+
+    def hold(self, owner: object) -> None:
+        """Run no callback of this OWNER until it is released; what comes due waits, in order."""
+        self._held.setdefault(owner, [])
+
+    def hold_back(self, owner: object, callback: Callable[..., object], *args: Any) -> bool:
+        """Whether this owner is held; then the callback waits among its others."""
+        held = self._held.get(owner)
+        if held is None:
+            return False
+        held.append(_Callback(self._now_us, callback, args, contextvars.Context(), self))
+        return True
+
+    def release(self, owner: object) -> None:
+        """Run at this instant what was held; nothing happens to an owner that is not held."""
+        self._ready.extend(self._held.pop(owner, ()))
 
     def call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
@@ -254,6 +273,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._is_closed = True
         self._ready.clear()
         self._heap.clear()
+        self._held.clear()
         self._tasks.clear()
 
     async def shutdown_asyncgens(self) -> None:
@@ -325,7 +345,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             self._cancelled_count = 0
 
     def _run(self) -> None:
-        ready = self._ready
+        ready, held = self._ready, self._held
         ran_count = 0  # since the clock last moved
         while True:
             if not ready and not self._is_stopping:
@@ -339,6 +359,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             for _ in range(batch_size):
                 callback = ready.popleft()
                 if callback._cancelled:
+                    continue
+                if held and (waiting := held.get(callback._context.get(OWNER))) is not None:
+                    waiting.append(callback)
                     continue
                 try:
                     callback._context.run(callback._callback, *callback._args)

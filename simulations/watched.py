@@ -10,10 +10,10 @@ from dht.keyspace import Key
 from dht.records import Refusal
 from dht.store import MemoryRecordStore
 from simulations.history import Accepted, History
-from simulations.network import VirtualHost
+from synapse_p2p.config import ServerConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.identity import Identity, NodeID
-from synapse_p2p.peers import KnownPeer, PeerCaller, ProvedPeer
+from synapse_p2p.peers import Host, KnownPeer, PeerCaller, ProvedPeer
 from synapse_p2p.runtime import Runtime
 
 
@@ -37,9 +37,9 @@ class WatchedStore(MemoryRecordStore):
 class WatchedHost:
     """A host whose requests are noted: a `synapse_p2p.peers.Host`."""
 
-    def __init__(self, host: VirtualHost, history: History) -> None:
+    def __init__(self, host: Host, config: ServerConfig, history: History) -> None:
         self._host = host
-        self.peers: PeerCaller = WatchedCaller(host, history)
+        self.peers: PeerCaller = WatchedCaller(host, config, history)
 
     @property
     def identity(self) -> Identity:
@@ -64,11 +64,10 @@ class WatchedHost:
 class WatchedCaller:
     """Notes every request with the time that it is given: a `synapse_p2p.peers.PeerCaller`."""
 
-    def __init__(self, host: VirtualHost, history: History) -> None:
-        self._id = host.id
+    def __init__(self, host: Host, config: ServerConfig, history: History) -> None:
+        self._id = host.identity.node_id
         self._peers = host.peers
         self._history = history
-        config = host.network.config
         self._connect_timeout_s = config.pool.dial_timeout_s + config.session.handshake_timeout_s
         self._check_dial_timeout_s = config.pool.check_dial_timeout_s
 

@@ -117,9 +117,11 @@ class World:
 
     async def _start_node(self) -> DHTNode:
         host = self.network.host()
-        place: Host = host
-        if self._streams is not None:
-            place = await self._start_server(host, self._streams)
+        server = self.new_server(host)
+        if server is not None:
+            self._servers.append(server)
+            await server.start()
+        place: Host = host if server is None else server
         node = DHTNode(place, config=self._config)
         self.hosts.append(host)
         self.nodes.append(node)
@@ -129,19 +131,19 @@ class World:
         await node.start()
         return node
 
-    async def _start_server(self, host: VirtualHost, streams: VirtualStreams) -> Server:
-        server = Server(
+    def new_server(self, host: VirtualHost) -> Server | None:
+        """What a node of a wire world stands on, to be started; None in a plain one, where the host itself will do."""
+        if self._streams is None:
+            return None
+        return Server(
             parse_address(host.address)[0],
             LISTEN_PORT,
             identity=host.identity,
             plain="off",
-            transport=streams.transport(host),
+            transport=self._streams.transport(host),
             runtime=_wire_runtime(host),
             config=self.network.config,
         )
-        self._servers.append(server)
-        await server.start()
-        return server
 
     # The user's
 

@@ -12,8 +12,8 @@ import asyncio
 from dht.config import DHTConfig
 from simulations.churn import BITTORRENT
 from simulations.members import Member, Members
-from simulations.scenarios.base import Outcome, Progress, Settings
-from simulations.scenarios.inspected import DisturbedScenario, Finds, grow, inspect_members
+from simulations.scenarios.base import Outcome, Progress, Scenario, Settings
+from simulations.scenarios.inspected import Finds, grow, inspect_members
 from simulations.world import World
 from synapse_p2p.background import TaskScope
 
@@ -64,6 +64,4 @@ class _Lives:
             member = self._members.add()
 
 
-CHURN = DisturbedScenario(
-    "churn", "sessions of Weibull(0.40, 42 min), searches for agents, rules checked at every step", _play
-)
+CHURN = Scenario("churn", "sessions of Weibull(0.40, 42 min), searches for agents, rules checked at every step", _play)

@@ -9,13 +9,12 @@ which all have to succeed.
 from __future__ import annotations
 
 import asyncio
-from typing import cast
 
 from dht.config import DHTConfig, LookupConfig, RoutingConfig
 from simulations.fault_player import FaultPlayer
 from simulations.faults import FaultSpec, timetable
-from simulations.scenarios.base import Outcome, Progress, Settings
-from simulations.scenarios.inspected import DisturbedScenario, DisturbedWorld, Finds, Inspected, grow, inspect_members
+from simulations.scenarios.base import Outcome, Progress, Scenario, Settings
+from simulations.scenarios.inspected import Finds, Inspected, grow, inspect_members
 from simulations.world import World
 from synapse_p2p.background import TaskScope
 
@@ -28,11 +27,10 @@ MIN_SUCCESS_AFTER_FAULTS = 1.0
 
 
 async def _play(world: World, settings: Settings, progress: Progress) -> Outcome:
-    world = cast("DisturbedWorld", world)
     inspected = inspect_members(world, DHTConfig(lookup=LookupConfig(k=K), routing=RoutingConfig(k=K)))
     try:
         await grow(inspected, settings, progress)
-        player = FaultPlayer(inspected.members, world.disturbance)
+        player = FaultPlayer(inspected.members)
         disturbed = await _phase_of_faults(world, settings, inspected, player, progress)
         finds = Finds(inspected.members)
         await inspected.inspector.watch(inspected.members.config.records.lease_s)
@@ -47,7 +45,7 @@ async def _play(world: World, settings: Settings, progress: Progress) -> Outcome
 
 
 async def _phase_of_faults(
-    world: DisturbedWorld, settings: Settings, inspected: Inspected, player: FaultPlayer, progress: Progress
+    world: World, settings: Settings, inspected: Inspected, player: FaultPlayer, progress: Progress
 ) -> Finds:
     """The searches while the faults were on."""
     duration_s = (settings.hours or DEFAULT_HOURS) * 3600
@@ -91,4 +89,4 @@ def _figures(inspected: Inspected, player: FaultPlayer, disturbed: Finds) -> dic
     }
 
 
-FAULTS = DisturbedScenario("faults", "faults from a timetable, six rules checked at every step, then quiet", _play)
+FAULTS = Scenario("faults", "faults from a timetable, six rules checked at every step, then quiet", _play)

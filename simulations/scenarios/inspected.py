@@ -1,38 +1,15 @@
-"""What the scenarios with faults share: a world whose messages can be disturbed, members in it, and who looks on."""
+"""What the scenarios with faults share: members of a world, who looks on, and searches."""
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 from dht.config import DHTConfig
 from simulations.checkers import AtMostOnce, Caps, Deadlines, Durability, Inspector, MonotonicReads, Signatures
-from simulations.disturbance import Disturbance
 from simulations.history import History
 from simulations.members import Member, Members
-from simulations.scenarios.base import MAX_NOTES, Outcome, Progress, Scenario, Settings, Start
-from simulations.virtual_loop import VirtualLoop
+from simulations.scenarios.base import MAX_NOTES, Outcome, Progress, Settings, Start
 from simulations.world import JOIN_PAUSE_S, World
-from synapse_p2p.exceptions import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class DisturbedScenario(Scenario):
-    """A scenario in a world whose messages can be disturbed."""
-
-    def new_world(self, loop: VirtualLoop, settings: Settings) -> World:
-        return DisturbedWorld(loop, settings)
-
-
-class DisturbedWorld(World):
-    """A world that starts empty, with the disturbance that its messages pass through."""
-
-    def __init__(self, loop: VirtualLoop, settings: Settings) -> None:
-        if settings.start is not Start.PROTOCOL or settings.wire:
-            raise ConfigError("a world with faults has members that join by --start protocol, and no --wire")
-        # Chance of its own: whether a message is lost must not change who joins through whom.
-        self.disturbance = Disturbance(loop, random.Random(f"disturbance {settings.seed}"))
-        super().__init__(loop, seed=settings.seed, latency=self.disturbance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +24,7 @@ class Inspected:
 
 def inspect_members(world: World, config: DHTConfig) -> Inspected:
     """No members yet, and every rule looked after."""
-    history = History(world.network.loop.time)
+    history = History(world.network.awake_s)
     members = Members(world, history, config)
     durability = Durability(history, members.alive)
     checkers = (
@@ -62,7 +39,14 @@ def inspect_members(world: World, config: DHTConfig) -> Inspected:
 
 
 async def grow(inspected: Inspected, settings: Settings, progress: Progress) -> list[Member]:
-    """Let all members join, JOIN_PAUSE_S apart; those that are there then. They may still be joining."""
+    """All members, as the settings say: by protocol they join JOIN_PAUSE_S apart, and may still be joining.
+
+    The oracle takes no time, and all of them publish at once.
+    """
+    if settings.start is Start.ORACLE:
+        inspected.members.add_at_once(settings.nodes)
+        progress("join", settings.nodes, settings.nodes)
+        return list(inspected.members.all)
     added: list[Member] = []
     for count in range(1, settings.nodes + 1):
         added.append(inspected.members.add())

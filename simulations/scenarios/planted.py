@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from dht.contact import Contact
 from simulations.checkers import AtMostOnce, Caps, Checker, Deadlines, Inspector, MonotonicReads
-from simulations.faults import Freeze
 from simulations.history import History, Read
 from simulations.network import VirtualHost
 from simulations.scenarios.base import Outcome, Progress, Scenario, Settings
-from simulations.scenarios.inspected import DisturbedScenario, DisturbedWorld
 from simulations.world import World
 from synapse_p2p.background import TaskScope
 from synapse_p2p.context import CallContext
@@ -35,9 +33,9 @@ class _Bench:
     """What every planted world has: a client, a history, and requests that come at random moments."""
 
     def __init__(self, world: World) -> None:
-        self.world = cast("DisturbedWorld", world)
+        self.world = world
         self.rng = world.rng
-        self.history = History(world.network.loop.time)
+        self.history = History(world.network.awake_s)
         self.client = world.network.host()
 
     def server(self, endpoints: Mapping[str, Endpoint]) -> VirtualHost:
@@ -165,19 +163,16 @@ async def _leak_slot(world: World, settings: Settings, progress: Progress) -> Ou
 
 async def _run_twice(world: World, settings: Settings, progress: Progress) -> Outcome:
     bench = _Bench(world)
-    network = world.network
 
     def run(request: Mapping[str, Any], _: CallContext) -> None:
         bench.history.note_execution(f"task {request['number']}")
 
     workers = [bench.server({"_agent.run": run}) for _ in range(2)]
 
-    async def freeze_now_and_then() -> None:
+    async def pause_now_and_then() -> None:
         while True:
             await asyncio.sleep(bench.rng.expovariate(1 / 60))
-            worker, fault = bench.rng.choice(workers), Freeze(0, bench.rng.uniform(0.0, 2 * PATIENCE_S))
-            network.digest.add_fault(network.loop.now_us, worker.id, str(fault))
-            bench.world.disturbance.pause(worker.id, fault.duration_s)
+            world.network.pause(bench.rng.choice(workers), bench.rng.uniform(0.0, 2 * PATIENCE_S))
 
     async def ask(number: int) -> None:
         for worker in bench.rng.sample(workers, len(workers)):
@@ -188,12 +183,12 @@ async def _run_twice(world: World, settings: Settings, progress: Progress) -> Ou
                 pass  # the bug: one that did not answer may have the task all the same, and do it later
 
     checkers = [AtMostOnce(bench.history)]
-    return await bench.live(settings, progress, checkers, ask, mean_pause_s=2.0, server=freeze_now_and_then)
+    return await bench.live(settings, progress, checkers, ask, mean_pause_s=2.0, server=pause_now_and_then)
 
 
 PLANTED: tuple[Scenario, ...] = (
-    DisturbedScenario("planted-lost-wakeup", "has a bug: a worker forgets a wake-up; breaks S5", _lose_wakeup),
-    DisturbedScenario("planted-stale-read", "has a bug: a client reads any replica; breaks S2", _read_stale),
-    DisturbedScenario("planted-slot-leak", "has a bug: a cancelled task keeps its slot; breaks S4", _leak_slot),
-    DisturbedScenario("planted-double-run", "has a bug: a task in doubt is given to another; breaks S6", _run_twice),
+    Scenario("planted-lost-wakeup", "has a bug: a worker forgets a wake-up; breaks S5", _lose_wakeup),
+    Scenario("planted-stale-read", "has a bug: a client reads any replica; breaks S2", _read_stale),
+    Scenario("planted-slot-leak", "has a bug: a cancelled task keeps its slot; breaks S4", _leak_slot),
+    Scenario("planted-double-run", "has a bug: a task in doubt is given to another; breaks S6", _run_twice),
 )

@@ -46,7 +46,7 @@ def storer(*seqs: int) -> FakeStorer:
 
 
 def history(at_s: float = 0.0) -> History:
-    return History(lambda: at_s)
+    return History(lambda who: at_s)
 
 
 def acknowledged_by(*storers: FakeStorer, seq: int = 5) -> Durability:
@@ -178,7 +178,7 @@ def test_a_cap_may_be_reached_and_not_passed():
 @pytest.mark.parametrize("is_ended", [False, True])
 def test_a_request_that_is_over_its_time_by_more_than_a_second_is_found(late_s: float, is_broken: bool, is_ended: bool):
     clock = [10.0]
-    notes = History(lambda: clock[0])
+    notes = History(lambda who: clock[0])
     request = notes.request(OWNER, "find", 2.0)
     request.__enter__()
     clock[0] = 12.0 + late_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,16 +11,19 @@ from dht.records import Envelope
 from dht.store import MemoryRecordStore
 from simulations.report import run_scenario
 from simulations.scenarios import SCENARIOS, Settings
+from simulations.world import Start
 
 SHORT = Settings(nodes=8, lookups=5, seed=1, hours=0.05)
+TWO_WORLDS = [(Start.PROTOCOL, False), (Start.ORACLE, True)]
 
 
 def figures_of(name: str, settings: Settings = SHORT) -> dict[str, Any]:
     return run_scenario(SCENARIOS[name], settings).figures
 
 
-def test_a_short_run_with_faults_ends_with_everybody_finding_everybody():
-    figures = figures_of("faults")
+@pytest.mark.parametrize(("start", "wire"), TWO_WORLDS)
+def test_a_short_run_with_faults_ends_with_everybody_finding_everybody(start: Start, wire: bool):
+    figures = figures_of("faults", replace(SHORT, start=start, wire=wire))
 
     assert (figures["error"], figures["passed"]) == (None, True)
     assert (figures["lookups"], figures["lookup_success"]) == (5, 1.0)
@@ -27,20 +31,22 @@ def test_a_short_run_with_faults_ends_with_everybody_finding_everybody():
     assert figures["finds_disturbed"] > 50
 
 
-def test_a_short_run_with_churn_finds_nearly_everybody():
-    figures = figures_of("churn", Settings(nodes=12, lookups=40, seed=1, hours=0.2))
+@pytest.mark.parametrize(("start", "wire"), TWO_WORLDS)
+def test_a_short_run_with_churn_finds_nearly_everybody(start: Start, wire: bool):
+    figures = figures_of("churn", Settings(nodes=10, lookups=30, seed=1, hours=0.15, start=start, wire=wire))
 
     assert (figures["error"], figures["passed"]) == (None, True)
     assert figures["lookups"] > 20
     assert figures["sessions_ended"] > 0
 
 
-@pytest.mark.parametrize("name", ["faults", "churn"])
-def test_a_run_repeats_with_all_its_faults(name: str):
-    settings = Settings(nodes=6, lookups=5, seed=3, hours=0.05)
+@pytest.mark.parametrize(("name", "wire"), [("faults", False), ("churn", False), ("churn", True)])
+def test_a_run_repeats_with_all_its_faults(name: str, wire: bool):
+    settings = Settings(nodes=6, lookups=5, seed=3, hours=0.05, wire=wire)
 
     first, again = figures_of(name, settings), figures_of(name, settings)
 
+    assert first["passed"]
     assert first["digest"] == again["digest"]
     assert first["messages"] == again["messages"]
 

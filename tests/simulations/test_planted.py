@@ -52,7 +52,7 @@ def test_the_fault_that_shows_a_bug_is_in_its_trace():
         if not (report := run_scenario(SCENARIOS["planted-double-run"], Settings(seed=seed))).figures["passed"]
     )
 
-    assert any("fault: Freeze" in event for event in report.events)
+    assert any("fault: pause" in event for event in report.events)
 
 
 def replay(command: str) -> subprocess.CompletedProcess[str]:
