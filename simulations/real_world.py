@@ -8,8 +8,9 @@ code is told of with a NotRepeatableWarning.
 These functions belong to the whole process. So this file replaces them for the whole process, from the start of the
 first run to the end of the last, and each replacement asks whether its own thread is in a run. What somebody else has
 replaced before, such as a test with a clock of its own, stays theirs. A module that did `from time import sleep` is
-served too. Not seen are a function that was put into a container or an attribute before the run, and
-`datetime.now()`, a method of a built-in type that takes no replacement (`datetime.today()` is seen: it asks `time`).
+served too. Not seen are a function that was put into a container or an attribute before the run, and `datetime.now()`
+and `utcnow()`, methods of a built-in type that takes no replacement (`today()` is seen: it asks `time`). A subclass in
+its place would break `isinstance` and pickles of the user's, and a look at every call costs more than the simulation.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ _REFUSED: tuple[tuple[Namespace, str, str], ...] = (
 _CHANCE_THAT_IS_NOT_DRAWN = ("seed", "getstate", "setstate")
 
 _WATCHED: tuple[tuple[Namespace, str, str], ...] = (
-    *((time, name, _ASK_LOOP) for name in ("time", "time_ns", "monotonic", "monotonic_ns")),
+    *((time, f"{name}{unit}", _ASK_LOOP) for name in ("time", "monotonic", "perf_counter") for unit in ("", "_ns")),
     *(
         (random, name, _DRAW_FROM_SEED)
         for name in random.__all__

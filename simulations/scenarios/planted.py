@@ -15,10 +15,11 @@ from simulations.checkers import AtMostOnce, Caps, Checker, Deadlines, Inspector
 from simulations.history import History, Read
 from simulations.network import VirtualHost
 from simulations.scenarios.base import Outcome, Progress, Scenario, Settings
-from simulations.world import World
+from simulations.virtual_loop import VirtualLoop
+from simulations.world import Start, World
 from synapse_p2p.background import TaskScope
 from synapse_p2p.context import CallContext
-from synapse_p2p.exceptions import PeerUnavailable, Timeout
+from synapse_p2p.exceptions import ConfigError, PeerUnavailable, Timeout
 from synapse_p2p.identity import NodeID
 
 PATIENCE_S = 2.0  # of every request in these worlds
@@ -186,9 +187,18 @@ async def _run_twice(world: World, settings: Settings, progress: Progress) -> Ou
     return await bench.live(settings, progress, checkers, ask, mean_pause_s=2.0, server=pause_now_and_then)
 
 
+class _PlantedScenario(Scenario):
+    """A scenario without nodes, so that how they start and what they speak has no meaning."""
+
+    def new_world(self, loop: VirtualLoop, settings: Settings) -> World:
+        if settings.start is not Start.PROTOCOL or settings.wire:
+            raise ConfigError(f"{self.name} has no nodes: leave --start and --wire out")
+        return World(loop, seed=settings.seed)
+
+
 PLANTED: tuple[Scenario, ...] = (
-    Scenario("planted-lost-wakeup", "has a bug: a worker forgets a wake-up; breaks S5", _lose_wakeup),
-    Scenario("planted-stale-read", "has a bug: a client reads any replica; breaks S2", _read_stale),
-    Scenario("planted-slot-leak", "has a bug: a cancelled task keeps its slot; breaks S4", _leak_slot),
-    Scenario("planted-double-run", "has a bug: a task in doubt is given to another; breaks S6", _run_twice),
+    _PlantedScenario("planted-lost-wakeup", "has a bug: a worker forgets a wake-up; breaks S5", _lose_wakeup),
+    _PlantedScenario("planted-stale-read", "has a bug: a client reads any replica; breaks S2", _read_stale),
+    _PlantedScenario("planted-slot-leak", "has a bug: a cancelled task keeps its slot; breaks S4", _leak_slot),
+    _PlantedScenario("planted-double-run", "has a bug: a task in doubt is given to another; breaks S6", _run_twice),
 )

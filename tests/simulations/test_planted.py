@@ -13,6 +13,7 @@ import pytest
 
 from simulations.report import run_scenario
 from simulations.scenarios import SCENARIOS, Settings
+from simulations.world import Start
 
 ROOT = Path(__file__).parents[2]
 SEEDS = range(1, 31)
@@ -53,6 +54,13 @@ def test_the_fault_that_shows_a_bug_is_in_its_trace():
     )
 
     assert any("fault: pause" in event for event in report.events)
+
+
+@pytest.mark.parametrize("settings", [Settings(wire=True), Settings(start=Start.ORACLE)])
+def test_a_world_without_nodes_refuses_what_is_said_of_nodes(settings: Settings):
+    figures = run_scenario(SCENARIOS["planted-stale-read"], settings).figures
+
+    assert figures["error"].startswith("ConfigError: planted-stale-read has no nodes")
 
 
 def replay(command: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ import time
 import uuid
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from random import choice
 from time import sleep
@@ -249,7 +249,10 @@ CLOCKS_AND_CHANCE = [
     (lambda: time.time(), "time.time", "loop"),
     (lambda: time.time_ns(), "time.time_ns", "loop"),
     (lambda: time.monotonic(), "time.monotonic", "loop"),
+    (lambda: time.perf_counter(), "time.perf_counter", "loop"),
+    (lambda: time.perf_counter_ns(), "time.perf_counter_ns", "loop"),
     (lambda: date.today(), "time.time", "loop"),
+    (lambda: datetime.today(), "time.time", "loop"),
     (draw_again_and_again, "random.random", "Random(seed)"),
     (lambda: random.shuffle([1, 2]), "random.shuffle", "Random(seed)"),
     (lambda: choice([1, 2]), "random.choice", "Random(seed)"),
@@ -268,6 +271,18 @@ def test_clock_and_chance_of_the_process_get_one_warning_at_the_line_that_used_t
     assert fix in str(warning.message)
     assert Path(warning.filename) == HERE
     assert warning.lineno >= read.__code__.co_firstlineno
+
+
+def test_what_the_guide_says_in_place_of_datetime_now_repeats_and_is_not_told_of():
+    async def main():
+        await asyncio.sleep(90)
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=asyncio.get_running_loop().time())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, again = run(main()), run(main())
+
+    assert first == again == datetime(2026, 1, 1, 0, 1, 30, tzinfo=UTC)
 
 
 def test_each_run_tells_once_and_each_call_for_itself():
