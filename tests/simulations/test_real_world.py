@@ -283,6 +283,9 @@ def test_what_the_guide_says_in_place_of_datetime_now_repeats_and_is_not_told_of
         first, again = run(main()), run(main())
 
     assert first == again == datetime(2026, 1, 1, 0, 1, 30, tzinfo=UTC)
+    guide = Path(real_world.__file__).parents[1] / "docs" / "how-to" / "simulate.md"
+    cure = "`datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=asyncio.get_running_loop().time())`"
+    assert cure in guide.read_text(encoding="utf-8")
 
 
 def test_each_run_tells_once_and_each_call_for_itself():
