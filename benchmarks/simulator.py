@@ -1,10 +1,11 @@
-"""What the virtual loop costs: its callbacks beside those of a bare heap that does nothing else.
+"""What a simulation costs: callbacks of the virtual loop, and messages of whole runs, beside those of a bare heap.
 
-    python -m benchmarks.simulator [--rounds 7] [--callbacks 200000] [--json]
+    python -m benchmarks.simulator [--rounds 7] [--callbacks 200000] [--nodes 100] [--lookups 200] [--json]
 
 The bare loop is the least that an order by (when, seq) can cost: no handles, no cancelling, no contexts, no look-out
-for livelocks. Both loops take turns on one core within every round; times are CPU time, and a ratio is the median of
-the ratios of the rounds.
+for livelocks, and nothing is done in a callback. A whole run is the scenario `lookups`: all that nodes do with a
+message, and that they join first, is in its time; the bare loop has one callback for each message that it delivered.
+All take turns on one core within every round; times are CPU time, a ratio is the median of the ratios of the rounds.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from simulations.real_world import KeptOut
+from simulations.report import run_scenario
+from simulations.scenarios import SCENARIOS, Settings
 from simulations.virtual_loop import VirtualLoop
 
 IN_FLIGHT = 1000  # timers in the heap at any time: a swarm that waits for as many answers
@@ -51,28 +54,44 @@ class BareLoop:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Both loops in turn, in callbacks per CPU second."""
+    """All in turn, in callbacks per CPU second, and a whole run."""
 
     bare_per_s: float
     timers_per_s: float
     soon_per_s: float
+    run: WholeRun
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRun:
+    """How many messages a run delivered, in messages per CPU second, and a bare loop with as many callbacks."""
+
+    messages: int
+    per_s: float
+    bare_per_s: float
 
 
 def main() -> None:
     """Measure, and print the medians."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulator", description="What the virtual loop costs.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulator", description="What a simulation costs.")
     parser.add_argument("--rounds", type=int, default=7, help="how often both loops take their turn (default 7)")
     parser.add_argument("--callbacks", type=int, default=200_000, help="in each turn (default 200000)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument("--nodes", type=int, default=100, help="of a whole run (default 100)")
+    parser.add_argument("--lookups", type=int, default=200, help="of a whole run (default 200)")
     options = parser.parse_args()
-    measure(options.callbacks // 10)  # warms up
-    rounds = [measure(options.callbacks) for _ in range(options.rounds)]
+    settings = Settings(nodes=options.nodes, lookups=options.lookups)
+    measure(options.callbacks // 10, Settings(nodes=10, lookups=10))  # warms up
+    rounds = [measure(options.callbacks, settings) for _ in range(options.rounds)]
     figures = {
         "bare_callbacks_per_s": round(median(each.bare_per_s for each in rounds)),
         "timers_per_s": round(median(each.timers_per_s for each in rounds)),
         "timers_to_bare": round(median(each.timers_per_s / each.bare_per_s for each in rounds), 3),
         "call_soon_per_s": round(median(each.soon_per_s for each in rounds)),
         "call_soon_to_bare": round(median(each.soon_per_s / each.bare_per_s for each in rounds), 3),
+        "run_messages": rounds[0].run.messages,
+        "run_messages_per_s": round(median(each.run.per_s for each in rounds)),
+        "bare_to_run": round(median(each.run.bare_per_s / each.run.per_s for each in rounds), 1),
         "entry_us": round(entry_s() * 1e6, 1),
         "python": platform.python_version(),
     }
@@ -83,16 +102,32 @@ def main() -> None:
         print(f"{name:22} {value}")
 
 
-def measure(callbacks: int) -> Round:
+def measure(callbacks: int, settings: Settings) -> Round:
     """One round."""
     bare, timers, soon = BareLoop(), VirtualLoop(), VirtualLoop(max_callbacks_per_instant=2 * callbacks)
     load(bare.call_later, callbacks, lambda: None)
     load(timers.call_later, callbacks, timers.stop)
     load(lambda _, callback: soon.call_soon(callback), callbacks, soon.stop)
-    took_s = [cpu_s(run) for run in (bare.run, timers.run_forever, soon.run_forever)]
+    bare_s, timers_s, soon_s = (cpu_s(run) for run in (bare.run, timers.run_forever, soon.run_forever))
     timers.close()
     soon.close()
-    return Round(*(callbacks / each for each in took_s))
+    return Round(callbacks / bare_s, callbacks / timers_s, callbacks / soon_s, measure_run(settings))
+
+
+def measure_run(settings: Settings) -> WholeRun:
+    """A whole run, and the bare loop after it."""
+    messages = 0
+
+    def play() -> None:
+        nonlocal messages
+        figures = run_scenario(SCENARIOS["lookups"], settings).figures
+        assert figures["passed"], figures["error"]
+        messages = figures["messages"]
+
+    took_s = cpu_s(play)
+    bare = BareLoop()
+    load(bare.call_later, messages, lambda: None)
+    return WholeRun(messages, messages / took_s, messages / cpu_s(bare.run))
 
 
 def load(call_later: CallLater, callbacks: int, on_end: Callable[[], None]) -> None:
