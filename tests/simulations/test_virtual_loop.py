@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from simulations.virtual_loop import (
     MIN_CANCELLED_TO_COMPACT,
+    OWNER,
     Deadlock,
     Livelock,
     NotSimulated,
@@ -158,6 +159,28 @@ def test_timer_says_when_it_is_due_and_whether_it_was_cancelled(loop):
     handle.cancel()
 
     assert handle.cancelled()
+
+
+def test_callbacks_of_a_held_owner_wait_in_order_and_cancelled_ones_never_run(loop):
+    own = contextvars.copy_context()
+    own.run(OWNER.set, "own")
+    seen = []
+
+    def see(what):
+        seen.append((loop.time(), what))
+
+    loop.hold("own")
+    for at_s, what in [(2.0, "second"), (1.0, "first"), (3.0, "cancelled"), (9.0, "later")]:
+        timer = loop.call_at(at_s, see, what, context=own)
+        if what == "cancelled":
+            loop.call_at(4.0, timer.cancel)
+    loop.call_at(1.0, see, "of somebody else")
+    loop.call_at(5.0, lambda: (loop.hold_back("own", see, "held back"), loop.hold_back("nobody", see, "lost")))
+    loop.call_at(6.0, loop.release, "own")
+    loop.call_at(10.0, loop.stop)
+    loop.run_forever()
+
+    assert seen == [(1.0, "of somebody else"), (6.0, "first"), (6.0, "second"), (6.0, "held back"), (9.0, "later")]
 
 
 def test_callback_runs_in_the_context_it_was_scheduled_in(loop):
