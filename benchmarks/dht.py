@@ -1,6 +1,6 @@
 """The overlay beside `kademlia`, `opendht` and `libtorrent`: whole swarms on this machine, in one run.
 
-    python -m benchmarks.dht [--nodes 50 100] [--rounds 2] [--systems synapse kademlia] [--json]
+    python -m benchmarks.dht [--nodes 50 100] [--rounds 3] [--systems synapse kademlia] [--json]
 
 Every swarm is a new process, and the systems take turns within every round, so that a slow moment of the machine meets
 all of them. The exit status is 1 when a limit was missed or could not be measured. Traffic stays on loopback.
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from benchmarks.rpc import machine
 RELEASES = {"kademlia": "2.2.3", "opendht": "4.4.2", "libtorrent": "2.1.1"}
 WORKER = "benchmarks.dht_worker"
 TIMEOUT_S = 150.0  # of one swarm; the slowest, ours with 100 nodes, is half handshakes and takes under a minute
+MAX_ROUNDS = 3  # where nobody says how many, and fewer where they do not fit BUDGET_S
+BUDGET_S = 300.0
 SEED = 20_260_000  # of the first round; the next has the next
 
 
@@ -40,9 +44,13 @@ class Comparison:
             except (subprocess.CalledProcessError, OSError) as error:
                 self.absent[name] = f"not installed: {error}"
 
-    def measure(self, count: int) -> None:
-        """Run every system at every size, in turn, `count` times."""
+    def measure(self, count: int, *, within_s: float = math.inf) -> None:
+        """Run every system at every size, in turn, `count` times, or as often as fits the time and once at least."""
+        began = time.monotonic()
         for index in range(count):
+            passed_s = time.monotonic() - began
+            if passed_s + (passed_s / index if index else 0) > within_s:
+                return
             for size, by_system in self.rounds.items():
                 for name in by_system:
                     if name in self.absent:
@@ -87,7 +95,12 @@ def report(comparison: Comparison) -> str:
     """Tables and verdicts, for people."""
     parts = [", ".join(f"{key} {value}" for key, value in about().items())]
     for size, rounds in comparison.rounds.items():
-        parts += [f"**{size} nodes in one process**", table(rounds, comparison.absent), ratios_table(rounds)]
+        count = max(map(len, rounds.values()))
+        parts += [
+            f"**{size} nodes in one process; rounds: {count}**",
+            table(rounds, comparison.absent),
+            ratios_table(rounds),
+        ]
     parts.append("\n".join(str(verdict) for verdict in comparison.verdicts()))
     return "\n\n".join(part for part in parts if part)
 
@@ -101,12 +114,15 @@ def main() -> int:
     """The command; its exit status is 1 when a limit was not met."""
     parser = argparse.ArgumentParser(description="The overlay beside other DHTs, whole swarms on this machine.")
     parser.add_argument("--nodes", type=int, nargs="+", default=[50, 100])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, help="by default as many as fit five minutes, at most 3")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--json", action="store_true", help="every round as JSON, not medians in tables")
     options = parser.parse_args()
     comparison = Comparison(list(dict.fromkeys(options.systems)), sorted(set(options.nodes)))
-    comparison.measure(options.rounds)
+    if options.rounds is None:
+        comparison.measure(MAX_ROUNDS, within_s=BUDGET_S)
+    else:
+        comparison.measure(options.rounds)
     told = comparison.verdicts()
     if options.json:
         limits = [{"limit": str(verdict), "measured": verdict.measured} for verdict in told]

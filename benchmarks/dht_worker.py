@@ -123,8 +123,7 @@ class Swarm:
         return figures
 
     async def _put(self, count: int) -> dict[str, float]:
-        sent = await self._requests_sent()
-        cpu_s = time.process_time()
+        before = await self._costs()
         latencies = []
         for _ in range(count):
             value = self.rng.randbytes(VALUE_SIZE_BYTES)
@@ -135,9 +134,8 @@ class Swarm:
         if not self.values:
             raise RuntimeError("not one put was kept")
         figures = {f"put_{kind}_ms": value for kind, value in spread(latencies).items()}
-        figures["put_cpu_ms"] = (time.process_time() - cpu_s) * 1e3 / count
         figures["put_success"] = 100 * len(self.values) / count
-        return figures | {"put_requests": (await self._requests_sent() - sent) / count}
+        return figures | await self._costs_since(before, "put", count)
 
     def _first_reads(self) -> list[tuple[Any, Any]]:
         readers = self.rng.sample(self.nodes, min(FIRST_GETS, len(self.nodes)))
@@ -162,17 +160,15 @@ class Swarm:
 
     async def _read(self, name: str, reads: Sequence[tuple[Any, Any]]) -> dict[str, float]:
         """One get after the other."""
-        sent = await self._requests_sent()
-        cpu_s = time.process_time()
+        before = await self._costs()
         latencies, found = [], 0
         for reader, key in reads:
             latency_ms, value = await timed(reader.get(key))
             latencies.append(latency_ms)
             found += value == self.values[key]
         figures = {f"{name}_{kind}_ms": value for kind, value in spread(latencies).items()}
-        figures[f"{name}_cpu_ms"] = (time.process_time() - cpu_s) * 1e3 / len(reads)
         figures[f"{name}_success"] = 100 * found / len(reads)
-        return figures | {f"{name}_requests": (await self._requests_sent() - sent) / len(reads)}
+        return figures | await self._costs_since(before, name, len(reads))
 
     async def _read_at_once(self, count: int) -> float:
         """Gets per second, with 16 in flight all the time."""
@@ -188,15 +184,14 @@ class Swarm:
 
     async def _miss(self, count: int) -> dict[str, float]:
         """Gets of keys that nobody ever put."""
-        sent = await self._requests_sent()
+        before = await self._costs()
         latencies = []
         for _ in range(count):
             latency_ms, value = await timed(self.rng.choice(self.nodes).get(self.system.missing_key(self.rng)))
             latencies.append(latency_ms)
             if value is not None:
                 raise RuntimeError("a value was found that nobody put")
-        requests = (await self._requests_sent() - sent) / count
-        return {"miss_mean_ms": fmean(latencies), "miss_requests": requests}
+        return {"miss_mean_ms": fmean(latencies)} | await self._costs_since(before, "miss", count)
 
     async def _read_fresh(self, count: int) -> dict[str, float]:
         """Records that their owner may change, each of another owner: a read asks several storers for the newest."""
@@ -217,7 +212,7 @@ class Swarm:
         dying = self.rng.sample(self.nodes, round(KILLED_SHARE * len(self.nodes)))
         self.nodes = [node for node in self.nodes if node not in dying]
         await asyncio.gather(*(node.kill() for node in dying))
-        sent = await self._requests_sent()
+        before = await self._costs()
         reads = []
         for _ in range(GETS_AFTER_KILL):
             reader, key = self._read_of(self._any_key())
@@ -228,11 +223,22 @@ class Swarm:
         found = sum(value == self.values[key] for key, _, value in answers)
         figures = {f"killed_{kind}_ms": value for kind, value in spread(latencies).items()}
         figures["killed_success"] = 100 * found / len(reads)
-        return figures | {"killed_requests": (await self._requests_sent() - sent) / len(reads)}
+        return figures | await self._costs_since(before, "killed", len(reads))
 
-    async def _requests_sent(self) -> int:
+    async def _costs(self) -> dict[str, float]:
+        """What all nodes have spent so far; the CPU comes last, for to ask the nodes costs some as well."""
         await asyncio.sleep(STRAGGLERS_S)
-        return sum([await node.requests_sent() for node in self.nodes])
+        costs: dict[str, float] = {"requests": sum([await node.requests_sent() for node in self.nodes])}
+        if hasattr(self.system, "handshakes"):
+            costs["handshakes"] = self.system.handshakes()
+        return costs | {"cpu_ms": time.process_time() * 1e3}
+
+    async def _costs_since(self, before: dict[str, float], name: str, count: int) -> dict[str, float]:
+        """What they have spent since then, for each of `count` operations."""
+        await asyncio.sleep(STRAGGLERS_S)
+        cpu_ms = time.process_time() * 1e3
+        costs = await self._costs() | {"cpu_ms": cpu_ms}
+        return {f"{name}_{cost}": (value - before[cost]) / count for cost, value in costs.items()}
 
 
 async def timed(awaitable: Awaitable[Any]) -> tuple[float, Any]:

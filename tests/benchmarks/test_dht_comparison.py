@@ -28,6 +28,26 @@ def test_systems_take_turns_within_each_round(monkeypatch: pytest.MonkeyPatch):
     assert ran == 2 * [("synapse", 5), ("kademlia", 5), ("synapse", 10), ("kademlia", 10)]
 
 
+def test_rounds_that_would_not_fit_the_time_are_not_begun(monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+
+    def take_ten_seconds(python: Path, name: str, nodes: int, seed: int) -> Any:
+        nonlocal now
+        now += 10
+        return {"nodes": nodes, **FIGURES}
+
+    monkeypatch.setattr(dht, "run_swarm", take_ten_seconds)
+    monkeypatch.setattr(dht.time, "monotonic", lambda: now)
+
+    counts = []
+    for within_s in (5, 29, 30, 1000):
+        comparison = Comparison(["kademlia"], [50])
+        comparison.measure(4, within_s=within_s)
+        counts.append(len(comparison.rounds[50]["kademlia"]))
+
+    assert counts == [1, 2, 3, 4]
+
+
 def test_what_pip_cannot_install_is_absent_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch):
     def only_kademlia(release: str, name: str) -> Path:
         if name != "kademlia":
