@@ -47,7 +47,7 @@ STRAGGLERS_S = 0.1  # what an ended get has still in flight leaves within this
 
 
 class Node(Protocol):
-    """A joined node of any system."""
+    """A joined node of any system. One with records that their owner may change has `put_fresh`, too, as `put`."""
 
     async def put(self, value: bytes) -> Any:
         """Store a value in the swarm; its key, or None where nobody keeps it."""
@@ -71,7 +71,10 @@ class Node(Protocol):
 
 
 class System(Protocol):
-    """One DHT, all of whose nodes run in this process."""
+    """One DHT, all of whose nodes run in this process.
+
+    One that encrypts has `handshakes()`, how many began so far, and `await handshake_cpu_s()`, the CPU of one.
+    """
 
     async def start(self, others: Sequence[Any]) -> Any:
         """A new node that has joined through the first of the others."""
@@ -85,10 +88,10 @@ class System(Protocol):
 class Swarm:
     """The nodes of one system, and what was put into it."""
 
-    def __init__(self, system: Any, rng: random.Random) -> None:
+    def __init__(self, system: System, rng: random.Random) -> None:
         self.system = system
         self.rng = rng
-        self.nodes: list[Any] = []
+        self.nodes: list[Node] = []
         self.values: dict[Any, bytes] = {}
 
     async def measure(self, count: int) -> dict[str, float]:
@@ -137,19 +140,16 @@ class Swarm:
         figures["put_success"] = 100 * len(self.values) / count
         return figures | await self._costs_since(before, "put", count)
 
-    def _first_reads(self) -> list[tuple[Any, Any]]:
+    def _first_reads(self) -> list[tuple[Node, Any]]:
+        """A read for each of some nodes; of a record that it does not hold, unless it holds all."""
         readers = self.rng.sample(self.nodes, min(FIRST_GETS, len(self.nodes)))
-        reads = []
-        for reader in readers:
-            unheld = [key for key in self.values if not reader.holds(key)]
-            if unheld:
-                reads.append((reader, self.rng.choice(unheld)))
-        return reads
+        unheld = {reader: [key for key in self.values if not reader.holds(key)] for reader in readers}
+        return [(reader, self.rng.choice(keys or list(self.values))) for reader, keys in unheld.items()]
 
     def _any_key(self) -> Any:
         return self.rng.choice(list(self.values))
 
-    def _read_of(self, key: Any) -> tuple[Any, Any]:
+    def _read_of(self, key: Any) -> tuple[Node, Any]:
         """A reader that does not hold the record, and its key; any reader where all hold it."""
         reader = self.rng.choice(self.nodes)
         for _ in range(100):
@@ -158,7 +158,7 @@ class Swarm:
             reader = self.rng.choice(self.nodes)
         return reader, key
 
-    async def _read(self, name: str, reads: Sequence[tuple[Any, Any]]) -> dict[str, float]:
+    async def _read(self, name: str, reads: Sequence[tuple[Node, Any]]) -> dict[str, float]:
         """One get after the other."""
         before = await self._costs()
         latencies, found = [], 0
@@ -196,7 +196,8 @@ class Swarm:
     async def _read_fresh(self, count: int) -> dict[str, float]:
         """Records that their owner may change, each of another owner: a read asks several storers for the newest."""
         keys = []
-        for owner in self.rng.sample(self.nodes, min(count, len(self.nodes))):
+        owners: list[Any] = self.rng.sample(self.nodes, min(count, len(self.nodes)))
+        for owner in owners:
             value = self.rng.randbytes(VALUE_SIZE_BYTES)
             key = await owner.put_fresh(value)
             if key is not None:

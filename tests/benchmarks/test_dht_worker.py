@@ -30,7 +30,7 @@ class Node:
 
     async def get(self, key: bytes) -> bytes | None:
         assert self.is_up
-        assert key not in self.held
+        assert key not in self.held or self.system.storers == len(self.system.nodes)
         self.requests += REQUESTS_PER_GET
         values = [node.held[key] for node in self.system.nodes if node.is_up and key in node.held]
         return values[0] if values else None
@@ -87,6 +87,12 @@ async def test_three_of_ten_are_killed_and_what_they_alone_held_is_not_found():
     assert sum(not node.is_up for node in system.nodes) == 3
     assert figures["get_success"] == 100
     assert 40 < figures["killed_success"] < 100
+
+
+async def test_a_swarm_so_small_that_all_hold_everything_is_measured_all_the_same():
+    figures = await Swarm(System(storers=4), random.Random(6)).measure(4)
+
+    assert figures["first_get_success"] == figures["get_success"] == figures["killed_success"] == 100
 
 
 async def test_what_only_encrypted_systems_have_is_left_out_of_others():
