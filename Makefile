@@ -12,13 +12,17 @@ find_version = for p in python$(1) "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$(1)
 VERSIONS := 3.11 3.12 3.13
 TEST_VERSIONS := $(addprefix test-,$(VERSIONS))
 
-.PHONY: demo test types test-all $(TEST_VERSIONS) interpreters check compat bench clean
+.PHONY: demo test gates types test-all $(TEST_VERSIONS) interpreters check compat bench clean
 
 demo: $(VENV)/.core
 	@$(PY) -m synapse_p2p.apps.demo
 
 test: check types
 	PYTHONDEVMODE=1 $(PY) -m pytest -n 2
+
+# The proofs that take minutes, which `make test` leaves out.
+gates: $(VENV)/.dev
+	$(PY) -m pytest -n 2 -m gates
 
 # What users write against the wheel as they install it; apart from the rest, which runs in parallel.
 types: $(VENV)/.dev

@@ -28,7 +28,7 @@ from synapse_p2p.exceptions import (
 from synapse_p2p.identity import Identity, NodeID, network_id_of
 from synapse_p2p.peers import ProvedPeer
 from synapse_p2p.protocol.pool_policy import SessionFacts
-from synapse_p2p.protocol.session import CONTROL_PREFIX, Code
+from synapse_p2p.protocol.session import CONTROL_PREFIX, NODE_IS_STOPPING, Code
 from synapse_p2p.protocol.wire import (
     Call,
     Fail,
@@ -62,16 +62,28 @@ class SessionOwner(Protocol):
         """Whether one more session can be accepted."""
         ...
 
-    def on_used(self, session: VirtualSession, *, is_first_call: bool = False) -> None:
-        """A call goes over it, either way; `is_first_call` says that it is ours and the only one in flight."""
+    def next_number(self) -> int:
+        """The place in line of one more session."""
+        ...
+
+    def on_used(self, session: VirtualSession) -> None:
+        """A call goes over it, either way."""
+        ...
+
+    def on_busy(self, session: VirtualSession) -> None:
+        """It was idle, and has a call of ours in flight now."""
         ...
 
     def on_idle(self, session: VirtualSession) -> None:
         """The last call of ours over it has ended."""
         ...
 
+    def on_retired(self, session: VirtualSession) -> None:
+        """It takes no new calls any more, and is still open."""
+        ...
+
     def on_closed(self, session: VirtualSession) -> None:
-        """It takes no calls any more. Told more than once where it ends more than once."""
+        """It is closed. Told more than once where it ends more than once."""
         ...
 
 
@@ -127,8 +139,9 @@ class Station:
 class VirtualSession:
     """One end of a session, and the flow of messages that leaves it.
 
-    open        retire -> retiring;  close, goodbye, reset -> closed
-    retiring    takes no new call of ours, answers the peer's; its last call has ended -> goodbye, closed
+    open        retire -> retiring;  the peer refuses a call -> refused;  close, goodbye, reset -> closed
+    retiring    takes no new call of ours, refuses the peer's; its last call has ended -> goodbye, closed
+    refused     takes no new call of ours, answers the peer's; close, goodbye, reset -> closed
 
     It belongs to one life of its host: after a crash it is closed, though nobody said so.
     """
@@ -138,6 +151,7 @@ class VirtualSession:
         "_host",
         "_incarnation",
         "_is_open",
+        "_is_refused",
         "_is_retiring",
         "_next_id",
         "_remote",
@@ -147,6 +161,9 @@ class VirtualSession:
         "is_check",
         "is_dialer",
         "is_idle",
+        "is_settled",
+        "last_used_us",
+        "number",
         "other",
         "peer_id",
     )
@@ -160,8 +177,10 @@ class VirtualSession:
         is_check: bool,
         lives: tuple[int, int],
         unix_ms: int,
+        number: int = 0,
     ) -> None:
-        """`lives` are the incarnations of the two that shook hands, ours first; `unix_ms` is the peer's clock.
+        """`lives` are the incarnations of the two that shook hands, ours first; `unix_ms` is the peer's clock, and
+        `number` the place in line, which a dialer gets later.
 
         The session of a check dial (`is_check`) carries its ping and is nobody's way to anybody.
         """
@@ -174,16 +193,26 @@ class VirtualSession:
         self._next_id = 2 if is_dialer else 1  # as on the real wire
         self._is_open = is_dialer
         self._is_retiring = False
+        self._is_refused = False  # the peer takes no new calls here
         self.arrives_us = 0
         self.is_dialer = is_dialer
         self.is_check = is_check
         self.peer_id = remote.id
+        # The owner's, kept here because limits ask for them.
+        self.number = number
+        self.last_used_us = 0
+        self.is_settled = False
         self.other: VirtualSession | None = None  # once the two are joined, and until one says goodbye
 
     @property
     def is_open(self) -> bool:
         """Whether a message that arrives here is taken."""
         return self._is_open and self._incarnation == self._host.incarnation
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether a new call of ours can go over it."""
+        return self.is_open and not self._is_retiring and not self._is_refused
 
     @property
     def is_stale(self) -> bool:
@@ -209,7 +238,7 @@ class VirtualSession:
 
     async def call(self, endpoint: str, request: Mapping[str, Any], deadline_us: int) -> Any:
         """The peer's answer. Raises RemoteError, Timeout at `deadline_us`, PeerUnavailable, ConfigError."""
-        if not self.is_open or self._is_retiring:
+        if not self.takes_calls:
             raise PeerUnavailable(f"the session with {self.context.address} is closed")
         network = self._host.delivery
         call_id = self._next_id
@@ -224,16 +253,23 @@ class VirtualSession:
         if self._calls is _NO_CALLS:
             self._calls = {}
         self._calls[call_id] = answer
-        self._host.sessions.on_used(self, is_first_call=self.is_idle)
-        self.is_idle = False
+        owner = self._host.sessions
+        owner.on_used(self)
+        if self.is_idle:
+            owner.on_busy(self)
+            self.is_idle = False
         other = self.other
         assert other is not None, "an open session has two ends"
         self._send(endpoint, body, other._receive_call)
         network.deadlines.add(deadline_us, answer, expire, self.context.address)
         try:
             return await answer
+        except asyncio.CancelledError:
+            owner.on_used(self)  # in the real session the peer is told
+            raise
         finally:
-            self._end_call(call_id)
+            if call_id in self._calls:
+                self._end_call(call_id)
 
     def confirm(self) -> None:
         """Tell the listener that the handshake is over, which opens its end."""
@@ -243,6 +279,7 @@ class VirtualSession:
     def retire(self) -> None:
         """Take no new call of ours; say goodbye when those in flight have ended."""
         self._is_retiring = True
+        self._host.sessions.on_retired(self)
         if self.is_idle:
             self.say_goodbye()
 
@@ -277,8 +314,7 @@ class VirtualSession:
     def _receive_confirm(self, _endpoint: str, _body: bytes) -> None:
         if self._incarnation == self._host.incarnation:
             self._is_open = True
-            if not self.is_check:
-                self._host.sessions.on_established(self)
+            self._host.sessions.on_established(self)
 
     def _receive_goodbye(self, _endpoint: str, _body: bytes) -> None:
         self.other = None
@@ -294,7 +330,6 @@ class VirtualSession:
         if not self.is_open:
             self._reset()
             return
-        self._host.sessions.on_used(self)
         try:
             call = decode_message(body, _frame_kind(endpoint))
         except InvalidMessageError:
@@ -303,7 +338,13 @@ class VirtualSession:
         assert isinstance(call, Call), "what calls is a session like this one"
         other = self.other
         assert other is not None, "an open session has two ends"
-        self._send(endpoint, self._answer(call), other._receive_answer)
+        if self._is_retiring:
+            details = {"may_have_started": False}
+            body = encode_message(Fail(call.id, Code.UNAVAILABLE, NODE_IS_STOPPING, details))
+        else:
+            self._host.sessions.on_used(self)
+            body = self._answer(call)
+        self._send(endpoint, body, other._receive_answer)
 
     def _answer(self, call: Call) -> bytes:
         handler = self._host.mounted(call.endpoint)
@@ -333,8 +374,13 @@ class VirtualSession:
         answer = self._calls.get(message.id)
         if answer is None or answer.done():
             return  # too late, or nobody waits any more
+        self._end_call(message.id)
         if isinstance(message, Result):
             answer.set_result(message.value)
+        elif message.code == Code.UNAVAILABLE:
+            self._is_refused = True
+            self._host.sessions.on_retired(self)
+            answer.set_exception(PeerUnavailable(f"{self.context.address}: {message.message}"))
         else:
             answer.set_exception(_error_of(message))
 

@@ -163,13 +163,12 @@ class Delivery:
         receive: Receive,
         *,
         flow: Flow | None = None,
-        not_before: float = 0.0,
     ) -> float:
         """Call `receive(endpoint, body)` when the message has arrived, unless the target is silent then.
 
         Returns the second at which that is, as far as it is known now. Messages of one `flow` arrive in the order in
         which they were sent, and late rather than never; without one, a message opens a connection, and is gone when
-        a cut stops it. None arrives before the second `not_before`. A silent host sends nothing.
+        a cut stops it. A silent host sends nothing.
         """
         now_us = self.loop.now_us
         at_us = now_us + round(self._latency(source.id, target.id) * MICROSECONDS)
@@ -179,8 +178,6 @@ class Delivery:
                 self._stop(now_us, message, flow)
                 return at_us / MICROSECONDS
             at_us += self.links.delay_us(now_us, source.id, target.id, len(body), is_opening=flow is None)
-        if not_before:
-            at_us = max(at_us, round(not_before * MICROSECONDS))
         if flow is not None:
             if at_us < flow.arrives_us:
                 at_us = flow.arrives_us

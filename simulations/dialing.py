@@ -40,6 +40,7 @@ class Dial:
         "_on_end",
         "_target",
         "_target_incarnation",
+        "_target_number",
         "_target_unix_ms",
         "_waiters",
         "address",
@@ -68,6 +69,7 @@ class Dial:
         self._is_over = False
         self._target = target
         self._target_incarnation = 0
+        self._target_number = 0
         self._target_unix_ms = 0
         self._is_connected = False
         limit_us = self._network.loop.now_us + round(host.config.pool.dial_timeout_s * MICROSECONDS)
@@ -130,6 +132,7 @@ class Dial:
         elif not self._target.sessions.has_place():
             self._to_us(REFUSE, self._on_busy)
         else:
+            self._target_number = self._target.sessions.next_number()
             self._target_unix_ms = round(self._target.runtime.unix_now() * 1000)
             self._to_us(HELLO, self._on_proved)
 
@@ -159,7 +162,13 @@ class Dial:
         )
         unix_ms = round(self._host.runtime.unix_now() * 1000)
         theirs = VirtualSession(
-            target, self._host, is_dialer=False, is_check=self._is_check, lives=lives[::-1], unix_ms=unix_ms
+            target,
+            self._host,
+            is_dialer=False,
+            is_check=self._is_check,
+            lives=lives[::-1],
+            unix_ms=unix_ms,
+            number=self._target_number,
         )
         ours.other, theirs.other = theirs, ours
         ours.confirm()

@@ -2,14 +2,15 @@
 
 Follows the rules of the real pool (`synapse_p2p/transport/pool.py`): one session per peer, one dial for all who
 ask at once, the least recently used idle session goes first, a failed address rests, and a call that certainly
-never started is tried once more.
+never started is tried once more. Left out are the limits on connections that have proved nothing yet, and those per
+address: here everybody has an address of his own, and proves at once who he is.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from simulations.connection import PING_ENDPOINT, Station, VirtualSession, expire
@@ -29,14 +30,13 @@ from synapse_p2p.protocol.pool_policy import (
 )
 from synapse_p2p.transport.open_connections import SETTLE_S
 
-SETTLE_US = round(SETTLE_S * MICROSECONDS)
-
 
 class VirtualPool:
     """The sessions of one host, and how it reaches others. `at` says who has an address.
 
-    Invariants: the sessions in `_sessions` are open, one per peer, least recently used first; `_busy_count` of them
-    have a call of ours in flight.
+    Invariants: the sessions in `_sessions` take calls, one per peer, least recently used first; of them
+    `_surplus_count` more than the limit are idle and settled. All others that are open are in `_aside`: duplicates,
+    those of check dials, and those that only finish what runs.
     """
 
     def __init__(self, host: Station, at: Callable[[str], Station | None]) -> None:
@@ -46,10 +46,12 @@ class VirtualPool:
         self._loop = host.delivery.loop
         self._config = host.config.pool
         self._sessions: OrderedDict[NodeID, VirtualSession] = OrderedDict()
-        self._busy_count = 0
-        self._settles_us: dict[NodeID, int] = {}  # until when a session that we dialed counts as used
-        self._looks_again_us = 0
-        self._aside: dict[VirtualSession, None] = {}  # open, and no way to anybody: duplicates and check dials
+        self._aside: dict[VirtualSession, None] = {}  # oldest first
+        self._fresh: dict[
+            VirtualSession, float
+        ] = {}  # those that take calls, until when they are not settled; in order
+        self._session_count = 0  # all there ever were: their number is their place in line
+        self._limits_timer: asyncio.TimerHandle | None = None
         self._dials: dict[tuple[str, NodeID | None], Dial] = {}
         self._checks: dict[Dial, None] = {}
         # Descriptors are not simulated: there are always enough.
@@ -60,9 +62,10 @@ class VirtualPool:
             max_pause_s=self._config.max_redial_pause_s,
             max_remembered=self._config.max_remembered_failures,
         )
+        self._surplus_count = -self._limits.max_idle
 
     async def connect(self, peer: KnownPeer) -> ProvedPeer:
-        session = self._sessions.get(peer.id) or await self._dial(peer, None)
+        session = self._open_session(peer.id) or await self._dial(peer, None)
         return session.proved()
 
     async def connect_address(self, address: str, expected_id: NodeID | None = None) -> ProvedPeer:
@@ -85,7 +88,7 @@ class VirtualPool:
     async def call(self, peer: KnownPeer, endpoint: str, request: Mapping[str, Any], *, timeout_s: float) -> Any:
         deadline_us = self._loop.now_us + round(timeout_s * MICROSECONDS)
         for is_last_try in (False, True):
-            session = self._sessions.get(peer.id) or await self._dial(peer, deadline_us)
+            session = self._open_session(peer.id) or await self._dial(peer, deadline_us)
             if self._loop.now_us >= deadline_us:
                 raise Timeout(f"no session with {peer.id.hex()[:16]} in the time given; the call was not started")
             try:
@@ -96,11 +99,13 @@ class VirtualPool:
         raise AssertionError("unreachable")
 
     def is_connected(self, node_id: NodeID) -> bool:
-        return node_id in self._sessions
+        return self._open_session(node_id) is not None
 
     def proved_addresses(self, node_id: NodeID) -> tuple[str, ...]:
-        session = self._sessions.get(node_id)
-        return session.proved_addresses() if session is not None else ()
+        for session in reversed(self._open_sessions(node_id)):
+            if session.is_dialer:
+                return session.proved_addresses()
+        return ()
 
     def peer_ids(self) -> list[NodeID]:
         """Who has a session with this host, least recently used first."""
@@ -117,60 +122,127 @@ class VirtualPool:
             session.close("this host is down", may_have_started=True)
         for dial in [*self._dials.values(), *self._checks]:
             dial.fail(PeerUnavailable("this host is down"))
+        if self._limits_timer is not None:
+            self._limits_timer.cancel()
+            self._limits_timer = None
 
     # What sessions tell their owner
 
     def has_place(self) -> bool:
         """Whether one more session can be accepted, where need be in the place of idle ones."""
-        if self._busy_count < self._limits.max_accepted:
-            return True  # hardly a host ever has so many calls in flight, and nobody has to be looked at
+        if len(self._sessions) + len(self._aside) < self._limits.max_accepted:
+            return True  # so it mostly is, and nobody has to be looked at
         return has_place(self._uses(), self._limits)
 
+    def next_number(self) -> int:
+        """The place in line of one more session."""
+        self._session_count += 1
+        return self._session_count
+
     def on_established(self, session: VirtualSession) -> None:
-        """A session is open; of two with one peer that are duplicates, who dialed the loser retires it."""
-        older = self._sessions.get(session.peer_id)
-        if older is not None:
-            survivor = choose_survivor(self._host.id, session.peer_id, older.facts(), session.facts())
-            if survivor is Survivor.OLDER:
-                self._set_aside(session, survivor)
-                return
-            self._forget(older)
-            self._set_aside(older, survivor)
-        self._sessions[session.peer_id] = session
-        self._busy_count += not session.is_idle
+        """A session is open. Of two with one peer that are duplicates, who dialed the loser retires it."""
         if session.is_dialer:
-            self._settles_us[session.peer_id] = self._loop.now_us + SETTLE_US
+            session.number = self.next_number()
+        elif not self.has_place():  # asked again: others may have opened theirs since it came
+            session.say_goodbye()
+            return
+        self._fresh[session] = self._loop.time() + SETTLE_S
+        session.last_used_us = self._loop.now_us
+        if not session.is_check:
+            self._take_up(session)
+        else:
+            self._aside[session] = None
+            if session.is_dialer:
+                return  # nobody else gets to know of it
         self._enforce_limits()
 
-    def on_used(self, session: VirtualSession, *, is_first_call: bool = False) -> None:
-        """A call goes over it, either way; `is_first_call` says that it is ours and the only one in flight."""
+    def on_used(self, session: VirtualSession) -> None:
+        """A call goes over it, either way."""
+        session.last_used_us = self._loop.now_us
         if self._sessions.get(session.peer_id) is session:
-            self._busy_count += is_first_call
             self._sessions.move_to_end(session.peer_id)
+
+    def on_busy(self, session: VirtualSession) -> None:
+        """It was idle, and has a call of ours in flight now."""
+        if session.is_settled and self._sessions.get(session.peer_id) is session:
+            self._surplus_count -= 1
 
     def on_idle(self, session: VirtualSession) -> None:
         """The last call of ours over it has ended."""
+        if session.is_settled and self._sessions.get(session.peer_id) is session:
+            self._surplus_count += 1
+
+    def on_retired(self, session: VirtualSession) -> None:
+        """It takes no new calls any more, and is still open."""
+        self._fresh.pop(session, None)
         if self._sessions.get(session.peer_id) is session:
-            self._busy_count -= 1
+            self._replace(session)
+            self._aside[session] = None
 
     def on_closed(self, session: VirtualSession) -> None:
-        """It takes no calls any more."""
+        """It is closed. A second time nothing happens."""
+        self._fresh.pop(session, None)
         self._aside.pop(session, None)
         if self._sessions.get(session.peer_id) is session:
-            self._forget(session)
+            self._replace(session)
+
+    # Sessions
+
+    def _open_session(self, node_id: NodeID) -> VirtualSession | None:
+        """The newest that takes calls; that of a peer's check dial, where there is no other."""
+        session = self._sessions.get(node_id)
+        if session is None and self._aside:
+            session = next(reversed(self._open_sessions(node_id)), None)
+        return session
+
+    def _open_sessions(self, node_id: NodeID) -> list[VirtualSession]:
+        """All that take calls, oldest first. Over those of our own check dials none goes."""
+        session = self._sessions.get(node_id)
+        older = [
+            each
+            for each in self._aside
+            if each.peer_id == node_id and each.takes_calls and not (each.is_check and each.is_dialer)
+        ]
+        return older if session is None else [*older, session]
+
+    def _take_up(self, newer: VirtualSession) -> None:
+        """Calls go over it from now on, unless it is a duplicate of ours that loses."""
+        peer_id = newer.peer_id
+        older_ones = self._open_sessions(peer_id) if peer_id in self._sessions or self._aside else []
+        for older in older_ones:
+            survivor = choose_survivor(self._host.id, peer_id, older.facts(), newer.facts())
+            loser = newer if survivor is Survivor.OLDER else older
+            if loser.is_dialer and survivor is not Survivor.BOTH:
+                loser.retire()
+            elif older.is_stale and older.is_idle:
+                # The real pool learns it from a ping.
+                older.close("the peer has restarted", may_have_started=True)
+        if newer.takes_calls:
+            current = self._sessions.get(peer_id)
+            if current is not None:
+                self._forget(current)
+                self._aside[current] = None
+            self._keep(newer)
+
+    def _replace(self, session: VirtualSession) -> None:
+        """Calls do not go over it any more, but over the newest other one, if there is any."""
+        self._forget(session)
+        if self._aside:
+            for other in reversed(self._open_sessions(session.peer_id)):
+                if not other.is_check:
+                    del self._aside[other]
+                    self._keep(other)
+                    for later in [each for each in self._sessions.values() if each.last_used_us > other.last_used_us]:
+                        self._sessions.move_to_end(later.peer_id)
+                    break
+
+    def _keep(self, session: VirtualSession) -> None:
+        self._sessions[session.peer_id] = session
+        self._surplus_count += session.is_settled and session.is_idle
 
     def _forget(self, session: VirtualSession) -> None:
         del self._sessions[session.peer_id]
-        self._settles_us.pop(session.peer_id, None)
-        self._busy_count -= not session.is_idle
-
-    def _set_aside(self, duplicate: VirtualSession, survivor: Survivor) -> None:
-        """Take no new calls over it. The end that dialed it says goodbye: the other knows less, as in the real pool."""
-        self._aside[duplicate] = None
-        if duplicate.is_dialer and survivor is not Survivor.BOTH:
-            duplicate.retire()
-        elif duplicate.is_stale and duplicate.is_idle:
-            duplicate.close("the peer has restarted", may_have_started=True)
+        self._surplus_count -= session.is_settled and session.is_idle
 
     # Dials
 
@@ -181,7 +253,7 @@ class VirtualPool:
             try:
                 dialed = await self._wait_for(self._shared_dial(address, peer.id), deadline_us)
                 # Where both sides dialed at once, this one may be the duplicate that closes; then the other is open.
-                return self._sessions.get(peer.id, dialed)
+                return self._open_session(peer.id) or dialed
             except (PeerUnavailable, Timeout, HandshakeFailed) as failure:
                 if deadline_us is not None and self._loop.now_us >= deadline_us:
                     raise Timeout(f"{address} did not answer in the time given") from failure
@@ -220,7 +292,7 @@ class VirtualPool:
     def _on_checked(self, dial: Dial, result: VirtualSession | SynapseError) -> None:
         del self._checks[dial]
         if isinstance(result, VirtualSession):
-            self._aside[result] = None  # it carries a ping, and no call of the node's
+            self.on_established(result)
 
     def _check_dialable(self, address: str) -> None:
         if not self._host.is_up:
@@ -235,57 +307,55 @@ class VirtualPool:
 
         What it would find by looking at all of them is counted here as it changes, for this runs at every dial.
         """
-        session_count = len(self._sessions)
-        if session_count > self._limits.max_accepted:
-            surplus_sessions = sessions_to_close(self._uses(), self._limits)
-        else:
-            surplus = session_count - self._busy_count - self._fresh_idle_count() - self._limits.max_idle
-            surplus_sessions = self._oldest_idle(surplus) if surplus > 0 else []
-        for session in surplus_sessions:
+        self._settle()
+        for session in self._surplus_sessions():
             session.say_goodbye()
-        now_us = self._loop.now_us
-        if self._settles_us and self._looks_again_us <= now_us:
-            self._looks_again_us = now_us + SETTLE_US
-            self._delivery.deadlines.add(self._looks_again_us, self, VirtualPool._on_settled)
+        if self._fresh and self._limits_timer is None:
+            self._limits_timer = self._loop.call_later(SETTLE_S, self._on_settled)
 
-    def done(self) -> bool:
-        """Never: when it asked to look at its limits again, it wants to."""
-        return False
+    def _surplus_sessions(self) -> list[VirtualSession]:
+        has_places = len(self._sessions) + len(self._aside) <= self._limits.max_accepted
+        if not has_places or any(session.is_settled for session in self._aside):
+            return sessions_to_close(self._uses(), self._limits)
+        return self._least_recently_used(self._surplus_count) if self._surplus_count > 0 else []
 
-    def _on_settled(self, _text: str) -> None:
+    def _on_settled(self) -> None:
+        self._limits_timer = None
         self._enforce_limits()
 
-    def _fresh_idle_count(self) -> int:
-        """How many idle sessions do not count as such yet, since we dialed them for a call that comes in a moment."""
-        now_us = self._loop.now_us
+    def _settle(self) -> None:
+        now = self._loop.time()
         settled = []
-        idle_count = 0
-        for peer_id, settles_us in self._settles_us.items():
-            if settles_us <= now_us:
-                settled.append(peer_id)
-            else:
-                idle_count += self._sessions[peer_id].is_idle
-        for peer_id in settled:
-            del self._settles_us[peer_id]
-        return idle_count
+        for session, settles_at in self._fresh.items():
+            if now < settles_at:
+                break
+            settled.append(session)
+        for session in settled:
+            del self._fresh[session]
+            session.is_settled = True
+            if self._sessions.get(session.peer_id) is session:
+                self._surplus_count += session.is_idle
 
-    def _oldest_idle(self, count: int) -> list[VirtualSession]:
-        settled_idle = (
-            session
-            for peer_id, session in self._sessions.items()
-            if session.is_idle and peer_id not in self._settles_us
-        )
-        return list(islice(settled_idle, count))
+    def _least_recently_used(self, count: int) -> list[VirtualSession]:
+        """So many idle sessions; of those used at one instant the first in line."""
+        chosen: list[VirtualSession] = []
+        for session in self._sessions.values():
+            if session.is_idle and session.is_settled:
+                if len(chosen) >= count and session.last_used_us > chosen[-1].last_used_us:
+                    break
+                chosen.append(session)
+        chosen.sort(key=lambda session: (session.last_used_us, session.number))
+        return chosen[:count]
 
-    def _uses(self) -> list[SessionUse[VirtualSession]]:
-        """The sessions as the pure policy wants to see them; their order stands for when they were used."""
-        now_us = self._loop.now_us
-        return [
-            SessionUse(
-                session,
-                order,
-                is_idle=session.is_idle and self._settles_us.get(session.peer_id, 0) <= now_us,
-                is_accepted=not session.is_dialer,
-            )
-            for order, session in enumerate(self._sessions.values())
-        ]
+    def _uses(self) -> Iterator[SessionUse[VirtualSession]]:
+        """The sessions as the pure policy wants to see them, in line."""
+        self._settle()
+        for session in sorted((*self._sessions.values(), *self._aside), key=lambda session: session.number):
+            if session.takes_calls:
+                yield SessionUse(
+                    session,
+                    session.last_used_us,
+                    is_idle=session.is_idle and not (session.is_dialer and not session.is_settled),
+                    is_accepted=not session.is_dialer,
+                    is_settled=session.is_settled,
+                )

@@ -16,6 +16,7 @@ import ipaddress
 from collections.abc import Callable
 
 from simulations.delivery import Receive
+from simulations.links import Nat
 from simulations.network import VirtualHost, VirtualNetwork
 from synapse_p2p.transport.base import (
     HIGH_WATER_BYTES,
@@ -171,8 +172,11 @@ class _Opening:
 
     def _at_target(self, _what: str, _data: bytes) -> None:
         target = self._target
+        nat = Nat.OPEN if target is self._ours else target.host.nat
+        if nat is Nat.DROPS:
+            return
         host, port = parse_address(self._address)
-        listener = target.listener_at(port) if target.host.is_up else None
+        listener = target.listener_at(port) if target.host.is_up and nat is Nat.OPEN else None
         if listener is None or not listener.takes(host):
             target.host.network.send(target.host, self._ours.host, REFUSE, b"", self._on_refused)
             return

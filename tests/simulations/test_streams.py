@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from simulations.network import ConstantLatency, Digest, VirtualHost, VirtualNetwork
+from simulations.network import ConstantLatency, Digest, LinkQuality, Nat, VirtualHost, VirtualNetwork
 from simulations.streams import VirtualStreams, VirtualTransport
 from simulations.virtual_loop import run
 from synapse_p2p.transport.base import ByteStream, parse_address
@@ -338,5 +338,100 @@ def test_nobody_listens_at_anothers_address():
     async def scene(pair: Pair) -> None:
         with pytest.raises(OSError, match="no address of this host"):
             await pair.listen(host=pair.dialer.ip)
+
+    played(scene)
+
+
+def test_bytes_that_a_cut_stops_arrive_in_order_once_it_is_healed():
+    async def scene(pair: Pair) -> None:
+        ours, theirs = await pair.opened()
+        cut = pair.network.cut([pair.hosts[0]])
+        for piece in (b"one ", b"two ", b"three"):
+            ours.stream.write(piece)
+            await asyncio.sleep(1)
+        held = theirs.data
+        pair.network.heal(cut)
+        ours.stream.write(b" four")
+        await asyncio.sleep(120)
+
+        assert held == b""
+        assert theirs.data == b"one two three four"
+        assert ours.stream.unsent_bytes() == 0
+
+    played(scene)
+
+
+def test_a_stream_is_not_opened_through_a_cut():
+    async def scene(pair: Pair) -> None:
+        await pair.listen()
+        pair.network.cut([pair.hosts[1]])
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(60):
+                await pair.dial()
+
+    played(scene)
+
+
+def test_what_is_lost_is_sent_again_and_overtaken_by_nothing():
+    pieces = [f"{number:04}".encode() for number in range(200)]
+
+    async def scene(pair: Pair) -> None:
+        ours, theirs = await pair.opened()
+        pair.network.links.set_quality(LinkQuality(loss=0.3, jitter_s=0.1))
+        for piece in pieces:
+            ours.stream.write(piece)
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(120)
+
+        assert theirs.data == b"".join(pieces)
+        assert theirs.heard_at[-1] > 3 * ONE_WAY_S + 2 + 0.2
+
+    played(scene)
+
+
+def test_many_bytes_take_their_time_on_a_narrow_line():
+    async def scene(pair: Pair) -> None:
+        ours, theirs = await pair.opened()
+        pair.network.links.limit_upload(pair.hosts[0].id, 1000)
+        ours.stream.write(bytes(2000))
+        await asyncio.sleep(60)
+
+        assert theirs.heard_at[-1] == pytest.approx(3 * ONE_WAY_S + 2.06)
+
+    played(scene)
+
+
+def test_a_host_behind_a_nat_is_not_dialed_and_dials():
+    async def scene(pair: Pair) -> None:
+        await pair.listen()
+        pair.hosts[1].put_behind(Nat.REFUSES)
+        with pytest.raises(ConnectionRefusedError):
+            await pair.dial()
+        pair.hosts[1].put_behind(Nat.DROPS)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(60):
+                await pair.dial()
+        ours, theirs = Ear(), Ear()
+        await pair.dialer.listen("0.0.0.0", PORT, lambda: theirs)
+        await pair.listener.connect(pair.dialer.ip, PORT, ours)
+        theirs.stream.write(b"hello")
+        await asyncio.sleep(1)
+        itself = Ear()
+        await pair.listener.connect("127.0.0.1", PORT, itself)
+
+        assert ours.data == b"hello"
+        assert itself.words == ["made"]
+
+    played(scene)
+
+
+def test_a_router_that_lets_nobody_in_leaves_open_streams_alone():
+    async def scene(pair: Pair) -> None:
+        ours, theirs = await pair.opened()
+        pair.hosts[1].put_behind(Nat.DROPS)
+        ours.stream.write(b"hello")
+        await asyncio.sleep(1)
+
+        assert theirs.data == b"hello"
 
     played(scene)

@@ -1,40 +1,48 @@
 """A wire world against a plain one: the same nodes find, hold and admit the same, in the same time.
 
-A hundred nodes that join by protocol over the wire take 25 s of a core, so here a hundred start by oracle, and fewer
-join by protocol.
+A hundred nodes that join by protocol over the wire take 20 s of a core, so they are a gate (`make gates`). Each time
+fewer join, who may keep so few sessions that they always have to close some and refuse others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import mean
 
 import pytest
 
 from dht.agents.record import AgentRecord, CapabilityClaim, Reach
+from dht.contact import Contact
 from dht.keyspace import Key
 from dht.lookup import LookupMode
 from dht.node import DHTNode
+from simulations.latency import ConstantLatency, CoordinateLatency, Latency
 from simulations.network import VirtualHost
 from simulations.virtual_loop import run
 from simulations.world import Start, World
+from synapse_p2p.config import PoolConfig, ServerConfig
 from synapse_p2p.identity import NodeID
 
 LEASE_MS = 600_000
+FEW_SESSIONS = PoolConfig(max_sessions=16, reserved_sessions=4, max_idle_sessions=6)
 
 
 @dataclass(frozen=True, slots=True)
 class Life:
     """What a world came to."""
 
-    admitted: list[list[NodeID]]
+    admitted: list[list[Contact]]
     found: list[list[NodeID]]
     held: list[dict[Key, list[bytes]]]
-    lookups_took_s: float
+    hops: list[int | None]
+    lookups_took_s: list[float]
     message_count: int
     digest: str
 
@@ -64,44 +72,83 @@ def held_by(node: DHTNode, now: float) -> dict[Key, list[bytes]]:
     return {key: sorted(held[key]) for key in sorted(held)}
 
 
-async def lived(*, nodes: int, start: Start, wire: bool, lookups: int, records: int) -> Life:
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What both worlds are made of. Without `pool` sessions are as many as ever; `latency` is made for each world."""
+
+    nodes: int
+    start: Start
+    seed: int
+    pool: PoolConfig | None = None
+    latency: Callable[[], Latency] = ConstantLatency
+    lookups: int = 20
+    records: int = 4
+
+
+async def lived(recipe: Recipe, *, wire: bool) -> Life:
     loop = asyncio.get_running_loop()
-    world = World(loop, seed=1, start=start, wire=wire)
-    rng = random.Random(2)  # of its own: what the test draws is the same in both worlds
-    await world.grow(nodes, lambda: None)
+    world = World(loop, seed=recipe.seed, start=recipe.start, wire=wire, latency=recipe.latency())
+    if recipe.pool is not None:
+        world.network.config = ServerConfig(pool=recipe.pool)
+    rng = random.Random(recipe.seed)  # of its own: what the test draws is the same in both worlds
+    await world.grow(recipe.nodes, lambda: None)
     await asyncio.sleep(60)
-    admitted = [sorted(contact.id for contact in node.routing_table) for node in world.nodes]
-    for number in range(records):
-        owner = rng.randrange(nodes)
+    admitted = [list(node.routing_table) for node in world.nodes]
+    for number in range(recipe.records):
+        owner = rng.randrange(recipe.nodes)
         capability = f"skill/{number}"
         await world.nodes[owner].publish(*sealed_record(world.hosts[owner], capability), capability)
     found: list[list[NodeID]] = []
-    began_at = loop.time()
-    for _ in range(lookups):
+    hops: list[int | None] = []
+    took_s: list[float] = []
+    for _ in range(recipe.lookups):
+        began_at = loop.time()
         outcome = await rng.choice(world.nodes).lookup(rng.randbytes(32), LookupMode.STRICT)
         found.append([contact.id for contact in outcome.closest])
-    took_s = loop.time() - began_at
+        hops.append(outcome.hops)
+        took_s.append(loop.time() - began_at)
     held = [held_by(node, loop.time()) for node in world.nodes]
     await world.stop()
-    return Life(admitted, found, held, took_s, world.digest.message_count, world.digest.hexdigest())
+    return Life(admitted, found, held, hops, took_s, world.digest.message_count, world.digest.hexdigest())
 
 
-@pytest.mark.parametrize(
-    ("start", "nodes", "lookups", "records"), [(Start.PROTOCOL, 24, 20, 4), (Start.ORACLE, 100, 20, 4)]
-)
-def test_over_the_wire_the_same_is_found_held_and_admitted_in_the_same_time(
-    start: Start, nodes: int, lookups: int, records: int
-):
-    plain, wire = (
-        run(lived(nodes=nodes, start=start, wire=wire, lookups=lookups, records=records)) for wire in (False, True)
-    )
+def assert_the_same(recipe: Recipe) -> None:
+    plain, wire = (run(lived(recipe, wire=wire)) for wire in (False, True))
 
-    assert wire.admitted == plain.admitted
+    for ours, theirs in zip(wire.admitted, plain.admitted, strict=True):
+        assert sorted(ours, key=lambda contact: contact.id) == sorted(theirs, key=lambda contact: contact.id)
     assert wire.found == plain.found
     assert wire.held == plain.held
-    assert sum(map(len, wire.held)) >= records
-    assert wire.lookups_took_s == pytest.approx(plain.lookups_took_s, rel=0.05)
+    assert sum(map(len, wire.held)) >= recipe.records
+    assert mean(hops or 0 for hops in wire.hops) == pytest.approx(mean(hops or 0 for hops in plain.hops), rel=0.05)
+    assert mean(wire.lookups_took_s) == pytest.approx(mean(plain.lookups_took_s), rel=0.05)
     assert wire.digest != plain.digest
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("start", "nodes", "pool"), [(Start.PROTOCOL, 15, FEW_SESSIONS), (Start.ORACLE, 40, None)])
+def test_over_the_wire_the_same_is_found_held_and_admitted_in_the_same_time(
+    start: Start, nodes: int, pool: PoolConfig | None, seed: int
+):
+    assert_the_same(Recipe(nodes, start, seed, pool))
+
+
+@pytest.mark.gates
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("start", Start)
+def test_of_a_hundred_nodes_the_same_is_found_held_and_admitted_over_the_wire(start: Start, seed: int):
+    assert_the_same(Recipe(100, start, seed))
+
+
+@pytest.mark.gates
+def test_of_a_hundred_nodes_far_and_near_all_is_the_same_to_the_microsecond():
+    recipe = Recipe(100, Start.PROTOCOL, 4, latency=lambda: CoordinateLatency(4, jitter=0))
+
+    plain, wire = (run(lived(recipe, wire=wire)) for wire in (False, True))
+
+    assert dataclasses.replace(wire, message_count=0, digest="") == dataclasses.replace(
+        plain, message_count=0, digest=""
+    )
 
 
 def test_over_the_wire_one_seed_is_one_digest_in_every_process():
