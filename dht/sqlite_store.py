@@ -41,13 +41,16 @@ CLOCK_S = 300.0
 MAX_FILE_FACTOR = 4
 """A file larger than so many times what a store may hold is none of ours: pages are at least half full."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS record (
+_SCHEMA = f"""
+BEGIN;
+CREATE TABLE record (
     key BLOB NOT NULL, slot BLOB NOT NULL, kind INTEGER NOT NULL, owner BLOB NOT NULL, seq INTEGER NOT NULL,
     ends_ms INTEGER NOT NULL, party TEXT, is_gone INTEGER NOT NULL, record BLOB NOT NULL, digest BLOB NOT NULL,
     PRIMARY KEY (key, slot));
-CREATE TABLE IF NOT EXISTS clock (
-    id INTEGER PRIMARY KEY CHECK (id = 1), own_ms INTEGER NOT NULL, unix_ms INTEGER NOT NULL);
+CREATE TABLE clock (id INTEGER PRIMARY KEY CHECK (id = 1), own_ms INTEGER NOT NULL, unix_ms INTEGER NOT NULL);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
 """
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -134,13 +137,12 @@ class SqliteRecordStore(MemoryRecordStore):
         # No waiting for another process that has it, and no transactions but those that are written here.
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
-            _check_version(connection)
+            is_new = _check_version(connection)
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.executescript(_SCHEMA)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            if is_new:
+                connection.executescript(_SCHEMA)
         except BaseException:
             connection.close()
             raise
@@ -223,7 +225,8 @@ class SqliteRecordStore(MemoryRecordStore):
         return round(self._runtime.unix_now() * 1000)
 
 
-def _check_version(connection: sqlite3.Connection) -> None:
+def _check_version(connection: sqlite3.Connection) -> bool:
+    """Whether the file is empty. Raises StoreDamaged for one that is not of this release."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     is_new = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
@@ -231,6 +234,7 @@ def _check_version(connection: sqlite3.Connection) -> None:
         raise StoreDamaged("it is another program's")
     if version > SCHEMA_VERSION:
         raise StoreDamaged(f"it is of a later release (version {version}; this one reads {SCHEMA_VERSION})")
+    return is_new
 
 
 def _write_row(key: Key, ends_ms: int, stored: StoredRecord) -> _Row:
