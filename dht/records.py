@@ -173,7 +173,9 @@ def read_body(envelope: Envelope, network_id: bytes) -> dict[Any, Any]:
     return body
 
 
-def check_times(body: dict[Any, Any], unix_ms: int, *, max_life_s: float, max_future_s: float) -> None:
+def check_times(
+    body: dict[Any, Any], unix_ms: int, *, gone: Gone | None, max_life_s: float, max_future_s: float
+) -> None:
     """Whether a body's times are believed at `unix_ms`, our wall clock.
 
     A final tombstone has no end, so its life is never too long. Raises RecordRefused: malformed, expired,
@@ -184,7 +186,7 @@ def check_times(body: dict[Any, Any], unix_ms: int, *, max_life_s: float, max_fu
         raise RecordRefused(Refusal.EXPIRED)
     if issued_ms - unix_ms > max_future_s * 1000:
         raise RecordRefused(Refusal.FROM_THE_FUTURE)
-    if expires_ms - unix_ms > max_life_s * 1000 and body.get("gone") != Gone.FINAL:
+    if expires_ms - unix_ms > max_life_s * 1000 and gone is not Gone.FINAL:
         raise RecordRefused(Refusal.LIFE_TOO_LONG)
 
 

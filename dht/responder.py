@@ -31,7 +31,7 @@ from dht.messages import (
 from dht.reading import Record, RecordReader
 from dht.records import Envelope, RecordKind, Refusal, Verdicts, open_envelope
 from dht.routing import RoutingTable
-from dht.store import ANY_OWNER, RecordStore, StoredRecord
+from dht.store import ANY_OWNER, OWN_GROUP, RecordStore, StoredRecord
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import CallError
 from synapse_p2p.peers import Host
@@ -40,8 +40,6 @@ from synapse_p2p.trust import TrustConfig
 
 MAX_TOMBSTONES = 100
 """In one answer: what was withdrawn within a lease is mostly less, and the room is for those who are there."""
-OWN_GROUP = "own"
-"""Our own records take no stranger's share."""
 
 _KINDS = frozenset(RecordKind)
 
@@ -175,15 +173,16 @@ class Responder:
             if new.kind is RecordKind.IMMUTABLE:
                 return None, None  # the same value is held, for longer
             return refusal, held.record if held else None
-        if refusal is None and not self._store.holds(key, new):
+        if refusal is not None:
+            return refusal, None
+        if self._store.holds(key, new):
+            self._store.note_heard(key, new.slot, now)  # whoever brings it to us brings it to others too
+        else:
             try:
                 self._reader.verdicts.check(envelope, record.public_key)
             except RecordRefused:
                 return Refusal.BAD_SIGNATURE, None
-        if refusal is None:
-            refusal = self._store.put(key, new, now, expected_seq=expected_seq)
-            self._store.note_heard(key, new.slot, now)  # whoever brings it to us brings it to others too
-        return refusal, None
+        return self._store.put(key, new, now, expected_seq=expected_seq), None
 
     def _as_stored(self, data: bytes, record: Record, caller: CallContext | None, now: float) -> StoredRecord:
         max_life_s = self._config.records.max_ttl_s  # of a final tombstone, which has no end of its own

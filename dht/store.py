@@ -25,6 +25,8 @@ from synapse_p2p.protocol.wire import Limits, pack, unpack
 RECORD_OVERHEAD_BYTES = 1024
 """What a record takes beside its own bytes, counted with them; measured, in memory."""
 SNAPSHOT_LABEL = b"synapse-snapshot:v1:"
+OWN_GROUP = "own"
+"""The group of the storer's own records: they take nobody's share, and only all room there is bounds them."""
 ANY_OWNER = b""
 """The slot of an immutable value: whoever signs it, it is the same."""
 
@@ -294,8 +296,9 @@ class MemoryRecordStore:
         held = [(key, slot, held.stored) for key, by_slot in self._records.items() for slot, held in by_slot.items()]
         assert all(slot == record.slot for _, slot, record in held)
         assert sorted((record.expires_at, key, slot) for key, slot, record in held) == list(self._expiries)
-        assert self._by_owner == _usages((record.owner, record.size_bytes) for _, _, record in held)
-        assert self._by_group == _usages((record.group, record.size_bytes) for _, _, record in held)
+        others = [record for _, _, record in held if record.group != OWN_GROUP]
+        assert self._by_owner == _usages((record.owner, record.size_bytes) for record in others)
+        assert self._by_group == _usages((record.group, record.size_bytes) for record in others)
         assert self._total == _usages((None, record.size_bytes) for _, _, record in held).get(None, _Usage())
         assert len(held) <= config.max_records and self._total.size_bytes <= config.max_bytes
         assert all(0 < len(by_slot) <= config.max_records_per_key for by_slot in self._records.values())
@@ -314,12 +317,14 @@ class MemoryRecordStore:
         config = self._config
         if held is None and len(self._records.get(key, {})) >= config.max_records_per_key:
             return Refusal.FULL
+        if not _fits(self._total, new, held, config.max_records, config.max_bytes):
+            return Refusal.FULL
+        if new.group == OWN_GROUP:
+            return None
         own = held if held is not None and held.owner == new.owner else None
         usage = self._by_owner.get(new.owner, _Usage())
         if not _fits(usage, new, own, config.max_records_per_owner, config.max_bytes_per_owner):
             return Refusal.OWNER_QUOTA
-        if not _fits(self._total, new, held, config.max_records, config.max_bytes):
-            return Refusal.FULL
         own = held if held is not None and held.group == new.group else None
         usage = self._by_group.get(new.group, _Usage())
         if not _fits(usage, new, own, *self._group_caps(new.group)):
@@ -354,8 +359,9 @@ class MemoryRecordStore:
     def _charge(self, stored: StoredRecord, sign: int) -> None:
         self._total.count += sign
         self._total.size_bytes += sign * stored.size_bytes
-        _charge(self._by_owner, stored.owner, stored, sign)
-        _charge(self._by_group, stored.group, stored, sign)
+        if stored.group != OWN_GROUP:
+            _charge(self._by_owner, stored.owner, stored, sign)
+            _charge(self._by_group, stored.group, stored, sign)
 
 
 def life_left_s(life_s: float, off_s: float, config: RecordConfig) -> float:

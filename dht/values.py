@@ -155,7 +155,8 @@ def decode_immutable(envelope: Envelope, *, network_id: bytes, unix_ms: int, con
 
     Raises RecordRefused: too_large, malformed, wrong_network, expired, from_the_future, life_too_long.
     """
-    body = _read(envelope, network_id, unix_ms, config)
+    body = read_body(envelope, network_id)
+    _check(body, None, unix_ms, config)
     try:
         return ImmutableRecord(
             public_key=field_of(body, "key", bytes),
@@ -170,7 +171,9 @@ def decode_immutable(envelope: Envelope, *, network_id: bytes, unix_ms: int, con
 
 def decode_mutable(envelope: Envelope, *, network_id: bytes, unix_ms: int, config: RecordConfig) -> MutableRecord:
     """As `decode_immutable`."""
-    body = _read(envelope, network_id, unix_ms, config)
+    body = read_body(envelope, network_id)
+    gone = read_gone(body)
+    _check(body, gone, unix_ms, config)
     try:
         return MutableRecord(
             public_key=field_of(body, "key", bytes),
@@ -180,18 +183,16 @@ def decode_mutable(envelope: Envelope, *, network_id: bytes, unix_ms: int, confi
             expires_ms=field_of(body, "expires", int),
             network_id=field_of(body, "network", bytes),
             value=field_of(body, "value", bytes),
-            gone=read_gone(body),
+            gone=gone,
         )
     except ConfigError as error:
         raise RecordRefused(Refusal.MALFORMED, str(error)) from error
 
 
-def _read(envelope: Envelope, network_id: bytes, unix_ms: int, config: RecordConfig) -> dict[Any, Any]:
-    body = read_body(envelope, network_id)
-    check_times(body, unix_ms, max_life_s=config.max_ttl_s, max_future_s=config.max_future_s)
+def _check(body: dict[Any, Any], gone: Gone | None, unix_ms: int, config: RecordConfig) -> None:
+    check_times(body, unix_ms, gone=gone, max_life_s=config.max_ttl_s, max_future_s=config.max_future_s)
     # A storer need not take as much as the protocol allows.
     check_size(field_of(body, "value", bytes), config.max_value_bytes)
-    return body
 
 
 def _check_common(public_key: bytes, network_id: bytes, value: bytes) -> None:

@@ -214,7 +214,7 @@ def decode_agent_record(envelope: Envelope, *, network_id: bytes, unix_ms: int, 
     """As `read_agent_record` of an opened envelope, with the signature left to check."""
     check_size(envelope.data, config.max_agent_record_bytes)
     body = read_body(envelope, network_id)
-    check_times(body, unix_ms, max_life_s=config.max_lease_s, max_future_s=config.max_future_s)
+    check_times(body, unix_ms, gone=read_gone(body), max_life_s=config.max_lease_s, max_future_s=config.max_future_s)
     try:
         return _decode_body(body)
     except ConfigError as error:

@@ -16,7 +16,7 @@ from dht.config import RecordConfig
 from dht.exceptions import StoreDamaged
 from dht.records import LAST_SEQ, RecordKind, Refusal
 from dht.sqlite_store import SqliteRecordStore
-from dht.store import RECORD_OVERHEAD_BYTES, MemoryRecordStore, StoredRecord, life_left_s
+from dht.store import OWN_GROUP, RECORD_OVERHEAD_BYTES, MemoryRecordStore, StoredRecord, life_left_s
 from synapse_p2p.runtime import Runtime
 
 KEYS = [bytes([index]) * 32 for index in range(3)]
@@ -202,6 +202,16 @@ def test_one_groups_flood_leaves_room_for_all_others(make_store):
     assert store.get(KEYS[0], 0.0)
 
 
+def test_our_own_records_are_bounded_by_all_room_alone(make_store):
+    store = make_store(RecordConfig(max_records=10, max_records_per_owner=1, max_records_per_group=1))
+
+    own = [store.put(bytes([n]) * 32, a_record(b"%d" % n, group=OWN_GROUP), 0.0) for n in range(11)]
+    stranger = store.put(KEYS[0], a_record(owner=OWNERS[1]), 0.0)
+
+    assert own == [None] * 10 + [Refusal.FULL]
+    assert stranger is Refusal.FULL
+
+
 def test_an_owner_seen_later_leaves_the_share_of_the_unseen(make_store):
     store = make_store(RecordConfig(max_records=20))
     store.put(KEYS[0], a_record(group=None), 0.0)
@@ -262,13 +272,13 @@ class StoreModel(RuleBasedStateMachine):
         unseen_bytes = max(1 + 2 * RECORD_OVERHEAD_BYTES, int(SMALL.max_bytes * SMALL.unseen_share))
         group = (SMALL.max_records_per_group, SMALL.max_bytes_per_group) if new.group else (2, unseen_bytes)
         refusals = (
+            (lambda r: True, SMALL.max_records, SMALL.max_bytes, Refusal.FULL),
             (
                 lambda r: r.owner == new.owner,
                 SMALL.max_records_per_owner,
                 SMALL.max_bytes_per_owner,
                 Refusal.OWNER_QUOTA,
             ),
-            (lambda r: True, SMALL.max_records, SMALL.max_bytes, Refusal.FULL),
             (lambda r: r.group == new.group, *group, Refusal.GROUP_QUOTA if new.group else Refusal.UNSEEN_QUOTA),
         )
         for is_counted, max_count, max_bytes, refusal in refusals:
@@ -381,9 +391,9 @@ class SqliteModel(StoreModel):
 
 
 TestStoreModel = StoreModel.TestCase
-TestStoreModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestStoreModel.settings = settings(max_examples=50, stateful_step_count=35, deadline=None)
 TestSqliteModel = SqliteModel.TestCase
-TestSqliteModel.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+TestSqliteModel.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
 
 
 # Snapshots
