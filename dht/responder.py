@@ -192,11 +192,11 @@ class Responder:
             record.seq,
             expires_at=now + min(max_life_s, (record.expires_ms - self._unix_ms()) / 1000),
             kind=record.kind,
-            group=self._group_of(record, caller),
+            group=self._party_of(record, caller),
             is_gone=record.gone is not None,
         )
 
-    def _group_of(self, record: Record, caller: CallContext | None) -> str | None:
+    def _party_of(self, record: Record, caller: CallContext | None) -> str | None:
         """Whose share of the store a record takes: the party of the address where its owner was seen, by its own call
         or by a dial of ours. None where it was not, or where its record says that it is somewhere else.
         """

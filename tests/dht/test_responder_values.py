@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from dht.messages import FindValueAnswer, Offer, Store, StoreAnswer
 from dht.node import DHTNode
 from dht.records import LABELS, MAX_INT, Gone, RecordKind, Refusal
 from dht.responder import Responder
+from dht.sqlite_store import SqliteRecordStore
 from dht.store import ANY_OWNER, MemoryRecordStore, StoredRecord
 from dht.values import ImmutableRecord, MutableRecord
 from simulations.network import EPOCH_S, ConstantLatency, Digest, VirtualHost, VirtualNetwork
@@ -39,10 +41,13 @@ SKILL = "code-review"
 class Pair:
     """A node that answers, and a host without an address that asks it."""
 
-    def __init__(self, config: DHTConfig | None = None) -> None:
+    def __init__(self, config: DHTConfig | None = None, *, path: Path | None = None) -> None:
         self.network = VirtualNetwork(asyncio.get_running_loop(), random.Random(1), ConstantLatency(), Digest())
         self.host = self.network.host()
-        self.store = MemoryRecordStore((config or DHTConfig()).records)
+        records = (config or DHTConfig()).records
+        self.store = MemoryRecordStore(records)
+        if path is not None:
+            self.store = SqliteRecordStore(path, records, self.host.runtime)
         self.node = DHTNode(self.host, config=config, store=self.store)
         self.caller = self.network.client()
 
@@ -282,6 +287,23 @@ def test_an_answer_leaves_after_the_store_was_flushed():
         return done
 
     assert run(main()) == ["put", "flush"]
+
+
+def test_what_was_acknowledged_is_in_the_file(tmp_path: Path):
+    async def main() -> None:
+        pair = Pair(path=tmp_path / "records.db")
+        values = [mutable(salt=bytes([number])) for number in range(5)]
+        answers = [await pair.put(value.seal(OWNER)) for value in values]
+        pair.store.flush = lambda: None
+        pair.store.close()
+
+        later = SqliteRecordStore(tmp_path / "records.db", RecordConfig(), pair.host.runtime)
+
+        assert all(answer.stored for answer in answers)
+        assert later.held_keys() == [value.key for value in values]
+        later.close()
+
+    run(main())
 
 
 def test_three_of_the_largest_values_do_not_burst_an_answer():
