@@ -28,10 +28,11 @@ from dht.messages import (
     Store,
     StoreAnswer,
 )
+from dht.quotas import OWN_GROUP
 from dht.reading import Record, RecordReader
 from dht.records import Envelope, RecordKind, Refusal, Verdicts, open_envelope
 from dht.routing import RoutingTable
-from dht.store import ANY_OWNER, OWN_GROUP, RecordStore, StoredRecord
+from dht.store import ANY_OWNER, RecordStore, StoredRecord
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import CallError
 from synapse_p2p.peers import Host

@@ -8,30 +8,26 @@ puts it. Times are monotonic seconds from the caller. Synchronous: every operati
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias
 
 from sortedcontainers import SortedList
 
 from dht.config import RecordConfig
 from dht.exceptions import StoreDamaged
 from dht.keyspace import Key
+from dht.quotas import RECORD_OVERHEAD_BYTES, Quotas
 from dht.records import LAST_SEQ, RecordKind, Refusal
 from synapse_p2p.exceptions import InvalidMessageError
 from synapse_p2p.identity import NodeID
 from synapse_p2p.protocol.wire import Limits, pack, unpack
 
-RECORD_OVERHEAD_BYTES = 1024
-"""What a record takes beside its own bytes, counted with them; measured, in memory."""
 SNAPSHOT_LABEL = b"synapse-snapshot:v1:"
-OWN_GROUP = "own"
-"""The group of the storer's own records: they take nobody's share, and only all room there is bounds them."""
 ANY_OWNER = b""
 """The slot of an immutable value: whoever signs it, it is the same."""
 
 Slot: TypeAlias = bytes
-_Name = TypeVar("_Name", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +133,6 @@ _Expiry: TypeAlias = tuple[float, Key, Slot]
 
 
 @dataclass(slots=True)
-class _Usage:
-    count: int = 0
-    size_bytes: int = 0
-
-
-@dataclass(slots=True)
 class _Held:
     stored: StoredRecord
     copied_at: float
@@ -161,9 +151,7 @@ class MemoryRecordStore:
         self._config = config
         self._on_changed = on_changed or _tell_nobody
         self._records: dict[Key, dict[Slot, _Held]] = {}
-        self._total = _Usage()
-        self._by_owner: dict[NodeID, _Usage] = {}
-        self._by_group: dict[str | None, _Usage] = {}
+        self._quotas = Quotas(config)
         self._expiries = SortedList()  # of _Expiry
 
     def refusal_of(self, key: Key, new: StoredRecord, now: float, *, expected_seq: int | None = None) -> Refusal | None:
@@ -256,7 +244,7 @@ class MemoryRecordStore:
             del self._records[key]
         stored = held.stored
         self._expiries.remove((stored.expires_at, key, slot))
-        self._charge(stored, -1)
+        self._quotas.give_back(stored)
         self._on_changed(key, slot)
         return stored
 
@@ -292,21 +280,11 @@ class MemoryRecordStore:
 
     def check_invariants(self) -> None:
         """Assert what the class promises; for tests."""
-        config = self._config
         held = [(key, slot, held.stored) for key, by_slot in self._records.items() for slot, held in by_slot.items()]
         assert all(slot == record.slot for _, slot, record in held)
         assert sorted((record.expires_at, key, slot) for key, slot, record in held) == list(self._expiries)
-        others = [record for _, _, record in held if record.group != OWN_GROUP]
-        assert self._by_owner == _usages((record.owner, record.size_bytes) for record in others)
-        assert self._by_group == _usages((record.group, record.size_bytes) for record in others)
-        assert self._total == _usages((None, record.size_bytes) for _, _, record in held).get(None, _Usage())
-        assert len(held) <= config.max_records and self._total.size_bytes <= config.max_bytes
-        assert all(0 < len(by_slot) <= config.max_records_per_key for by_slot in self._records.values())
-        for usage in self._by_owner.values():
-            assert usage.count <= config.max_records_per_owner and usage.size_bytes <= config.max_bytes_per_owner
-        for group, usage in self._by_group.items():
-            max_count, max_bytes = self._group_caps(group)
-            assert usage.count <= max_count and usage.size_bytes <= max_bytes
+        assert all(0 < len(by_slot) <= self._config.max_records_per_key for by_slot in self._records.values())
+        self._quotas.check_invariants(record for _, _, record in held)
 
     def _all(self) -> Iterator[tuple[Key, _Held]]:
         for key, by_slot in self._records.items():
@@ -314,32 +292,9 @@ class MemoryRecordStore:
                 yield key, held
 
     def _room_for(self, key: Key, new: StoredRecord, held: StoredRecord | None) -> Refusal | None:
-        config = self._config
-        if held is None and len(self._records.get(key, {})) >= config.max_records_per_key:
+        if held is None and len(self._records.get(key, {})) >= self._config.max_records_per_key:
             return Refusal.FULL
-        if not _fits(self._total, new, held, config.max_records, config.max_bytes):
-            return Refusal.FULL
-        if new.group == OWN_GROUP:
-            return None
-        own = held if held is not None and held.owner == new.owner else None
-        usage = self._by_owner.get(new.owner, _Usage())
-        if not _fits(usage, new, own, config.max_records_per_owner, config.max_bytes_per_owner):
-            return Refusal.OWNER_QUOTA
-        own = held if held is not None and held.group == new.group else None
-        usage = self._by_group.get(new.group, _Usage())
-        if not _fits(usage, new, own, *self._group_caps(new.group)):
-            return Refusal.UNSEEN_QUOTA if new.group is None else Refusal.GROUP_QUOTA
-        return None
-
-    def _group_caps(self, group: str | None) -> tuple[int, int]:
-        config = self._config
-        if group is not None:
-            return config.max_records_per_group, config.max_bytes_per_group
-        # At least one record, however small the store: a share of nothing would refuse all copies.
-        return (
-            max(1, int(config.max_records * config.unseen_share)),
-            max(config.max_value_bytes + 2 * RECORD_OVERHEAD_BYTES, int(config.max_bytes * config.unseen_share)),
-        )
+        return self._quotas.refusal_of(new, held)
 
     def _welcomed_again(self, key: Key, held: StoredRecord, new: StoredRecord) -> StoredRecord:
         """What is held once the same bytes came again: a final tombstone lives on, and an owner may be seen now."""
@@ -353,15 +308,8 @@ class MemoryRecordStore:
     def _insert(self, key: Key, stored: StoredRecord, now: float) -> None:
         self._records.setdefault(key, {})[stored.slot] = _Held(stored, now)
         self._expiries.add((stored.expires_at, key, stored.slot))
-        self._charge(stored, 1)
+        self._quotas.take(stored)
         self._on_changed(key, stored.slot)
-
-    def _charge(self, stored: StoredRecord, sign: int) -> None:
-        self._total.count += sign
-        self._total.size_bytes += sign * stored.size_bytes
-        if stored.group != OWN_GROUP:
-            _charge(self._by_owner, stored.owner, stored, sign)
-            _charge(self._by_group, stored.group, stored, sign)
 
 
 def life_left_s(life_s: float, off_s: float, config: RecordConfig) -> float:
@@ -375,34 +323,8 @@ def life_left_s(life_s: float, off_s: float, config: RecordConfig) -> float:
     return left_s if left_s > 0 else min(life_s, config.restart_grace_s)
 
 
-def _fits(usage: _Usage, new: StoredRecord, old: StoredRecord | None, max_records: int, max_bytes: int) -> bool:
-    """Whether `new` has room in the place of `old`. A version no larger than the last always has."""
-    if old is not None and new.size_bytes <= old.size_bytes:
-        return True
-    count = usage.count + (old is None)
-    size_bytes = usage.size_bytes + new.size_bytes - (0 if old is None else old.size_bytes)
-    return count <= max_records and size_bytes <= max_bytes
-
-
 def _tell_nobody(key: Key, slot: Slot) -> None:
     pass
-
-
-def _charge(usages: dict[_Name, _Usage], name: _Name, stored: StoredRecord, sign: int) -> None:
-    usage = usages.setdefault(name, _Usage())
-    usage.count += sign
-    usage.size_bytes += sign * stored.size_bytes
-    if not usage.count:
-        del usages[name]
-
-
-def _usages(charges: Iterable[tuple[_Name, int]]) -> dict[_Name, _Usage]:
-    usages: dict[_Name, _Usage] = {}
-    for name, size_bytes in charges:
-        usage = usages.setdefault(name, _Usage())
-        usage.count += 1
-        usage.size_bytes += size_bytes
-    return usages
 
 
 def _read_snapshot(snapshot: bytes, config: RecordConfig) -> tuple[int, list[tuple[Key, StoredRecord, float]]]:

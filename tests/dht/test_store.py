@@ -14,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from dht.config import RecordConfig
 from dht.exceptions import StoreDamaged
+from dht.quotas import OWN_GROUP, RECORD_OVERHEAD_BYTES
 from dht.records import LAST_SEQ, RecordKind, Refusal
 from dht.sqlite_store import SqliteRecordStore
-from dht.store import OWN_GROUP, RECORD_OVERHEAD_BYTES, MemoryRecordStore, StoredRecord, life_left_s
+from dht.store import MemoryRecordStore, StoredRecord, life_left_s
 from synapse_p2p.runtime import Runtime
 
 KEYS = [bytes([index]) * 32 for index in range(3)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dht import admission, contact, lookup, messages, node, reading, records, responder, sqlite_store, store, values
+from dht import admission, contact, lookup, messages, node, quotas, reading, records, responder, sqlite_store, values
 from dht.agents import index, record
 from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
@@ -27,6 +27,7 @@ MODULES = (
     lookup,
     messages,
     node,
+    quotas,
     reading,
     record,
     records,
@@ -34,7 +35,6 @@ MODULES = (
     session,
     spoken,
     sqlite_store,
-    store,
     values,
     wire,
 )
