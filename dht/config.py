@@ -9,6 +9,9 @@ from synapse_p2p.exceptions import ConfigError
 MAX_AGENT_RECORD_SIZE_BYTES = 1500
 """The whole envelope. Part of the protocol: an agent that seals a larger one is refused everywhere."""
 
+MAX_VALUE_SIZE_BYTES = 16 * 1024
+"""Of an immutable or a mutable record. Part of the protocol, for the same reason; three fill an answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class LookupConfig:
@@ -44,16 +47,31 @@ class RecordConfig:
     """What a storer keeps for others, and for how long."""
 
     max_agent_record_bytes: int = MAX_AGENT_RECORD_SIZE_BYTES  # 32 of the largest fill an answer
+    max_value_bytes: int = MAX_VALUE_SIZE_BYTES  # a storer may take less than the protocol allows
     lease_s: float = 900.0  # life an owner asks for: how long a crashed agent can still be found
     max_lease_s: float = 3600.0  # the largest remaining life a storer grants, whatever the owner signed
+    ttl_s: float = 86_400.0  # of a value, where its owner says nothing; renewed at half of it
+    max_ttl_s: float = 172_800.0  # of a value at most: two renewals of the longest may be lost; tombstones live as long
     max_future_s: float = 300.0  # how far an owner's clock may be ahead of ours
     max_records_per_key: int = 1000  # of one capability, at one storer; beyond it the capability is spread
-    max_records: int = 16_384  # in all: 24 MiB of the largest records
-    max_records_per_owner: int = 64  # 32 keys at two depths each: what one honest agent can need
+    max_records: int = 16_384  # in all: 24 MiB of the largest agent records
+    max_bytes: int = 32 * 1024 * 1024  # in all, with what a record takes beside its own bytes
+    max_records_per_owner: int = 512  # one with 10,000 records in 1,000 nodes has 220 at each, 350 at the worst
+    max_bytes_per_owner: int = 1024 * 1024  # as many parts of all bytes as of all records: 1 in 32
+    max_records_per_group: int = 1024  # of the owners of one /24: whoever would fill a store needs 16 of them
+    max_bytes_per_group: int = 2 * 1024 * 1024  # likewise, 1 part in 16
+    unseen_share: float = 0.05  # of records and bytes, for all whose owner was not seen at an address of its own
     max_answer_bytes: int = 48 * 1024  # of records in an answer; the rest of a 64 KiB frame is for contacts
+    max_owned_records: int = 16_384  # values of our own that are renewed: signing them all takes a second
+    max_owned_bytes: int = 64 * 1024 * 1024  # likewise, in memory
+    restart_grace_s: float = 600.0  # life of what ran out by the wall clock while we were off: the clock may be wrong
 
     def __post_init__(self) -> None:
         _all_positive(self)
+        if self.ttl_s > self.max_ttl_s:
+            raise ConfigError(f"RecordConfig.ttl_s is {self.ttl_s}; at most max_ttl_s is granted, {self.max_ttl_s}")
+        if self.unseen_share > 1:
+            raise ConfigError(f"RecordConfig.unseen_share is {self.unseen_share}; it is a part of 1")
         if self.lease_s > self.max_lease_s:
             raise ConfigError(
                 f"RecordConfig.lease_s is {self.lease_s}; at most max_lease_s is granted, {self.max_lease_s}"

@@ -3,7 +3,8 @@
 SynapseError
 |-- JoinFailed       no seed let us into the swarm; the report says why, seed by seed
 |-- NoAgentFound     nobody to ask with that capability, and whether the search was complete
-`-- RecordRefused    a signed record is not kept, or not believed, and the reason
+|-- RecordRefused    a signed record is not kept, or not believed, and the reason
+`-- StoreDamaged     saved records are not what was saved; nothing of them is used
 """
 
 from __future__ import annotations
@@ -41,3 +42,7 @@ class RecordRefused(SynapseError):
     def __init__(self, reason: str, text: str = "") -> None:
         super().__init__(f"{reason}: {text}" if text else str(reason))
         self.reason = reason
+
+
+class StoreDamaged(SynapseError):
+    """Saved records cannot be used: they are damaged, or of a later release. The text says which."""

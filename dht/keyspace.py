@@ -19,6 +19,8 @@ Key: TypeAlias = bytes
 
 ID_BITS = 256
 KEY_SIZE_BYTES = 32
+VALUE_LABEL = b"synapse-value:v1:"
+MUTABLE_LABEL = b"synapse-mutable:v1:"
 
 
 def common_prefix_length(a: bytes, b: bytes) -> int:
@@ -39,5 +41,14 @@ def random_key_in_bucket(own_id: bytes, index: int, rng: Random) -> Key:
 
 
 def content_key(value: bytes) -> Key:
-    """The key of a value that is found by what it is: its SHA-256."""
-    return hashlib.sha256(value).digest()
+    """The key of a value that is found by what it is: SHA-256 of a label and the value.
+
+    The label keeps kinds of keys apart. Without it a value could be written whose hash is the id of a node, or the
+    key of a capability, both of which are hashes too.
+    """
+    return hashlib.sha256(VALUE_LABEL + value).digest()
+
+
+def mutable_key(public_key: bytes, salt: bytes) -> Key:
+    """The key of the value that the owner of a raw 32-byte public key may change; a salt for each such value."""
+    return hashlib.sha256(MUTABLE_LABEL + public_key + salt).digest()

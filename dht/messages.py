@@ -14,6 +14,7 @@ docs/spec/dht.md.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,19 +22,20 @@ from typing import Any
 from dht.agents.index import MAX_SHARD_DEPTH
 from dht.contact import Contact, decode_contacts, encode_contacts
 from dht.keyspace import KEY_SIZE_BYTES, Key
+from dht.records import MAX_INT, MAX_RECORD_SIZE_BYTES
 from synapse_p2p.exceptions import InvalidMessageError
+from synapse_p2p.identity import NodeID
 
 MAX_CONTACTS = 64
 """In one answer: more than the k of a plain one, for a radius may ask for a whole neighbourhood."""
 MAX_EXCHANGE_COUNT = 20
 MAX_RECORDS = 1000
-MAX_RECORD_SIZE_BYTES = 17 * 1024
-"""The largest value of any kind, 16 KiB, with its envelope. Each kind has a bound of its own below this."""
 MAX_CAPABILITY_CHARS = 128
 MAX_PREFIX_SIZE_BYTES = MAX_SHARD_DEPTH // 8
 MAX_NONCE_SIZE_BYTES = 16
 MAX_REFUSAL_CHARS = 64
-MAX_INT = 2**63 - 1
+MAX_OFFERS = 256
+"""In one request: 20 KiB, and a storer with thousands of records does not need a hundred requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,23 +161,54 @@ class FindValueAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
-    """Please keep this record; for an agent record, under the key of this capability at this depth."""
+class Offer:
+    """ "I have this version of that record": `[kind, key, owner, seq]`. Kinds of later releases are numbers too.
 
-    record: bytes
-    capability: str | None
+    Of an immutable record `seq` is when it expires.
+    """
+
+    kind: int
+    key: Key
+    owner: NodeID
+    seq: int
+
+    def to_list(self) -> list[Any]:
+        return [self.kind, self.key, self.owner, self.seq]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Please keep this record; for an agent record, under the key of this capability at this depth.
+
+    `expected_seq` is of the version that `record` is to replace, where another one must not be. `offers` ask which
+    other records are missing; without a `record` they are all that is asked.
+    """
+
+    record: bytes | None
+    capability: str | None = None
     depth: int = 0
+    expected_seq: int | None = None
+    offers: tuple[Offer, ...] = ()
 
     def to_map(self) -> dict[str, Any]:
-        return {"record": self.record, "capability": self.capability, "depth": self.depth}
+        fields: dict[str, Any] = {"record": self.record, "capability": self.capability, "depth": self.depth}
+        if self.expected_seq is not None:
+            fields["expected_seq"] = self.expected_seq
+        if self.offers:
+            fields["offers"] = [offer.to_list() for offer in self.offers]
+        return fields
 
     @classmethod
     def from_map(cls, mapping: Any) -> Store:
         fields = _map(mapping)
+        offers = _offers(fields)
+        is_there = fields.get("record") is not None or not offers
         return cls(
-            record=_bytes(fields, "record", MAX_RECORD_SIZE_BYTES),
+            record=_bytes(fields, "record", MAX_RECORD_SIZE_BYTES) if is_there else None,
             capability=_text_or_none(fields, "capability", MAX_CAPABILITY_CHARS),
             depth=_int(fields, "depth", default=0, max_value=MAX_SHARD_DEPTH),
+            expected_seq=None if fields.get("expected_seq") is None else _int(fields, "expected_seq"),
+            offers=offers,
         )
 
 
@@ -183,21 +216,26 @@ class Store:
 class StoreAnswer:
     """Kept, or the word why not (see `records.Refusal`; a newer release may say others).
 
-    `newer` is the record held where ours was refused as stale. `contacts` are near the key, nearest first.
+    `newer` is the record held where ours was refused for its `seq`. `contacts` are near the key, nearest first.
+    `wanted` are the places of those offers whose records are welcome, in ascending order.
     """
 
     stored: bool
     refusal: str | None
     newer: bytes | None
     contacts: tuple[Contact, ...]
+    wanted: tuple[int, ...] = ()
 
     def to_map(self) -> dict[str, Any]:
-        return {
+        fields: dict[str, Any] = {
             "stored": self.stored,
             "refusal": None if self.refusal is None else str(self.refusal),
             "newer": self.newer,
             "contacts": encode_contacts(self.contacts),
         }
+        if self.wanted:
+            fields["wanted"] = list(self.wanted)
+        return fields
 
     @classmethod
     def from_map(cls, mapping: Any) -> StoreAnswer:
@@ -208,6 +246,7 @@ class StoreAnswer:
             refusal=_text_or_none(fields, "refusal", MAX_REFUSAL_CHARS),
             newer=newer,
             contacts=_contacts(fields, MAX_CONTACTS),
+            wanted=_wanted(fields),
         )
 
 
@@ -295,6 +334,29 @@ def _records(fields: Mapping[str, Any]) -> tuple[bytes, ...]:
     for record in value:
         if type(record) is not bytes or len(record) > MAX_RECORD_SIZE_BYTES:
             raise InvalidMessageError(f"records are at most {MAX_RECORD_SIZE_BYTES} bytes each")
+    return tuple(value)
+
+
+def _offers(fields: Mapping[str, Any]) -> tuple[Offer, ...]:
+    value = fields.get("offers", [])
+    if type(value) is not list or len(value) > MAX_OFFERS:
+        raise InvalidMessageError(f"offers are an array of at most {MAX_OFFERS}")
+    return tuple(_offer(item) for item in value)
+
+
+def _offer(value: Any) -> Offer:
+    if type(value) is not list or len(value) < 4:
+        raise InvalidMessageError("offers are [kind, key, owner, seq]")
+    fields = dict(zip(("kind", "key", "owner", "seq"), value, strict=False))
+    return Offer(_int(fields, "kind"), _key(fields, "key"), _key(fields, "owner"), _int(fields, "seq"))
+
+
+def _wanted(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    value = fields.get("wanted", [])
+    # Ascending, so that none is twice: each costs the sender a record.
+    is_good = type(value) is list and all(type(place) is int and 0 <= place < MAX_OFFERS for place in value)
+    if not is_good or any(later <= earlier for earlier, later in itertools.pairwise(value)):
+        raise InvalidMessageError(f"wanted are ascending whole numbers below {MAX_OFFERS}")
     return tuple(value)
 
 

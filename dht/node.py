@@ -19,10 +19,11 @@ from dht.keyspace import Key, distance
 from dht.lookup import LookupMode, LookupOutcome
 from dht.maintenance import Maintenance
 from dht.messages import FindValue, Store
+from dht.records import RecordKind
 from dht.requester import UNREACHABLE, Requester
 from dht.responder import Responder
 from dht.routing import RoutingTable
-from dht.store import MemoryRecordStore
+from dht.store import MemoryRecordStore, RecordStore, StoredRecord
 from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.identity import NodeID
@@ -88,11 +89,11 @@ class DHTNode:
     table.
     """
 
-    def __init__(self, host: Host, *, config: DHTConfig | None = None, store: MemoryRecordStore | None = None) -> None:
+    def __init__(self, host: Host, *, config: DHTConfig | None = None, store: RecordStore | None = None) -> None:
         self._host = host
         self._config = config or DHTConfig()
         self.routing_table = RoutingTable(host.identity.node_id, self._config.routing)
-        self.store = MemoryRecordStore(self._config.records) if store is None else store
+        self.store: RecordStore = MemoryRecordStore(self._config.records) if store is None else store
         self._candidates = Candidates(pause_s=self._config.check_dial_pause_s)
         self._newest_seen = NewestSeen()
         self._requester = Requester(
@@ -209,7 +210,7 @@ class DHTNode:
         refusals = tuple(str(answer) for answer in answers if answer is not None)
         return PublishReport(capability, len(answers), len(answers) - len(refusals), refusals, kept_here)
 
-    async def _store_at(self, storer: Contact, envelope: bytes, capability: str) -> str | None:
+    async def _store_at(self, storer: Contact, envelope: bytes, capability: str | None) -> str | None:
         """The word of refusal; None when it is kept."""
         try:
             answer = await self._requester.store(storer, Store(envelope, capability))
@@ -255,7 +256,7 @@ class DHTNode:
             if not self._should_offer(key, newcomer):
                 continue
             for stored in self.store.get(key, self._host.runtime.now()):
-                for capability in self._capabilities_under(key, stored.record):
+                for capability in self._capabilities_under(key, stored):
                     if await self._store_at(newcomer, stored.record, capability) == "unreachable":
                         return
 
@@ -266,9 +267,12 @@ class DHTNode:
             return False
         return newcomer in self.routing_table.closest(key, self._config.lookup.k)
 
-    def _capabilities_under(self, key: Key, envelope: bytes) -> list[str]:
+    def _capabilities_under(self, key: Key, stored: StoredRecord) -> list[str | None]:
+        """For which capabilities a record is kept under a key; a value is for none, and that is one way to store it."""
+        if stored.kind is not RecordKind.AGENT:
+            return [None]
         try:
-            record = self._responder.read(envelope)
+            record = self._responder.read(stored.record)
         except RecordRefused:
             return []  # it expired by its owner's clock
         return [
@@ -316,6 +320,7 @@ class DHTNode:
 
     async def _expire(self) -> None:
         self.store.expire(self._host.runtime.now())
+        self.store.flush()
 
 
 class _Reading:
@@ -336,8 +341,8 @@ class _Reading:
         return verdict
 
     def records(self) -> tuple[AgentRecord, ...]:
-        """The newest of each owner."""
-        return tuple(self._newest.values())
+        """The newest of each owner who has not withdrawn."""
+        return tuple(record for record in self._newest.values() if record.gone is None)
 
     def _read(self, envelope: bytes) -> bool:
         try:
@@ -348,4 +353,4 @@ class _Reading:
         held = self._newest.get(record.owner)
         if held is None or held.seq < record.seq:
             self._newest[record.owner] = record
-        return True
+        return record.gone is None

@@ -7,11 +7,11 @@ routing table; it enters once a dial of ours has proved the address.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dht.agents.index import capability_key, check_belongs
-from dht.agents.record import AgentRecord, read_agent_record
+from dht.agents.record import AgentRecord
 from dht.config import DHTConfig
 from dht.contact import Contact, shared_contact
 from dht.exceptions import RecordRefused
@@ -23,16 +23,26 @@ from dht.messages import (
     FindNodeAnswer,
     FindValue,
     FindValueAnswer,
+    Offer,
     PingAnswer,
     Store,
     StoreAnswer,
 )
-from dht.records import Refusal
+from dht.quotas import OWN_GROUP
+from dht.reading import Record, RecordReader
+from dht.records import Envelope, RecordKind, Refusal, Verdicts, open_envelope
 from dht.routing import RoutingTable
-from dht.store import MemoryRecordStore
+from dht.store import ANY_OWNER, RecordStore, StoredRecord
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import CallError
 from synapse_p2p.peers import Host
+from synapse_p2p.transport.base import parse_address
+from synapse_p2p.trust import TrustConfig
+
+MAX_TOMBSTONES = 100
+"""In one answer: what was withdrawn within a lease is mostly less, and the room is for those who are there."""
+
+_KINDS = frozenset(RecordKind)
 
 
 class Responder:
@@ -44,16 +54,19 @@ class Responder:
         self,
         host: Host,
         table: RoutingTable,
-        store: MemoryRecordStore,
+        store: RecordStore,
         config: DHTConfig,
         *,
         on_candidate: Callable[[Contact], None],
+        trust: TrustConfig | None = None,
     ) -> None:
         self._host = host
         self._table = table
         self._store = store
         self._config = config
         self._on_candidate = on_candidate
+        self._trust = trust or TrustConfig()
+        self._reader = RecordReader(host.network_id, config.records, Verdicts())
 
     def endpoints(self) -> dict[str, Callable[[Mapping[str, Any], CallContext], Any]]:
         """The endpoints by name."""
@@ -77,43 +90,42 @@ class Responder:
 
     def find_value(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """What we hold under the key, as much as fits, in an order that the searcher's nonce decides; and contacts near
-        it.
+        it. Tombstones come last and are not counted: they correct what other storers say.
         """
         caller = self._see(context)
         wanted = FindValue.from_map(request)
         held = self._store.get(wanted.key, self._host.runtime.now())
         # A digest and not a shuffle: nobody but the searcher decides who comes first, and a simulation repeats.
-        held.sort(key=lambda record: hashlib.sha256(wanted.nonce + record.owner).digest())
-        records: list[bytes] = []
-        left_bytes = self._config.records.max_answer_bytes
-        for stored in held[: wanted.limit or None]:
-            left_bytes -= len(stored.record)
-            if left_bytes < 0:
-                break
-            records.append(stored.record)
+        held.sort(key=lambda stored: hashlib.sha256(wanted.nonce + stored.owner).digest())
+        live = [stored for stored in held if not stored.is_gone]
+        tombstones = [stored for stored in held if stored.is_gone]
         return FindValueAnswer(
-            records=tuple(records),
-            count=len(held),
+            records=self._as_many_as_fit([*live[: wanted.limit or None], *tombstones[:MAX_TOMBSTONES]]),
+            count=len(live),
             depth=0,
             full=len(held) >= self._config.records.max_records_per_key,
-            estimate=len(held),
+            estimate=len(live),
             contacts=self._near(wanted.key, caller),
         ).to_map()
 
     def store(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
-        """Keep a record, or say in one word why not."""
+        """Keep a record, or say in one word why not; and say which of those that are offered are missing here.
+
+        Answers leave once the store has made safe what they say.
+        """
         caller = self._see(context)
         wanted = Store.from_map(request)
+        missing = self._missing(wanted.offers)
+        if wanted.record is None:
+            return StoreAnswer(False, None, None, (), missing).to_map()
         try:
-            record = self.read(wanted.record)
-            if wanted.capability is None:
-                raise RecordRefused(Refusal.NOT_LISTED, "an agent record is stored for a capability")
-            key = capability_key(self._host.network_id, wanted.capability, record.owner, wanted.depth)
-            check_belongs(record, wanted.capability, wanted.depth, key)
+            envelope, record = self._reader.decode(wanted.record, self._unix_ms())
+            key = self._key_of(record, wanted.capability, wanted.depth)
         except RecordRefused as refused:
-            return StoreAnswer(False, refused.reason, None, ()).to_map()
-        refusal, newer = self.keep(key, wanted.record, record)
-        return StoreAnswer(refusal is None, refusal, newer, self._near(key, caller)).to_map()
+            return StoreAnswer(False, refused.reason, None, (), missing).to_map()
+        refusal, newer = self._keep(key, envelope, record, context, wanted.expected_seq)
+        self._store.flush()
+        return StoreAnswer(refusal is None, refusal, newer, self._near(key, caller), missing).to_map()
 
     def exchange(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """Some of our contacts at random."""
@@ -122,28 +134,109 @@ class Responder:
         return ExchangeAnswer(tuple(contact for contact in sample if contact.id != caller)).to_map()
 
     def read(self, envelope: bytes) -> AgentRecord:
-        """The record in an envelope. Raises RecordRefused."""
-        return read_agent_record(
-            envelope, network_id=self._host.network_id, unix_ms=self._unix_ms(), config=self._config.records
-        )
+        """The agent's record in an envelope, checked in full. Raises RecordRefused."""
+        record = self._reader.read(envelope, self._unix_ms())
+        if not isinstance(record, AgentRecord):
+            raise RecordRefused(Refusal.WRONG_KEY, "it is a value, and not an agent's record")
+        return record
 
-    def keep(self, key: Key, envelope: bytes, record: AgentRecord) -> tuple[Refusal | None, bytes | None]:
-        """Store a record that was read and belongs under `key`: the refusal if any, and the newer record held if that
+    def keep(self, key: Key, data: bytes, record: Record) -> tuple[Refusal | None, bytes | None]:
+        """Store a record of our own, which belongs under `key`: the refusal if any, and the newer record held if that
         is why.
         """
+        answer = self._keep(key, open_envelope(data), record, None, None)
+        self._store.flush()
+        return answer
+
+    def _key_of(self, record: Record, capability: str | None, depth: int) -> Key:
+        """Under which key a record is to be kept. Raises RecordRefused. The caller's word is not taken for it."""
+        if not isinstance(record, AgentRecord):
+            return record.key
+        if capability is None:
+            raise RecordRefused(Refusal.NOT_LISTED, "an agent record is stored for a capability")
+        key = capability_key(self._host.network_id, capability, record.owner, depth)
+        check_belongs(record, capability, depth, key)
+        return key
+
+    def _keep(
+        self, key: Key, envelope: Envelope, record: Record, caller: CallContext | None, expected_seq: int | None
+    ) -> tuple[Refusal | None, bytes | None]:
+        """The signature comes last: it costs a hundred times what all the rest does together."""
         if not self._is_close(key):
             return Refusal.NOT_CLOSE, None
         now = self._host.runtime.now()
-        refusal = self._store.put(
-            key,
-            envelope,
-            owner=record.owner,
-            seq=record.seq,
-            expires_at=now + (record.expires_ms - self._unix_ms()) / 1000,
-            now=now,
+        new = self._as_stored(envelope.data, record, caller, now)
+        if new.kind is RecordKind.IMMUTABLE:
+            expected_seq = None  # there are no versions of it
+        refusal = self._store.refusal_of(key, new, now, expected_seq=expected_seq)
+        if refusal in (Refusal.STALE, Refusal.SEQ_MISMATCH):
+            held = self._store.find(key, new.slot)
+            if new.kind is RecordKind.IMMUTABLE:
+                return None, None  # the same value is held, for longer
+            return refusal, held.record if held else None
+        if refusal is not None:
+            return refusal, None
+        if self._store.holds(key, new):
+            self._store.note_heard(key, new.slot, now)  # whoever brings it to us brings it to others too
+        else:
+            try:
+                self._reader.verdicts.check(envelope, record.public_key)
+            except RecordRefused:
+                return Refusal.BAD_SIGNATURE, None
+        return self._store.put(key, new, now, expected_seq=expected_seq), None
+
+    def _as_stored(self, data: bytes, record: Record, caller: CallContext | None, now: float) -> StoredRecord:
+        max_life_s = self._config.records.max_ttl_s  # of a final tombstone, which has no end of its own
+        return StoredRecord(
+            data,
+            record.owner,
+            record.seq,
+            expires_at=now + min(max_life_s, (record.expires_ms - self._unix_ms()) / 1000),
+            kind=record.kind,
+            group=self._party_of(record, caller),
+            is_gone=record.gone is not None,
         )
-        held = self._store.find(key, record.owner) if refusal is Refusal.STALE else None
-        return refusal, held.record if held else None
+
+    def _party_of(self, record: Record, caller: CallContext | None) -> str | None:
+        """Whose share of the store a record takes: the party of the address where its owner was seen, by its own call
+        or by a dial of ours. None where it was not, or where its record says that it is somewhere else.
+        """
+        if record.owner == self._host.identity.node_id:
+            return OWN_GROUP
+        if caller is not None and caller.peer == record.owner:
+            address = caller.address
+        elif (contact := self._table.get(record.owner)) is not None and contact.addresses:
+            address = contact.addresses[0]
+        else:
+            return None
+        host = parse_address(address)[0]
+        named = record.addresses if isinstance(record, AgentRecord) else ()
+        if named and host not in [parse_address(address)[0] for address in named]:
+            return None
+        return record.owner.hex() if self._trust.is_exempt(host) else self._trust.group_of(host)
+
+    def _missing(self, offers: tuple[Offer, ...]) -> tuple[int, ...]:
+        """The places of the offers that we should have and have not. Others are known to be kept elsewhere now."""
+        now = self._host.runtime.now()
+        missing: list[int] = []
+        for place, offer in enumerate(offers):
+            held = self._store.find(offer.key, ANY_OWNER if offer.kind == RecordKind.IMMUTABLE else offer.owner)
+            if held is not None and held.seq >= offer.seq:
+                self._store.note_heard(offer.key, held.slot, now)
+            elif offer.kind in _KINDS and self._is_close(offer.key):
+                missing.append(place)
+        return tuple(missing)
+
+    def _as_many_as_fit(self, held: Iterable[StoredRecord]) -> tuple[bytes, ...]:
+        """The records until one more would be too much; the first in any case."""
+        records: list[bytes] = []
+        left_bytes = self._config.records.max_answer_bytes
+        for stored in held:
+            left_bytes -= len(stored.record)
+            if left_bytes < 0 and records:
+                break
+            records.append(stored.record)
+        return tuple(records)
 
     def _see(self, context: CallContext) -> bytes:
         """Who asks. Plain callers are anonymous and have no place in an overlay."""

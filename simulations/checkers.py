@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from dht.config import RecordConfig
 from dht.exceptions import RecordRefused
 from dht.keyspace import Key
-from dht.records import AGENT_LABEL, open_envelope
+from dht.records import LABELS, RecordKind, open_envelope
 from dht.store import MemoryRecordStore
 from simulations.history import Accepted, Acknowledged, History
 from synapse_p2p.exceptions import InvalidMessageError, SynapseError
@@ -139,7 +139,7 @@ class Signatures:
         try:
             envelope = open_envelope(record.envelope, self._config.max_agent_record_bytes)
             body = unpack(envelope.body, CONTROL_LIMITS)
-            is_signed = verify(body["key"], AGENT_LABEL, envelope.body, envelope.signature)
+            is_signed = verify(body["key"], LABELS[RecordKind.AGENT], envelope.body, envelope.signature)
             return is_signed and node_id_of(body["key"]) == record.owner and body["seq"] == record.seq
         except (RecordRefused, InvalidMessageError, KeyError, TypeError):
             return False

@@ -8,7 +8,7 @@ from typing import Any
 from dht.config import RecordConfig
 from dht.keyspace import Key
 from dht.records import Refusal
-from dht.store import MemoryRecordStore
+from dht.store import MemoryRecordStore, StoredRecord
 from simulations.history import Accepted, History
 from synapse_p2p.config import ServerConfig
 from synapse_p2p.context import CallContext
@@ -25,12 +25,10 @@ class WatchedStore(MemoryRecordStore):
         self._storer = storer
         self._history = history
 
-    def put(
-        self, key: Key, record_bytes: bytes, *, owner: NodeID, seq: int, expires_at: float, now: float
-    ) -> Refusal | None:
-        refusal = super().put(key, record_bytes, owner=owner, seq=seq, expires_at=expires_at, now=now)
+    def put(self, key: Key, new: StoredRecord, now: float, *, expected_seq: int | None = None) -> Refusal | None:
+        refusal = super().put(key, new, now, expected_seq=expected_seq)
         if refusal is None:
-            self._history.note_accepted(Accepted(self._storer, owner, seq, record_bytes))
+            self._history.note_accepted(Accepted(self._storer, new.owner, new.seq, new.record))
         return refusal
 
 

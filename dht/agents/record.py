@@ -3,7 +3,7 @@
 Pure. Owns the bounds of a record and its body on the wire, a MsgPack map:
 
     key, seq, issued, expires, network, addresses, reach, name, role, description,
-    capabilities: [[name, version, attributes, digest, ...], ...]
+    capabilities: [[name, version, attributes, digest, ...], ...], [gone]
 
 Times are Unix milliseconds. Unknown keys and trailing elements are ignored here and stay in the signed bytes.
 """
@@ -15,16 +15,30 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from dht.config import MAX_AGENT_RECORD_SIZE_BYTES, RecordConfig
 from dht.contact import MAX_ADDRESSES
 from dht.exceptions import RecordRefused
-from dht.records import RecordKind, Refusal, open_envelope, seal
+from dht.records import (
+    MAX_INT,
+    Envelope,
+    Gone,
+    RecordKind,
+    Refusal,
+    check_size,
+    check_times,
+    field_of,
+    open_envelope,
+    read_body,
+    read_gone,
+    seal,
+    version_fault,
+)
 from synapse_p2p.capability import ancestors, normalize_capability
-from synapse_p2p.exceptions import ConfigError, InvalidMessageError
+from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.identity import PUBLIC_KEY_SIZE_BYTES, Identity, NodeID, node_id_of
-from synapse_p2p.protocol.wire import CONTROL_LIMITS, pack, unpack
+from synapse_p2p.protocol.wire import pack
 from synapse_p2p.transport.base import is_literal_address
 
 NETWORK_ID_SIZE_BYTES = 16
@@ -39,11 +53,9 @@ MAX_CAPABILITY_KEYS = 32
 MAX_ATTRIBUTES = 8
 MAX_ATTRIBUTE_CHARS = 64
 """Of an attribute's name, and of its value where that is text."""
-MAX_INT = 2**63 - 1
 MAX_REMEMBERED_OWNERS = 4096  # whose newest version a searcher remembers
 
 Scalar: TypeAlias = str | int | float | bool
-_T = TypeVar("_T")
 
 
 class Reach(StrEnum):
@@ -87,7 +99,7 @@ class AgentRecord:
     """What an agent publishes about itself. Building one that breaks a bound raises ConfigError.
 
     `seq` grows with every version an owner signs. `addresses` are IP literals with ports; an agent with reach
-    `none` may have none.
+    `none` may have none. A tombstone (`gone`) lists the capabilities that are withdrawn, to be found where they were.
     """
 
     public_key: bytes
@@ -101,19 +113,22 @@ class AgentRecord:
     role: str
     description: str
     capabilities: tuple[CapabilityClaim, ...]
+    gone: Gone | None = None
 
     def __post_init__(self) -> None:
         _check_size("a public key", self.public_key, PUBLIC_KEY_SIZE_BYTES)
         _check_size("a network id", self.network_id, NETWORK_ID_SIZE_BYTES)
-        if not 0 < self.seq <= MAX_INT:
-            raise ConfigError(f"a record's seq is 1 to 2^63 - 1, not {self.seq}")
-        if not 0 <= self.issued_ms < self.expires_ms <= MAX_INT:
-            raise ConfigError("a record expires after it was issued; both are Unix milliseconds")
+        if fault := version_fault(self.seq, self.issued_ms, self.expires_ms, self.gone):
+            raise ConfigError(fault)
         self._check_addresses()
         _check_length("an agent's name", self.name, MAX_NAME_CHARS)
         _check_length("an agent's role", self.role, MAX_ROLE_CHARS)
         _check_length("an agent's description", self.description, MAX_DESCRIPTION_CHARS)
         self._check_capabilities()
+
+    @property
+    def kind(self) -> RecordKind:
+        return RecordKind.AGENT
 
     @property
     def owner(self) -> NodeID:
@@ -140,7 +155,7 @@ class AgentRecord:
     def _check_addresses(self) -> None:
         if len(self.addresses) > MAX_ADDRESSES:
             raise ConfigError(f"a record has at most {MAX_ADDRESSES} addresses, not {len(self.addresses)}")
-        if self.reach is Reach.DIRECT and not self.addresses:
+        if self.reach is Reach.DIRECT and not self.addresses and self.gone is None:
             raise ConfigError(
                 "an agent with reach 'direct' needs an address; one that cannot be dialed has reach 'none'"
             )
@@ -162,23 +177,24 @@ class AgentRecord:
             )
 
     def _encode_body(self) -> bytes:
-        return pack(
-            {
-                "key": self.public_key,
-                "seq": self.seq,
-                "issued": self.issued_ms,
-                "expires": self.expires_ms,
-                "network": self.network_id,
-                "addresses": list(self.addresses),
-                "reach": str(self.reach),
-                "name": self.name,
-                "role": self.role,
-                "description": self.description,
-                "capabilities": [
-                    [claim.name, claim.version, dict(claim.attributes), claim.digest] for claim in self.capabilities
-                ],
-            }
-        )
+        body: dict[str, Any] = {
+            "key": self.public_key,
+            "seq": self.seq,
+            "issued": self.issued_ms,
+            "expires": self.expires_ms,
+            "network": self.network_id,
+            "addresses": list(self.addresses),
+            "reach": str(self.reach),
+            "name": self.name,
+            "role": self.role,
+            "description": self.description,
+            "capabilities": [
+                [claim.name, claim.version, dict(claim.attributes), claim.digest] for claim in self.capabilities
+            ],
+        }
+        if self.gone is not None:
+            body["gone"] = str(self.gone)
+        return pack(body)
 
 
 def read_agent_record(envelope: bytes, *, network_id: bytes, unix_ms: int, config: RecordConfig) -> AgentRecord:
@@ -189,48 +205,39 @@ def read_agent_record(envelope: bytes, *, network_id: bytes, unix_ms: int, confi
     together.
     """
     opened = open_envelope(envelope, config.max_agent_record_bytes)
-    try:
-        body = unpack(opened.body, CONTROL_LIMITS)
-    except InvalidMessageError as error:
-        raise RecordRefused(Refusal.MALFORMED, str(error)) from error
-    if type(body) is not dict:
-        raise RecordRefused(Refusal.MALFORMED, "a record's body is a map")
-    if _field(body, "network", bytes) != network_id:
-        raise RecordRefused(Refusal.WRONG_NETWORK)
-    _check_times(_field(body, "issued", int), _field(body, "expires", int), unix_ms, config)
-    try:
-        record = _decode_body(body)
-    except ConfigError as error:
-        raise RecordRefused(Refusal.MALFORMED, str(error)) from error
+    record = decode_agent_record(opened, network_id=network_id, unix_ms=unix_ms, config=config)
     opened.check_signature(record.public_key)
     return record
 
 
-def _check_times(issued_ms: int, expires_ms: int, unix_ms: int, config: RecordConfig) -> None:
-    if expires_ms <= unix_ms:
-        raise RecordRefused(Refusal.EXPIRED)
-    if issued_ms - unix_ms > config.max_future_s * 1000:
-        raise RecordRefused(Refusal.FROM_THE_FUTURE)
-    if expires_ms - unix_ms > config.max_lease_s * 1000:
-        raise RecordRefused(Refusal.LIFE_TOO_LONG)
+def decode_agent_record(envelope: Envelope, *, network_id: bytes, unix_ms: int, config: RecordConfig) -> AgentRecord:
+    """As `read_agent_record` of an opened envelope, with the signature left to check."""
+    check_size(envelope.data, config.max_agent_record_bytes)
+    body = read_body(envelope, network_id)
+    check_times(body, unix_ms, gone=read_gone(body), max_life_s=config.max_lease_s, max_future_s=config.max_future_s)
+    try:
+        return _decode_body(body)
+    except ConfigError as error:
+        raise RecordRefused(Refusal.MALFORMED, str(error)) from error
 
 
 def _decode_body(body: dict[Any, Any]) -> AgentRecord:
-    addresses = _field(body, "addresses", list)
+    addresses = field_of(body, "addresses", list)
     if not all(type(address) is str for address in addresses):
         raise RecordRefused(Refusal.MALFORMED, "addresses are text")
     return AgentRecord(
-        public_key=_field(body, "key", bytes),
-        seq=_field(body, "seq", int),
-        issued_ms=_field(body, "issued", int),
-        expires_ms=_field(body, "expires", int),
-        network_id=_field(body, "network", bytes),
+        public_key=field_of(body, "key", bytes),
+        seq=field_of(body, "seq", int),
+        issued_ms=field_of(body, "issued", int),
+        expires_ms=field_of(body, "expires", int),
+        network_id=field_of(body, "network", bytes),
         addresses=tuple(addresses),
-        reach=_decode_reach(_field(body, "reach", str)),
-        name=_field(body, "name", str),
-        role=_field(body, "role", str),
-        description=_field(body, "description", str),
-        capabilities=tuple(_decode_claim(item) for item in _field(body, "capabilities", list)),
+        reach=_decode_reach(field_of(body, "reach", str)),
+        name=field_of(body, "name", str),
+        role=field_of(body, "role", str),
+        description=field_of(body, "description", str),
+        capabilities=tuple(_decode_claim(item) for item in field_of(body, "capabilities", list)),
+        gone=read_gone(body),
     )
 
 
@@ -269,13 +276,6 @@ class NewestSeen:
         if len(self._seqs) > self._max_owners:
             self._seqs.popitem(last=False)
         return record.seq >= known
-
-
-def _field(body: dict[Any, Any], name: str, kind: type[_T]) -> _T:
-    value = body.get(name)
-    if type(value) is not kind:  # not isinstance: True is an int to Python and no number to us
-        raise RecordRefused(Refusal.MALFORMED, f"{name} is missing or of another type")
-    return value
 
 
 def _check_attribute(capability: str, key: Any, value: Any) -> None:

@@ -1,4 +1,4 @@
-from dht.exceptions import JoinFailed, NoAgentFound, RecordRefused
+from dht.exceptions import JoinFailed, NoAgentFound, RecordRefused, StoreDamaged
 from dht.records import Refusal
 from synapse_p2p.exceptions import SynapseError
 
@@ -13,4 +13,4 @@ def test_errors_carry_their_facts():
     assert refused.reason == "wrong_key"
     assert str(refused) == "wrong_key: depth 3"
     assert str(RecordRefused(Refusal.FULL)) == "full"
-    assert all(isinstance(error, SynapseError) for error in (join, nobody, refused))
+    assert all(isinstance(error, SynapseError) for error in (join, nobody, refused, StoreDamaged("why")))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht.keyspace import ID_BITS, common_prefix_length, content_key, distance, random_key_in_bucket
+from dht.keyspace import ID_BITS, common_prefix_length, content_key, distance, mutable_key, random_key_in_bucket
 
 POINTS = st.binary(min_size=32, max_size=32)
 
@@ -52,5 +52,11 @@ def test_no_key_lies_in_a_bucket_that_cannot_be(index: int):
         random_key_in_bucket(bytes(32), index, Random(1))
 
 
-def test_content_key_is_the_sha256_of_the_value():
-    assert content_key(b"value") == hashlib.sha256(b"value").digest()
+def test_content_key_is_the_sha256_of_a_label_and_the_value():
+    assert content_key(b"value") == hashlib.sha256(b"synapse-value:v1:value").digest()
+
+
+def test_mutable_key_is_the_sha256_of_a_label_the_public_key_and_the_salt():
+    public_key = bytes(range(32))
+
+    assert mutable_key(public_key, b"salt") == hashlib.sha256(b"synapse-mutable:v1:" + public_key + b"salt").digest()

@@ -10,6 +10,7 @@ from dht.messages import (
     FindNodeAnswer,
     FindValue,
     FindValueAnswer,
+    Offer,
     PingAnswer,
     Store,
     StoreAnswer,
@@ -25,6 +26,8 @@ RECORDS = st.binary(max_size=50)
 NAMES = st.none() | st.text(max_size=128)
 CONTACT = Contact(bytes(range(32)), ("10.0.0.1:9000", "[::1]:9001"))
 CONTACTS = st.integers(0, 20).map(lambda count: (CONTACT,) * count)
+OFFERS = st.lists(st.builds(Offer, COUNTS, KEYS, KEYS, COUNTS), max_size=3).map(tuple)
+WANTED = st.sets(st.integers(0, 255), max_size=5).map(lambda places: tuple(sorted(places)))
 
 MESSAGES = st.one_of(
     st.builds(PingAnswer, COUNTS),
@@ -40,8 +43,9 @@ MESSAGES = st.one_of(
         COUNTS,
         CONTACTS,
     ),
-    st.builds(Store, RECORDS, NAMES, DEPTHS),
-    st.builds(StoreAnswer, st.booleans(), st.none() | st.sampled_from(Refusal), st.none() | RECORDS, CONTACTS),
+    st.builds(Store, RECORDS, NAMES, DEPTHS, st.none() | COUNTS, OFFERS),
+    st.builds(Store, st.none(), NAMES, DEPTHS, st.none(), OFFERS.filter(bool)),
+    st.builds(StoreAnswer, st.booleans(), st.none() | st.sampled_from(Refusal), st.none() | RECORDS, CONTACTS, WANTED),
     st.builds(Exchange, st.integers(1, 20)),
     st.builds(ExchangeAnswer, CONTACTS),
 )
@@ -67,7 +71,7 @@ def test_every_message_survives_the_wire(message):
 def test_the_wire_names_the_fields_and_ignores_keys_from_the_future(message):
     fields = message.to_map()
 
-    assert set(fields) == set(type(message).__dataclass_fields__)
+    assert set(fields) | {"expected_seq", "offers", "wanted"} >= set(type(message).__dataclass_fields__) >= set(fields)
     assert type(message).from_map(fields | {"contacts": fields.get("contacts"), "later": [1]}) == message
 
 
@@ -90,6 +94,7 @@ def test_absent_keys_are_the_defaults():
 
 
 WIRE_CONTACTS = [[bytes(32), ["10.0.0.1:1"]]]
+OFFER = [1, bytes(32), bytes(32), 1]
 FOUND = FindValueAnswer((), 0, 0, False, 0, ()).to_map()
 STORED = StoreAnswer(True, None, None, ()).to_map()
 
@@ -123,6 +128,20 @@ STORED = StoreAnswer(True, None, None, ()).to_map()
         (FindValueAnswer, FOUND | {"estimate": 2**63}, "estimate"),
         (Store, {}, "record"),
         (Store, {"record": bytes(17 * 1024 + 1)}, "record"),
+        (Store, {"record": None}, "record"),
+        (Store, {"record": b"", "expected_seq": -1}, "expected_seq"),
+        (Store, {"record": b"", "offers": None}, "offers"),
+        (Store, {"record": b"", "offers": [OFFER] * 257}, "offers"),
+        (Store, {"offers": [OFFER[:3]]}, "offers"),
+        (Store, {"offers": [[True, *OFFER[1:]]]}, "kind"),
+        (Store, {"offers": [[1, b"", *OFFER[2:]]]}, "key"),
+        (Store, {"offers": [[*OFFER[:2], bytes(31), 1]]}, "owner"),
+        (Store, {"offers": [[*OFFER[:3], 2**63]]}, "seq"),
+        (StoreAnswer, STORED | {"wanted": [1, 1]}, "wanted"),
+        (StoreAnswer, STORED | {"wanted": [2, 1]}, "wanted"),
+        (StoreAnswer, STORED | {"wanted": [256]}, "wanted"),
+        (StoreAnswer, STORED | {"wanted": [True]}, "wanted"),
+        (StoreAnswer, STORED | {"wanted": None}, "wanted"),
         (StoreAnswer, STORED | {"stored": None}, "stored"),
         (StoreAnswer, STORED | {"refusal": "r" * 65}, "refusal"),
         (StoreAnswer, STORED | {"newer": bytes(17 * 1024 + 1)}, "newer"),

@@ -3,8 +3,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.exceptions import RecordRefused
-from dht.records import Envelope, RecordKind, Refusal, open_envelope, seal
-from synapse_p2p.exceptions import ConfigError
+from dht.records import (
+    LAST_SEQ,
+    MAX_INT,
+    Gone,
+    RecordKind,
+    Refusal,
+    Verdicts,
+    next_seq,
+    open_envelope,
+    seal,
+    version_fault,
+)
 from synapse_p2p.identity import Identity
 from synapse_p2p.protocol.wire import CONTROL_LIMITS, pack, unpack
 
@@ -54,15 +64,15 @@ def test_elements_from_the_future_are_ignored():
 
     envelope = open_envelope(pack([kind, body, signature, {"later": 1}]), 1500)
 
-    assert envelope == Envelope(RecordKind.AGENT, b"body", signature)
+    assert (envelope.kind, envelope.body, envelope.signature) == (RecordKind.AGENT, b"body", signature)
 
 
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ([1, b"", bytes(64)], Refusal.UNKNOWN_KIND),
-        ([2, b"", bytes(64)], Refusal.UNKNOWN_KIND),
+        ([0, b"", bytes(64)], Refusal.UNKNOWN_KIND),
         ([4, b"", bytes(64)], Refusal.UNKNOWN_KIND),
+        ([-(2**63), b"", bytes(64)], Refusal.UNKNOWN_KIND),
         ([99, {"another": "shape"}], Refusal.UNKNOWN_KIND),
         ([3], Refusal.MALFORMED),
         ([3, b"body"], Refusal.MALFORMED),
@@ -89,6 +99,71 @@ def test_no_bytes_raise_anything_but_a_refusal(data: bytes):
     assert refusal_of(data) in set(Refusal)
 
 
-def test_kinds_that_are_not_read_are_not_sealed():
-    with pytest.raises(ConfigError, match="MUTABLE"):
-        seal(RecordKind.MUTABLE, b"body", OWNER)
+@pytest.mark.parametrize("kind", RecordKind)
+def test_a_signature_for_one_kind_is_none_for_another(kind: RecordKind):
+    for other in RecordKind:
+        _, body, signature = unpack(seal(kind, b"body", OWNER), CONTROL_LIMITS)
+        envelope = open_envelope(pack([int(other), body, signature]))
+
+        if other is kind:
+            envelope.check_signature(OWNER.public_key)
+        else:
+            with pytest.raises(RecordRefused):
+                envelope.check_signature(OWNER.public_key)
+
+
+def test_verdicts_are_those_of_the_signatures_and_the_latest_are_remembered():
+    verdicts = Verdicts(max_verdicts=2)
+    good, forged = (
+        open_envelope(seal(RecordKind.AGENT, b"a", OWNER)),
+        open_envelope(seal(RecordKind.AGENT, b"b", STRANGER)),
+    )
+
+    for _ in range(2):
+        verdicts.check(good, OWNER.public_key)
+        with pytest.raises(RecordRefused):
+            verdicts.check(forged, OWNER.public_key)
+    verdicts.check(open_envelope(seal(RecordKind.AGENT, b"c", OWNER)), OWNER.public_key)
+
+    assert len(verdicts) == 2
+
+
+def test_a_verdict_once_found_costs_no_signature(monkeypatch: pytest.MonkeyPatch):
+    verdicts = Verdicts()
+    good = open_envelope(seal(RecordKind.AGENT, b"a", OWNER))
+    verdicts.check(good, OWNER.public_key)
+    monkeypatch.setattr("dht.records.verify", lambda *_: pytest.fail("a signature was checked again"))
+
+    verdicts.check(good, OWNER.public_key)
+
+
+@given(st.integers(0, 2**62), st.integers(0, 2**62))
+def test_the_next_number_grows_and_follows_the_clock(last: int, unix_ms: int):
+    seq = next_seq(last, unix_ms)
+
+    assert seq > last
+    assert seq >= unix_ms
+
+
+@pytest.mark.parametrize(
+    ("seq", "issued_ms", "expires_ms", "gone", "is_good"),
+    [
+        (1, 0, 1, None, True),
+        (1, 0, 1, Gone.NOW, True),
+        (LAST_SEQ, 0, MAX_INT, Gone.FINAL, True),
+        (0, 0, 1, None, False),
+        (-1, 0, 1, None, False),
+        (2**63, 0, 1, None, False),
+        (LAST_SEQ, 0, 1, None, False),
+        (LAST_SEQ, 0, MAX_INT, Gone.NOW, False),
+        (LAST_SEQ, 0, 1, Gone.FINAL, False),
+        (5, 0, MAX_INT, Gone.FINAL, False),
+        (1, 1, 1, None, False),
+        (1, -1, 1, None, False),
+        (1, 0, 2**63, None, False),
+    ],
+)
+def test_the_last_number_and_final_tombstones_belong_together(
+    seq: int, issued_ms: int, expires_ms: int, gone: Gone | None, is_good: bool
+):
+    assert (version_fault(seq, issued_ms, expires_ms, gone) == "") is is_good

@@ -202,9 +202,9 @@ def flipped(envelope: bytes) -> bytes:
 
 
 REFUSED = {
-    Refusal.TOO_LARGE: lambda: b"x" * 1501,
+    Refusal.TOO_LARGE: lambda: pack([3, sealed(), bytes(64), bytes(1200)]),
     Refusal.MALFORMED: lambda: b"\x01",
-    Refusal.UNKNOWN_KIND: lambda: pack([1, b"", bytes(64)]),
+    Refusal.UNKNOWN_KIND: lambda: pack([4, b"", bytes(64)]),
     Refusal.WRONG_NETWORK: lambda: sealed(network="another"),
     Refusal.BAD_SIGNATURE: lambda: flipped(sealed()),
     Refusal.EXPIRED: lambda: sealed(issued_s=-1000, life_s=999),

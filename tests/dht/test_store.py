@@ -1,129 +1,324 @@
+"""The contract of a store, for each of them, and what is special about the one in memory."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dht.config import RecordConfig
-from dht.records import Refusal
-from dht.store import MemoryRecordStore, StoredRecord
+from dht.exceptions import StoreDamaged
+from dht.quotas import OWN_GROUP, RECORD_OVERHEAD_BYTES
+from dht.records import LAST_SEQ, RecordKind, Refusal
+from dht.sqlite_store import SqliteRecordStore
+from dht.store import MemoryRecordStore, StoredRecord, life_left_s
+from synapse_p2p.runtime import Runtime
 
 KEYS = [bytes([index]) * 32 for index in range(3)]
 OWNERS = [bytes([100 + index]) * 32 for index in range(4)]
-SMALL = RecordConfig(max_records_per_key=3, max_records=6, max_records_per_owner=2)
+GROUPS = [None, "10.1.1.0/24", "10.1.2.0/24"]
+SMALL = RecordConfig(
+    max_records_per_key=3, max_records=6, max_records_per_owner=3, max_records_per_group=4, unseen_share=0.34,
+    max_bytes=7 * RECORD_OVERHEAD_BYTES, max_bytes_per_owner=3 * RECORD_OVERHEAD_BYTES + 1000,
+    max_bytes_per_group=6 * RECORD_OVERHEAD_BYTES, max_value_bytes=1,
+)  # fmt: skip
+
+Store = MemoryRecordStore
 
 
-def put(
-    store: MemoryRecordStore, key: bytes = KEYS[0], owner: bytes = OWNERS[0], *,
-    seq: int = 1, record: bytes = b"r", expires_at: float = 10.0, now: float = 0.0,
-) -> Refusal | None:  # fmt: skip
-    return store.put(key, record, owner=owner, seq=seq, expires_at=expires_at, now=now)
+class Clock:
+    """A monotonic and a wall clock that are set by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.unix_s = 1_800_000_000.0
+
+    def runtime(self) -> Runtime:
+        return Runtime(lambda: self.now_s, lambda: self.unix_s, random.Random(1), lambda size: bytes(size))
 
 
-def test_larger_seq_replaces_the_owners_record():
-    store = MemoryRecordStore(RecordConfig())
-    put(store, seq=1, record=b"old")
+@pytest.fixture(params=["memory", "sqlite"])
+def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Store]]:
+    stores: list[Store] = []
 
-    refusal = put(store, seq=2, record=b"new", expires_at=20.0)
+    def make(config: RecordConfig | None = None) -> Store:
+        config = config or RecordConfig()
+        if request.param == "memory":
+            store: Store = MemoryRecordStore(config)
+        else:
+            store = SqliteRecordStore(tmp_path / f"{len(stores)}.db", config, Clock().runtime())
+        stores.append(store)
+        return store
+
+    yield make
+    for store in stores:
+        store.check_invariants()
+        store.close()
+
+
+def a_record(
+    record: bytes = b"r", owner: bytes = OWNERS[0], seq: int = 1, *, expires_at: float = 10.0,
+    kind: RecordKind = RecordKind.AGENT, group: str | None = "g",
+) -> StoredRecord:  # fmt: skip
+    return StoredRecord(record, owner, seq, expires_at, kind, group)
+
+
+def test_larger_seq_replaces_the_owners_record(make_store):
+    store = make_store()
+    store.put(KEYS[0], a_record(b"old"), 0.0)
+    new = a_record(b"new", seq=2, expires_at=20.0)
+
+    refusal = store.put(KEYS[0], new, 0.0)
 
     assert refusal is None
-    assert store.get(KEYS[0], 0.0) == [StoredRecord(b"new", OWNERS[0], 2, 20.0)]
+    assert store.get(KEYS[0], 0.0) == [new]
 
 
-def test_smaller_seq_and_other_bytes_of_the_same_seq_are_stale():
-    store = MemoryRecordStore(RecordConfig())
-    put(store, seq=5, record=b"held")
+def test_smaller_seq_and_other_bytes_of_the_same_seq_are_stale(make_store):
+    store = make_store()
+    held = a_record(b"held", seq=5)
+    store.put(KEYS[0], held, 0.0)
 
-    refusals = [put(store, seq=4, record=b"held"), put(store, seq=5, record=b"other")]
+    refusals = [store.put(KEYS[0], a_record(b"older", seq=4), 0.0), store.put(KEYS[0], a_record(b"other", seq=5), 0.0)]
 
     assert refusals == [Refusal.STALE, Refusal.STALE]
-    assert store.find(KEYS[0], OWNERS[0]) == StoredRecord(b"held", OWNERS[0], 5, 10.0)
+    assert store.find(KEYS[0], OWNERS[0]) == held
 
 
-def test_the_same_record_again_is_accepted_and_lives_no_longer():
-    store = MemoryRecordStore(RecordConfig())
-    put(store, expires_at=10.0)
+def test_the_same_record_again_is_accepted_and_lives_no_longer(make_store):
+    store = make_store()
+    store.put(KEYS[0], a_record(expires_at=10.0), 0.0)
 
-    refusal = put(store, expires_at=99.0)
+    refusal = store.put(KEYS[0], a_record(expires_at=99.0), 0.0)
 
     assert refusal is None
     assert store.get(KEYS[0], 10.0) == []
 
 
-def test_expired_records_are_neither_taken_nor_shown_nor_counted():
-    store = MemoryRecordStore(SMALL)
-    for key in KEYS[:2]:
-        put(store, key, expires_at=10.0)
+def test_a_final_tombstone_lives_on_with_every_copy_and_nothing_follows_it(make_store):
+    store = make_store()
+    final = a_record(b"final", seq=LAST_SEQ, expires_at=10.0)
+    store.put(KEYS[0], final, 0.0)
 
-    assert put(store, KEYS[2], expires_at=5.0, now=5.0) is Refusal.EXPIRED
-    assert put(store, KEYS[2], expires_at=20.0, now=9.9) is Refusal.OWNER_QUOTA
-    assert put(store, KEYS[2], expires_at=20.0, now=10.0) is None
+    store.put(KEYS[0], a_record(b"final", seq=LAST_SEQ, expires_at=99.0), 5.0)
+    refusal = store.put(KEYS[0], a_record(b"risen", seq=LAST_SEQ), 5.0)
+
+    assert refusal is Refusal.STALE
+    assert [record.record for record in store.get(KEYS[0], 98.0)] == [b"final"]
+
+
+def test_a_version_is_replaced_only_by_who_knows_it_where_that_is_asked(make_store):
+    store = make_store()
+    store.put(KEYS[0], a_record(b"v5", seq=5), 0.0)
+
+    mismatch = store.put(KEYS[0], a_record(b"v7", seq=7), 0.0, expected_seq=6)
+    nothing_there = store.put(KEYS[1], a_record(b"v7", seq=7), 0.0, expected_seq=6)
+    again = store.put(KEYS[0], a_record(b"v5", seq=5), 0.0, expected_seq=4)
+    match = store.put(KEYS[0], a_record(b"v7", seq=7), 0.0, expected_seq=5)
+
+    assert (mismatch, nothing_there, again, match) == (Refusal.SEQ_MISMATCH, None, None, None)
+
+
+def test_an_immutable_value_is_kept_once_whoever_signed_it_and_for_the_longest_time(make_store):
+    store = make_store()
+    first, second = (
+        a_record(bytes([number]), OWNERS[number], seq=100 + number, kind=RecordKind.IMMUTABLE) for number in (0, 1)
+    )
+
+    assert store.put(KEYS[0], first, 0.0) is None
+    assert store.put(KEYS[0], second, 0.0) is None
+    assert store.put(KEYS[0], first, 0.0) is Refusal.STALE
+    assert store.get(KEYS[0], 0.0) == [second]
+
+
+def test_expired_records_are_neither_taken_nor_shown_nor_counted(make_store):
+    store = make_store(RecordConfig(max_records_per_owner=2))
+    for key in KEYS[:2]:
+        store.put(key, a_record(expires_at=10.0), 0.0)
+
+    assert store.put(KEYS[2], a_record(expires_at=5.0), 5.0) is Refusal.EXPIRED
+    assert store.put(KEYS[2], a_record(expires_at=20.0), 9.9) is Refusal.OWNER_QUOTA
+    assert store.put(KEYS[2], a_record(expires_at=20.0), 10.0) is None
     assert store.held_keys() == [KEYS[2]]
 
 
-def test_a_replaced_record_may_come_back_after_it_expired():
-    store = MemoryRecordStore(RecordConfig())
-    put(store, seq=9, expires_at=10.0)
+def test_a_replaced_record_may_come_back_after_it_expired(make_store):
+    store = make_store()
+    store.put(KEYS[0], a_record(seq=9, expires_at=10.0), 0.0)
 
-    assert put(store, seq=1, expires_at=30.0, now=20.0) is None
+    assert store.put(KEYS[0], a_record(seq=1, expires_at=30.0), 20.0) is None
 
 
-def test_caps_refuse_newcomers_and_never_replacements():
-    store = MemoryRecordStore(RecordConfig(max_records_per_key=2, max_records=3, max_records_per_owner=2))
-    put(store, KEYS[0], OWNERS[0])
-    put(store, KEYS[0], OWNERS[1])
+@pytest.mark.parametrize(
+    ("bound", "refusal"),
+    [
+        ({"max_records_per_key": 2}, Refusal.FULL),
+        ({"max_records": 2}, Refusal.FULL),
+        ({"max_bytes": 3 * RECORD_OVERHEAD_BYTES}, Refusal.FULL),
+        ({"max_records_per_owner": 2}, Refusal.OWNER_QUOTA),
+        ({"max_bytes_per_owner": 3 * RECORD_OVERHEAD_BYTES}, Refusal.OWNER_QUOTA),
+        ({"max_records_per_group": 2}, Refusal.GROUP_QUOTA),
+        ({"max_bytes_per_group": 3 * RECORD_OVERHEAD_BYTES}, Refusal.GROUP_QUOTA),
+        ({"max_records": 40}, Refusal.UNSEEN_QUOTA),
+    ],
+    ids=lambda part: next(iter(part)) if isinstance(part, dict) else str(part),
+)
+def test_caps_refuse_newcomers_and_never_newer_versions(make_store, bound: dict[str, int], refusal: Refusal):
+    store = make_store(RecordConfig(**bound))
+    is_same_owner, is_same_key = refusal is Refusal.OWNER_QUOTA, bound.keys() == {"max_records_per_key"}
+    group = None if refusal is Refusal.UNSEEN_QUOTA else "g"
 
-    assert put(store, KEYS[0], OWNERS[2]) is Refusal.FULL
-    assert put(store, KEYS[1], OWNERS[0]) is None
-    assert put(store, KEYS[2], OWNERS[0]) is Refusal.OWNER_QUOTA
-    assert put(store, KEYS[2], OWNERS[2]) is Refusal.FULL
-    assert put(store, KEYS[0], OWNERS[0], seq=2, record=b"new") is None
-    assert len(store) == 3
+    def put(number: int, seq: int = 1) -> Refusal | None:
+        owner = OWNERS[0 if is_same_owner else number]
+        new = a_record(b"%d" % seq * 10, owner, seq, group=group)
+        return store.put(KEYS[0 if is_same_key else number], new, 0.0)
+
+    assert (put(0), put(1)) == (None, None)
+    assert put(2) is refusal
+    assert put(0, seq=2) is None
+
+
+def test_one_groups_flood_leaves_room_for_all_others(make_store):
+    config = RecordConfig(max_records=320, max_records_per_group=20, max_records_per_owner=10)
+    store = make_store(config)
+    store.put(KEYS[0], a_record(b"was here before", group="honest/0"), 0.0)
+    rng = random.Random(1)
+
+    for number in range(2000):
+        attacker = rng.randbytes(32)
+        store.put(rng.randbytes(32), a_record(b"junk", attacker, group=f"evil/{number % 4}"), 0.0)
+        store.put(rng.randbytes(32), a_record(b"junk", attacker, group=None), 0.0)
+    honest = [
+        store.put(rng.randbytes(32), a_record(b"new", rng.randbytes(32), group=f"h/{n}"), 0.0) for n in range(100)
+    ]
+
+    assert len(store) == 1 + 4 * 20 + 320 // 20 + 100
+    assert honest == [None] * 100
+    assert store.get(KEYS[0], 0.0)
+
+
+def test_our_own_records_are_bounded_by_all_room_alone(make_store):
+    store = make_store(RecordConfig(max_records=10, max_records_per_owner=1, max_records_per_group=1))
+
+    own = [store.put(bytes([n]) * 32, a_record(b"%d" % n, group=OWN_GROUP), 0.0) for n in range(11)]
+    stranger = store.put(KEYS[0], a_record(owner=OWNERS[1]), 0.0)
+
+    assert own == [None] * 10 + [Refusal.FULL]
+    assert stranger is Refusal.FULL
+
+
+def test_an_owner_seen_later_leaves_the_share_of_the_unseen(make_store):
+    store = make_store(RecordConfig(max_records=20))
+    store.put(KEYS[0], a_record(group=None), 0.0)
+
+    full = store.put(KEYS[1], a_record(owner=OWNERS[1], group=None), 0.0)
+    store.put(KEYS[0], a_record(group="seen"), 0.0)
+    room = store.put(KEYS[1], a_record(owner=OWNERS[1], group=None), 0.0)
+
+    assert (full, room) == (Refusal.UNSEEN_QUOTA, None)
+
+
+def test_hearsay_of_a_copy_is_believed_once_until_our_own(make_store):
+    store = make_store()
+    store.put(KEYS[0], a_record(expires_at=1000.0), 0.0)
+
+    def is_due(when: float) -> bool:
+        return bool(store.not_copied_since(when, when))
+
+    assert is_due(10.0)
+    store.note_heard(KEYS[0], OWNERS[0], 10.0)
+    assert not is_due(10.0)
+    store.note_heard(KEYS[0], OWNERS[0], 20.0)
+    assert is_due(20.0), "whoever says it again and again cannot stop all copies"
+    store.note_copy(KEYS[0], OWNERS[0], 20.0)
+    store.note_heard(KEYS[0], OWNERS[0], 30.0)
+    assert not is_due(30.0)
 
 
 class StoreModel(RuleBasedStateMachine):
-    """The store against a dict that is filtered and counted anew each time."""
+    """A store against a dict that is filtered and counted anew each time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.store = MemoryRecordStore(SMALL)
+        self.store = self.make()
         self.model: dict[tuple[bytes, bytes], StoredRecord] = {}
         self.now = 0.0
+
+    def make(self) -> Store:
+        return MemoryRecordStore(SMALL)
 
     def live(self) -> dict[tuple[bytes, bytes], StoredRecord]:
         return {place: record for place, record in self.model.items() if record.expires_at > self.now}
 
-    def expected_refusal(self, key: bytes, new: StoredRecord) -> Refusal | None:
+    def expected_refusal(self, key: bytes, new: StoredRecord, expected_seq: int | None) -> Refusal | None:
         live = self.live()
-        held = live.get((key, new.owner))
+        held = live.pop((key, new.slot), None)
         if new.expires_at <= self.now:
             return Refusal.EXPIRED
         if held is not None:
-            is_same = (held.seq, held.record) == (new.seq, new.record)
-            return None if is_same or new.seq > held.seq else Refusal.STALE
-        if sum(owner == new.owner for _, owner in live) >= SMALL.max_records_per_owner:
-            return Refusal.OWNER_QUOTA
-        is_full = len(live) >= SMALL.max_records or sum(at == key for at, _ in live) >= SMALL.max_records_per_key
-        return Refusal.FULL if is_full else None
+            if held.record == new.record:
+                return None
+            if expected_seq not in (None, held.seq):
+                return Refusal.SEQ_MISMATCH
+            if new.seq <= held.seq:
+                return Refusal.STALE
+        if held is None and sum(at == key for at, _ in live) >= SMALL.max_records_per_key:
+            return Refusal.FULL
+        unseen_bytes = max(1 + 2 * RECORD_OVERHEAD_BYTES, int(SMALL.max_bytes * SMALL.unseen_share))
+        group = (SMALL.max_records_per_group, SMALL.max_bytes_per_group) if new.group else (2, unseen_bytes)
+        refusals = (
+            (lambda r: True, SMALL.max_records, SMALL.max_bytes, Refusal.FULL),
+            (
+                lambda r: r.owner == new.owner,
+                SMALL.max_records_per_owner,
+                SMALL.max_bytes_per_owner,
+                Refusal.OWNER_QUOTA,
+            ),
+            (lambda r: r.group == new.group, *group, Refusal.GROUP_QUOTA if new.group else Refusal.UNSEEN_QUOTA),
+        )
+        for is_counted, max_count, max_bytes, refusal in refusals:
+            others = [record for record in live.values() if is_counted(record)]
+            no_more = held is not None and is_counted(held) and new.size_bytes <= held.size_bytes
+            total_bytes = sum(record.size_bytes for record in others) + new.size_bytes
+            if not no_more and (len(others) >= max_count or total_bytes > max_bytes):
+                return refusal
+        return None
 
     @rule(
         key=st.sampled_from(KEYS),
         owner=st.sampled_from(OWNERS),
+        group=st.sampled_from(GROUPS),
+        kind=st.sampled_from([RecordKind.AGENT, RecordKind.IMMUTABLE]),
         seq=st.integers(1, 3),
-        record=st.sampled_from([b"a", b"b"]),
+        record=st.sampled_from([b"a", b"b" * 900]),
         life_s=st.integers(-1, 4),
+        expected_seq=st.none() | st.integers(1, 2),
     )
-    def put(self, key: bytes, owner: bytes, seq: int, record: bytes, life_s: int) -> None:
-        new = StoredRecord(record, owner, seq, self.now + life_s)
-        expected = self.expected_refusal(key, new)
+    def put(self, key, owner, group, kind, seq: int, record: bytes, life_s: int, expected_seq: int | None) -> None:
+        # The bytes say who signed which version, as those of real records do.
+        record += bytes([OWNERS.index(owner), seq])
+        new = StoredRecord(record, owner, seq, self.now + life_s, kind, group)
+        expected = self.expected_refusal(key, new, expected_seq)
 
-        refusal = self.store.put(key, record, owner=owner, seq=seq, expires_at=new.expires_at, now=self.now)
+        asked = self.store.refusal_of(key, new, self.now, expected_seq=expected_seq)
+        refusal = self.store.put(key, new, self.now, expected_seq=expected_seq)
 
-        assert refusal is expected
+        assert refusal is asked is expected
         if expected is not Refusal.EXPIRED:
             self.model = self.live()
-        held = self.model.get((key, owner))
-        if expected is None and (held is None or held.seq < seq):
-            self.model.pop((key, owner), None)
-            self.model[key, owner] = new
+        held = self.model.get((key, new.slot))
+        if expected is None and (held is None or held.record != record):
+            self.model.pop((key, new.slot), None)
+            self.model[key, new.slot] = new
+        elif expected is None:
+            self.model[key, new.slot] = self.store.find(key, new.slot)  # its group alone may be another
+            assert held == StoredRecord(record, owner, seq, held.expires_at, kind, held.group)
 
     @rule(seconds=st.integers(0, 3))
     def time_passes(self, seconds: int) -> None:
@@ -136,21 +331,117 @@ class StoreModel(RuleBasedStateMachine):
         assert self.store.expire(self.now) == len(self.model) - len(live)
         self.model = live
 
-    @rule(key=st.sampled_from(KEYS), owner=st.sampled_from(OWNERS))
+    @rule(key=st.sampled_from(KEYS), owner=st.sampled_from([b"", *OWNERS]))
     def remove(self, key: bytes, owner: bytes) -> None:
         assert self.store.remove(key, owner) == self.model.pop((key, owner), None)
+
+    @rule()
+    def restore(self) -> None:
+        """All of it once more, as after a restart that took no time."""
+        saved = self.store.snapshot(self.now, 1000)
+        self.store = MemoryRecordStore(SMALL)
+
+        assert self.store.restore(saved, self.now, 1000) == len(self.live())
+        self.model = self.live()
 
     @invariant()
     def holds_what_the_model_holds(self) -> None:
         live = self.live()
         self.store.check_invariants()
         assert len(self.store) == len(self.model)
-        assert {(key, record.owner): record for key, record in self.store.items(self.now)} == live
+        assert {(key, record.slot): record for key, record in self.store.items(self.now)} == live
         for key in KEYS:
-            assert self.store.get(key, self.now) == [record for (at, _), record in live.items() if at == key]
-            assert all(self.store.find(key, owner) == self.model.get((key, owner)) for owner in OWNERS)
+            held = self.store.get(key, self.now)
+            assert {record.slot: record for record in held} == {s: r for (at, s), r in live.items() if at == key}
         assert sorted(self.store.held_keys()) == sorted({key for key, _ in self.model})
 
 
+class SqliteModel(StoreModel):
+    """The same in a file, which is closed and opened in between: at the same moment, so that nothing ages."""
+
+    def make(self) -> Store:
+        self.folder = tempfile.TemporaryDirectory()
+        self.clock = Clock()
+        self.clock.now_s = 0.0
+        return self.open()
+
+    def open(self) -> SqliteRecordStore:
+        return SqliteRecordStore(Path(self.folder.name, "records.db"), SMALL, self.clock.runtime())
+
+    @rule()
+    def restore(self) -> None:
+        self.clock.unix_s += self.now - self.clock.now_s
+        self.clock.now_s = self.now
+        self.store.flush()
+        self.store.close()
+        self.store = self.open()
+
+        assert not self.store.fault
+        self.model = self.live()
+
+    @rule()
+    @precondition(lambda self: self.store.path.exists())
+    def flush(self) -> None:
+        self.clock.unix_s += self.now - self.clock.now_s
+        self.clock.now_s = self.now
+        self.store.flush()
+
+    def teardown(self) -> None:
+        self.store.close()
+        self.folder.cleanup()
+
+
 TestStoreModel = StoreModel.TestCase
-TestStoreModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestStoreModel.settings = settings(max_examples=50, stateful_step_count=35, deadline=None)
+TestSqliteModel = SqliteModel.TestCase
+TestSqliteModel.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+
+
+# Snapshots
+
+
+def filled() -> MemoryRecordStore:
+    store = MemoryRecordStore(RecordConfig())
+    store.put(KEYS[0], a_record(b"agent", expires_at=100.0), 0.0)
+    store.put(KEYS[1], a_record(b"value", seq=7, expires_at=50.0, kind=RecordKind.IMMUTABLE, group=None), 0.0)
+    return store
+
+
+def test_a_snapshot_holds_everything_and_what_is_left_of_its_life():
+    saved = filled().snapshot(40.0, unix_ms=1_000_000)
+    store = MemoryRecordStore(RecordConfig())
+
+    count = store.restore(saved, 5000.0, unix_ms=1_004_000)
+
+    assert count == 2
+    assert store.get(KEYS[0], 5000.0) == [a_record(b"agent", expires_at=5056.0)]
+    (value,) = store.get(KEYS[1], 5000.0)
+    assert (value.kind, value.seq, value.group, value.expires_at) == (RecordKind.IMMUTABLE, 7, None, 5006.0)
+
+
+def test_a_snapshot_that_was_damaged_is_refused_whole():
+    saved = filled().snapshot(0.0, unix_ms=0)
+    damaged = [saved[:end] for end in range(0, len(saved), 7)]
+    damaged += [saved[:at] + bytes([saved[at] ^ 1]) + saved[at + 1 :] for at in range(0, len(saved), 5)]
+    damaged += [saved + b"\x00", b"", bytes(3 * RecordConfig().max_bytes)]
+
+    for snapshot in damaged:
+        store = MemoryRecordStore(RecordConfig())
+        with pytest.raises(StoreDamaged):
+            store.restore(snapshot, 0.0, unix_ms=0)
+        assert len(store) == 0
+
+
+@pytest.mark.parametrize(
+    ("life_s", "off_s", "left_s"),
+    [
+        (900, 0, 900),
+        (900, 300, 600),
+        (900, -1e9, 900),  # the clock went back by years: no longer than was granted
+        (7200, 1e9, 600),  # it ran ahead by years, or we were off so long: the grace
+        (100, 1e9, 100),  # never more than it had
+        (900, 900, 600),
+    ],
+)
+def test_no_clock_makes_a_record_immortal_or_kills_it_at_once(life_s: float, off_s: float, left_s: float):
+    assert life_left_s(life_s, off_s, RecordConfig()) == left_s

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dht import admission, contact, lookup, messages, node
+from dht import admission, contact, lookup, messages, node, quotas, reading, records, responder, sqlite_store, values
 from dht.agents import index, record
 from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
@@ -27,9 +27,15 @@ MODULES = (
     lookup,
     messages,
     node,
+    quotas,
+    reading,
     record,
+    records,
+    responder,
     session,
     spoken,
+    sqlite_store,
+    values,
     wire,
 )
 CONFIGS = (DHTConfig, LookupConfig, PoolConfig, RecordConfig, RoutingConfig, ServerConfig, SessionConfig)

@@ -28,7 +28,9 @@ from dht.messages import (
     Store,
     StoreAnswer,
 )
-from dht.records import RecordKind, open_envelope, seal
+from dht.reading import RecordReader
+from dht.records import Gone, RecordKind, Verdicts, open_envelope, seal
+from dht.values import ImmutableRecord, MutableRecord
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import HandshakeFailed
 from synapse_p2p.identity import Identity, network_id_of, node_id_of
@@ -320,6 +322,69 @@ def test_reach_from_the_future_is_no_way_to_reach_an_agent() -> None:
 def test_golden_bad_record_is_refused_with_its_word(case: dict[str, Any]) -> None:
     with pytest.raises(RecordRefused) as refused:
         read(case["envelope"])
+
+    assert refused.value.reason == case["refusal"]
+
+
+VALUE_CLASSES = {"ImmutableRecord": ImmutableRecord, "MutableRecord": MutableRecord}
+READER = RecordReader(RECORDS["network_id"], RecordConfig(), Verdicts())
+
+
+def golden_value(case: dict[str, Any]) -> ImmutableRecord | MutableRecord:
+    fields = case["body_fields"]
+    common = {
+        "public_key": fields["key"],
+        "issued_ms": fields["issued"],
+        "expires_ms": fields["expires"],
+        "network_id": fields["network"],
+        "value": fields["value"],
+    }
+    if case["class"] == "ImmutableRecord":
+        return ImmutableRecord(**common)
+    gone = Gone(fields["gone"]) if "gone" in fields else None
+    return MutableRecord(**common, salt=fields["salt"], seq=fields["seq"], gone=gone)
+
+
+@pytest.mark.parametrize("case", RECORDS["values"], ids=lambda case: case["name"])
+def test_golden_value_is_sealed_to_the_golden_envelope_and_read_from_it(case: dict[str, Any]) -> None:
+    value = golden_value(case)
+
+    envelope = value.seal(Identity.from_seed(RECORDS["identity_seed"]))
+
+    assert envelope == case["envelope"]
+    assert unpack(envelope, CONTROL_LIMITS) == [value.kind, case["body"], case["signature"]]
+    assert unpack(case["body"], CONTROL_LIMITS) == case["body_fields"]
+    assert READER.read(envelope, RECORDS["unix_ms"]) == value
+    assert value.key == case["key"]
+
+
+@pytest.mark.parametrize("case", RECORDS["values"], ids=lambda case: case["name"])
+def test_value_from_the_future_is_read_as_if_it_said_nothing_more(case: dict[str, Any]) -> None:
+    assert len(unpack(case["future"], CONTROL_LIMITS)) == 4
+    assert open_envelope(case["future"]).body != case["body"]
+    assert READER.read(case["future"], RECORDS["unix_ms"]) == golden_value(case)
+
+
+def test_way_of_being_gone_from_the_future_is_a_tombstone() -> None:
+    record = READER.read(RECORDS["gone_of_the_future"], RECORDS["unix_ms"])
+
+    assert record.gone is Gone.NOW
+
+
+@pytest.mark.parametrize("envelope", ["envelope", "future"])
+def test_golden_withdrawal_is_read_as_a_tombstone_of_its_agent(envelope: str) -> None:
+    golden = RECORDS["agent_tombstone"]
+
+    record = read(golden[envelope])
+
+    assert (record.gone, record.owner, record.seq) == (Gone.NOW, RECORDS["owner"], golden["body_fields"]["seq"])
+    assert record.seal(Identity.from_seed(RECORDS["identity_seed"])) == golden["envelope"]
+
+
+@pytest.mark.parametrize("case", RECORDS["refused_values"], ids=lambda case: case["name"])
+def test_golden_bad_value_is_refused_with_its_word(case: dict[str, Any]) -> None:
+    with pytest.raises(RecordRefused) as refused:
+        READER.read(case["envelope"], RECORDS["unix_ms"])
 
     assert refused.value.reason == case["refusal"]
 

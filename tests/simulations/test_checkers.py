@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from dht.config import RecordConfig
-from dht.store import MemoryRecordStore
+from dht.store import MemoryRecordStore, StoredRecord
 from simulations.checkers import (
     GRACE_S,
     AtMostOnce,
@@ -41,7 +41,7 @@ class FakeStorer:
 def storer(*seqs: int) -> FakeStorer:
     store = MemoryRecordStore(RecordConfig())
     for seq in seqs:
-        assert store.put(KEY, b"record", owner=OWNER, seq=seq, expires_at=900.0, now=0.0) is None
+        assert store.put(KEY, StoredRecord(b"record", OWNER, seq, 900.0), 0.0) is None
     return FakeStorer(b"s" * 32, store)
 
 
@@ -138,7 +138,7 @@ def test_a_record_whose_holders_all_died_is_excused_and_counted():
 def test_a_copy_handed_on_counts_when_the_first_holder_is_dead():
     first, newcomer = storer(5), storer()
     checker = acknowledged_by(first, newcomer)
-    newcomer.store.put(KEY, b"record", owner=OWNER, seq=5, expires_at=900.0, now=0.0)
+    newcomer.store.put(KEY, StoredRecord(b"record", OWNER, 5, 900.0), 0.0)
     first.is_alive = False
     checker.on_step(1.0)
 

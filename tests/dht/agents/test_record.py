@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dht.agents.record import AgentRecord, CapabilityClaim, NewestSeen, Reach, read_agent_record
 from dht.config import RecordConfig
 from dht.exceptions import RecordRefused
-from dht.records import RecordKind, Refusal, open_envelope, seal
+from dht.records import LAST_SEQ, Gone, RecordKind, Refusal, open_envelope, seal
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.identity import Identity, network_id_of, node_id_of
 from synapse_p2p.protocol.wire import CONTROL_LIMITS, pack, unpack
@@ -73,7 +73,7 @@ CLAIMS = st.builds(
 
 
 @given(
-    seq=st.integers(1, 2**63 - 1),
+    seq=st.integers(1, LAST_SEQ - 1),
     name=st.text(max_size=64),
     description=st.text(max_size=50),
     claims=st.lists(CLAIMS, max_size=5, unique_by=lambda claim: claim.name),
@@ -279,3 +279,35 @@ def test_the_owners_met_longest_ago_are_forgotten_first():
 
     assert len(seen) == 2
     assert seen.of([replace(second, seq=1)]) == (replace(second, seq=1),)
+
+
+def test_a_withdrawal_keeps_its_names_and_needs_no_address():
+    gone = replace(RECORD, seq=8, gone=Gone.NOW, addresses=())
+
+    read_back = read(gone.seal(OWNER))
+
+    assert read_back == gone
+    assert read_back.indexed_names() == RECORD.indexed_names()
+
+
+def test_a_record_that_lives_says_nothing_of_being_gone():
+    assert "gone" not in unpack(open_envelope(RECORD.seal(OWNER), 1500).body, CONTROL_LIMITS)
+
+
+def test_a_final_withdrawal_never_ends_and_nothing_else_has_the_last_number():
+    final = replace(RECORD, seq=LAST_SEQ, expires_ms=LAST_SEQ, gone=Gone.FINAL)
+
+    assert read(final.seal(OWNER), unix_ms=NOW_MS + 10**12).gone is Gone.FINAL
+    for broken in ({"gone": None}, {"gone": Gone.NOW}, {"seq": 8}, {"expires_ms": NOW_MS + 1}):
+        with pytest.raises(ConfigError):
+            replace(final, **broken)
+
+
+@pytest.mark.parametrize("word", [None, "now", "final", "for-a-walk", True, 1, b"now"])
+def test_what_a_body_says_of_being_gone_is_read_or_malformed(word: Any):
+    if word is None:
+        assert read(sealed(BODY | {"gone": word})).gone is None
+    elif type(word) is not str or word == "final":
+        assert refusal_of(sealed(BODY | {"gone": word})) == Refusal.MALFORMED
+    else:
+        assert read(sealed(BODY | {"gone": word})).gone is Gone.NOW
