@@ -19,6 +19,7 @@ from dht.keyspace import Key, distance
 from dht.lookup import LookupMode, LookupOutcome
 from dht.maintenance import Maintenance
 from dht.messages import FindValue, Store
+from dht.region import GroupOf, RegionEstimate, groups_of
 from dht.requester import UNREACHABLE, Requester
 from dht.responder import Responder
 from dht.routing import RoutingTable
@@ -27,6 +28,7 @@ from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host
+from synapse_p2p.trust import TrustConfig
 
 NONCE_SIZE_BYTES = 8
 OFFERING_STORERS = 3
@@ -86,20 +88,46 @@ class DHTNode:
 
     A host without an address that others can dial makes a client: it asks, stores for nobody and enters no routing
     table.
+
+    `group_of` says which contacts are one party; by default each /24, where no private or loopback address is
+    concerned.
     """
 
-    def __init__(self, host: Host, *, config: DHTConfig | None = None, store: MemoryRecordStore | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        *,
+        config: DHTConfig | None = None,
+        store: MemoryRecordStore | None = None,
+        group_of: GroupOf | None = None,
+    ) -> None:
         self._host = host
         self._config = config or DHTConfig()
         self.routing_table = RoutingTable(host.identity.node_id, self._config.routing)
         self.store = MemoryRecordStore(self._config.records) if store is None else store
         self._candidates = Candidates(pause_s=self._config.check_dial_pause_s)
         self._newest_seen = NewestSeen()
+        group_of = group_of or groups_of(TrustConfig())
+        self.estimate = RegionEstimate(host.identity.node_id, self._config.lookup)
         self._requester = Requester(
-            host, self.routing_table, self._config, on_added=self._on_added, on_candidate=self._on_candidate
+            host,
+            self.routing_table,
+            self._config,
+            on_added=self._on_added,
+            on_candidate=self._on_candidate,
+            estimate=self.estimate,
+            group_of=group_of,
         )
-        self._responder = Responder(host, self.routing_table, self.store, self._config, on_candidate=self._on_candidate)
-        self._bootstrap = Bootstrap(host, self.routing_table, self._requester, self._config)
+        self._responder = Responder(
+            host,
+            self.routing_table,
+            self.store,
+            self._config,
+            on_candidate=self._on_candidate,
+            estimate=self.estimate,
+            group_of=group_of,
+        )
+        self._bootstrap = Bootstrap(host, self.routing_table, self._requester, self._config, self.estimate)
         self._seeds: tuple[SeedAddress, ...] = ()
         self._check_dials = 0
         self._knocking: asyncio.Task[None] | None = None
@@ -128,6 +156,7 @@ class DHTNode:
             self._maintenance.every("liveness", self._config.liveness_s, self._ping_stale)
             self._maintenance.every("seeds", self._config.liveness_s, self._knock_while_few)
             self._maintenance.every("expire", self._config.expire_s, self._expire)
+            self._maintenance.every("measure", self._config.liveness_s, self._bootstrap.measure)
 
     async def stop(self) -> None:
         """End every task of the node. The table and the store stay as they are."""
@@ -229,6 +258,7 @@ class DHTNode:
         """Somebody was heard of, or heard from, whose address no dial of ours has proved."""
         known = self.routing_table.get(contact.id)
         if known is not None and known.addresses[:1] == contact.addresses[:1]:
+            self._requester.on_heard_from(known)
             self.routing_table.observe(known, self._host.runtime.now())
         elif (known is not None or self.routing_table.has_room(contact.id)) and self._scope is not None:
             self._candidates.offer(contact, self._host.runtime.now())
