@@ -24,7 +24,7 @@ class LookupConfig:
     min_points: int = 4  # lookups behind an estimate of the network's size that decides what we store; spread 11 %
     min_timeout_s: float = 0.2  # floor of the wait before somebody else is asked beside a slow contact
     max_timeout_s: float = 5.0  # ceiling of every wait; who needs more is of no use to a lookup
-    request_timeout_s: float = 2.0  # at least so long is waited before a contact failed: a busy process pauses
+    request_timeout_s: float = 1.5  # at least so long is waited before a contact failed: a busy process pauses for 1 s
     dial_timeout_s: float = 2.0  # for a contact that has to be dialed, answer included: two more round trips
     dead_pause_s: float = 30.0  # who failed is left alone by lookups for so long ...
     max_dead_pause_s: float = 300.0  # ... doubling up to this while it goes on failing

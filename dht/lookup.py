@@ -228,7 +228,7 @@ class Lookup:
         picked: list[Candidate] = []
         for path in self._paths:
             path.update(self._wanted, self._max_eligible, self._region, self._config.max_per_group)
-            if self._mode is LookupMode.EARLY and _all_answered(path.eligible):
+            if self._mode is LookupMode.EARLY and path.eligible and _all_answered(path.eligible):
                 return self._finish(is_complete=True)
             if path.unasked:
                 self._pick(path, picked, now)
@@ -473,8 +473,7 @@ class Lookup:
         region = tuple([contact for contact in kept if self.is_inside(contact)][: REGION_FACTOR * k])
         closest = fill(kept[:k], skipped, self._target, k)
         nearest = min(kept[:1] + skipped[:1], key=lambda contact: contact.point ^ self._target_point, default=None)
-        if self._mode.seeks_value and not self._holders:
-            is_complete = is_complete and not self._is_thin()
+        is_thin = self._mode.seeks_value and not self._holders and self._is_thin()
         newest = max((holder.version for holder in self._holders.values()), default=None)
         return Finished(
             LookupOutcome(
@@ -484,13 +483,14 @@ class Lookup:
                 asked=self._asked,
                 failed=self._failed,
                 found=bool(self._holders),
-                complete=is_complete and (self._answered > 0 or self._asked == 0),
+                complete=is_complete and not is_thin and (self._answered > 0 or self._asked == 0),
                 trace=tuple(self._trace),
                 region=region,
                 stale=() if newest is None else tuple(c for c in region if self._is_stale(c, newest)),
                 newest=newest,
                 slow=self._slow,
                 paths=len(self._paths),
+                is_thin=is_thin,
             )
         )
 

@@ -15,11 +15,11 @@ from dht.bootstrap import Bootstrap, JoinReport, SeedAddress, SeedState
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.exceptions import RecordRefused
-from dht.keyspace import Key, distance
+from dht.keyspace import KEY_SIZE_BYTES, Key, distance
 from dht.lookup import LookupMode, LookupOutcome
 from dht.maintenance import Maintenance
 from dht.messages import FindValue, Store
-from dht.region import GroupOf, RegionEstimate, groups_of
+from dht.region import SPACE, GroupOf, RegionEstimate, groups_of
 from dht.requester import UNREACHABLE, Requester
 from dht.responder import Responder
 from dht.routing import RoutingTable
@@ -78,6 +78,8 @@ class ProvidersFound:
         """Why these may not be all; empty where they are."""
         if not self.outcome.complete and not self.outcome.closest:
             return f"none of the {self.outcome.asked} nodes asked answered"
+        if self.outcome.is_thin:
+            return f"of the nodes near the key only {len(self.outcome.region)} answered"
         if not self.outcome.complete:
             return f"the search was given up after {self.outcome.asked} requests"
         return "a storer holds more providers than fit one answer" if self.is_truncated else ""
@@ -219,23 +221,37 @@ class DHTNode:
         return ProvidersFound(self._newest_seen.of(reading.records()), outcome, is_truncated)
 
     async def publish(self, envelope: bytes, record: AgentRecord, capability: str) -> PublishReport:
-        """Store an agent's record under one of its capabilities, on the k nodes nearest to the key; maybe on ourselves
-        too.
+        """Store an agent's record under one of its capabilities, on all nodes of the key's region and on k in any case;
+        maybe on ourselves too.
+
+        Inside the region the request of the lookup is the store itself: about 26 requests instead of 46.
         """
         key = capability_key(self._host.network_id, capability, record.owner, 0)
-        outcome = await self._requester.lookup(key, LookupMode.STRICT)
-        storers = list(outcome.closest)
-        k = self._config.lookup.k
-        answers: list[str | None] = []
-        is_storer = bool(self._host.advertised_addresses) and self._is_among(k, key, storers)
+        region = self.estimate.region
+        radius = min(region.radius, SPACE - 1).to_bytes(KEY_SIZE_BYTES, "big") if region.radius >= 0 else None
+        answers: dict[NodeID, str | None] = {}  # of each storer the word of refusal
+
+        async def ask(contact: Contact) -> tuple[Sequence[Contact], bool]:
+            if not region.is_inside(contact, key):
+                return (await self._requester.find_node(contact, key, radius)).contacts, False
+            answer = await self._requester.store(contact, Store(envelope, capability))
+            answers[contact.id] = None if answer.stored else answer.refusal or "refused"
+            return answer.contacts, False
+
+        outcome = await self._requester.lookup(key, LookupMode.GUARDED, ask=ask)
+        is_storer = bool(self._host.advertised_addresses) and (
+            self._is_among(self._config.lookup.k, key, outcome.closest) or distance(self.id, key) <= region.radius
+        )
         if is_storer:
-            answers.append(self._responder.keep(key, envelope, record)[0])
-            storers = storers[: k - 1]
-        kept_here = is_storer and answers[0] is None
+            answers[self.id] = self._responder.keep(key, envelope, record)[0]
+        kept_here = is_storer and answers[self.id] is None
+        missing = self._config.lookup.k - len(answers)
+        others = [contact for contact in outcome.closest if contact.id not in answers][: max(0, missing)]
         async with TaskScope("publish") as scope:
-            asked = [scope.spawn_awaited(self._store_at(storer, envelope, capability)) for storer in storers]
-            answers += [await answer for answer in asked]
-        refusals = tuple(str(answer) for answer in answers if answer is not None)
+            asked = [scope.spawn_awaited(self._store_at(storer, envelope, capability)) for storer in others]
+            for storer, answer in zip(others, asked, strict=True):
+                answers[storer.id] = await answer
+        refusals = tuple(str(answer) for answer in answers.values() if answer is not None)
         return PublishReport(capability, len(answers), len(answers) - len(refusals), refusals, kept_here)
 
     async def _store_at(self, storer: Contact, envelope: bytes, capability: str) -> str | None:

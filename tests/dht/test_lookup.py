@@ -39,7 +39,9 @@ def contact_at(number: int, host: int = 1) -> Contact:
 
 
 def lookup_of(*seeds: Contact, mode: LookupMode = LookupMode.STRICT, **config: float) -> Lookup:
-    return Lookup(TARGET, own_id=OWN_ID, seeds=seeds, mode=mode, config=LookupConfig(**config))
+    return Lookup(
+        TARGET, own_id=OWN_ID, seeds=seeds, mode=mode, config=LookupConfig(**{"request_timeout_s": 2.0, **config})
+    )
 
 
 def asked_by(lookup: Lookup, now: float = 0.0) -> tuple[Contact, ...]:
@@ -147,7 +149,7 @@ def test_lookup_ends_under_any_failures_and_delays(
     size: int, mode: LookupMode, alpha: int, max_requests: int, seed: int
 ):
     rng = Random(seed)
-    config = LookupConfig(k=5, alpha=alpha, max_requests=max(alpha, max_requests))
+    config = LookupConfig(k=5, alpha=alpha, max_requests=max(alpha, max_requests), request_timeout_s=2.0)
     model = Model.grow(size, rng, config=config)
     asker, target = model.honest(), rng.randbytes(32)
     table = model.tables[asker.id]
@@ -181,7 +183,7 @@ def test_lookup_ends_under_any_failures_and_delays(
 @given(st.integers(1, 64), st.integers(1, 60), st.integers())
 def test_lies_cannot_make_a_lookup_ask_more_than_its_budget(named: int, max_requests: int, seed: int):
     rng = Random(seed)
-    config = LookupConfig(k=5, alpha=1, max_requests=max_requests)
+    config = LookupConfig(k=5, alpha=1, max_requests=max_requests, request_timeout_s=2.0)
     lookup = lookup_of(contact_at(2**30), k=5, alpha=1, max_requests=max_requests)
     invented = count(2**29, -1)
 

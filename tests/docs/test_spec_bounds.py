@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dht import admission, contact, lookup, messages, node
+from dht import admission, contact, lookup, messages, node, region, round_trips
 from dht.agents import index, record
 from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
@@ -28,6 +28,8 @@ MODULES = (
     messages,
     node,
     record,
+    region,
+    round_trips,
     session,
     spoken,
     wire,
