@@ -5,14 +5,16 @@ Source: Kademlia section 2.3 (join); the exchange of random peers spreads the lo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
 from dht.config import DHTConfig
 from dht.contact import Contact
-from dht.keyspace import random_key_in_bucket
+from dht.keyspace import ID_BITS, KEY_SIZE_BYTES, Key, random_key_in_bucket
 from dht.lookup import LookupMode
+from dht.region import RegionEstimate
 from dht.requester import UNREACHABLE, Requester
 from dht.routing import RoutingTable
 from synapse_p2p.address import PeerAddress
@@ -83,11 +85,14 @@ class JoinReport:
 class Bootstrap:
     """Joins one node to a swarm, as often as it is asked to."""
 
-    def __init__(self, host: Host, table: RoutingTable, requester: Requester, config: DHTConfig) -> None:
+    def __init__(
+        self, host: Host, table: RoutingTable, requester: Requester, config: DHTConfig, estimate: RegionEstimate
+    ) -> None:
         self._host = host
         self._table = table
         self._requester = requester
         self._config = config
+        self._estimate = estimate
         self._reports: dict[SeedAddress, SeedReport] = {}  # the latest of each seed that was ever asked
 
     async def join(self, seeds: tuple[SeedAddress, ...]) -> JoinReport:
@@ -117,21 +122,42 @@ class Bootstrap:
         )
         return JoinReport(tuple(reports), len(self._table))
 
-    async def refresh(self, index: int) -> None:
+    async def refresh(self, index: int, mode: LookupMode = LookupMode.STRICT) -> None:
         """Look through one k-bucket's part of the key space."""
         runtime = self._host.runtime
         self._table.mark_refreshed(index, runtime.now())
-        target = random_key_in_bucket(self._host.identity.node_id, index, runtime.rng)
-        await self._requester.lookup(target, LookupMode.EARLY)
+        await self._look_through(random_key_in_bucket(self._host.identity.node_id, index, runtime.rng), mode)
+
+    async def measure(self) -> None:
+        """Make the estimate of the network's size anew if many contacts are gone, and complete one of too few points.
+
+        Cost: nothing mostly, else a lookup for each point that is missing.
+        """
+        estimate = self._estimate
+        if estimate.is_outdated(len(self._table)):
+            estimate.forget()
+        runtime = self._host.runtime
+        for _ in range(self._config.lookup.min_points):
+            if estimate.is_sure or not len(self._table):
+                return
+            target = runtime.rng.getrandbits(ID_BITS).to_bytes(KEY_SIZE_BYTES, "big")
+            await self._look_through(target, LookupMode.STRICT)
+
+    async def _look_through(self, target: Key, mode: LookupMode, seeds: Iterable[Contact] = ()) -> None:
+        """Look for our own id, or for a random key, and note what a whole lookup tells of the network's size."""
+        outcome = await self._requester.lookup(target, mode, seeds=seeds)
+        if outcome.complete and mode is not LookupMode.EARLY:
+            self._estimate.note(target, outcome.closest)
 
     async def _find_neighbours(self, named: list[Contact]) -> None:
         # Those that seeds named at random are asked beside those that we know: no seed alone decides whom we meet.
-        await self._requester.lookup(self._host.identity.node_id, LookupMode.STRICT, seeds=named)
-        # The nearest k-buckets are full of whom that lookup met; only those that could hold more are searched.
+        await self._look_through(self._host.identity.node_id, LookupMode.GUARDED, named)
+        # The nearest k-buckets are full of whom that lookup met; only those that could hold more are searched. Once the
+        # size of the network is known, to hear of some members is enough: half the requests, and no more hops after it.
         now = self._host.runtime.now()
         for index in self._table.stale_buckets(now, self._config.refresh_s):
             if index < self._depth_of_neighbours():
-                await self.refresh(index)
+                await self.refresh(index, LookupMode.EARLY if self._estimate.is_sure else LookupMode.STRICT)
             else:
                 self._table.mark_refreshed(index, now)
 

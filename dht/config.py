@@ -15,15 +15,35 @@ MAX_VALUE_SIZE_BYTES = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class LookupConfig:
-    """How hard a lookup tries."""
+    """How hard a lookup tries, and how long it waits."""
 
     k: int = 20  # contacts wanted; Kademlia section 2.2
     alpha: int = 3  # requests in flight; Kademlia section 2.3
-    request_timeout_s: float = 2.0  # past it the contact failed; covers a dial over a slow path
     max_requests: int = 240  # in all: ten times what 10,000 honest nodes need (23), so only lies reach it
+    paths: int = 4  # that share nobody, on a miss and for joins and puts: 20 % liars with tables poisoned 4x lose to it
+    max_paths: int = 8  # where too few answered, or storers contradict each other
+    path_seeds: int = 10  # own contacts that a path starts from: one that is a liar, or dead, must not end it
+    max_per_group: int = 2  # contacts of one party (a /24) in an answer or among those a lookup asks
+    min_points: int = 4  # lookups behind an estimate of the network's size that decides what we store; spread 11 %
+    min_timeout_s: float = 0.2  # floor of the wait before somebody else is asked beside a slow contact
+    max_timeout_s: float = 5.0  # ceiling of every wait; who needs more is of no use to a lookup
+    request_timeout_s: float = 1.5  # at least so long is waited before a contact failed: a busy process pauses for 1 s
+    dial_timeout_s: float = 2.0  # for a contact that has to be dialed, answer included: two more round trips
+    dead_pause_s: float = 30.0  # who failed is left alone by lookups for so long ...
+    max_dead_pause_s: float = 300.0  # ... doubling up to this while it goes on failing
+    miss_pause_s: float = 30.0  # a key that nobody has is not searched for again for so long ...
+    max_miss_pause_s: float = 300.0  # ... doubling up to this
 
     def __post_init__(self) -> None:
         _all_positive(self)
+        for low, high in (
+            ("paths", "max_paths"),
+            ("min_timeout_s", "max_timeout_s"),
+            ("dead_pause_s", "max_dead_pause_s"),
+            ("miss_pause_s", "max_miss_pause_s"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise ConfigError(f"LookupConfig.{low} is {getattr(self, low)}; it has to be at most {high}")
         if self.alpha > self.max_requests:
             raise ConfigError(
                 f"LookupConfig.alpha is {self.alpha}; it has to be at most max_requests, {self.max_requests}"

@@ -1,272 +1,506 @@
 """The iterative lookup: which contact is asked next, and when the search is over.
 
-Pure: no clock, no socket, no task. A runner polls it, sends what it is told to send, and says what came back;
-it cancels what is still in flight when `Finished` comes. Source: Kademlia section 2.3.
+Pure: no clock, no socket, no task. A runner polls it, sends what it is told to send, and says what came back; it
+cancels what is still in flight when `Finished` comes. Sources: Kademlia section 2.3; Baumgart and Mies, "S/Kademlia"
+(2007), for disjoint paths; libtorrent for branching on a slow answer.
 
 A candidate's life, told by events:
 
-    (unknown)   a seed, or named in a reply        -> unasked
+    (unknown)   a seed, or named in a reply        -> unasked, or resting if it failed another lookup a moment ago
     unasked     picked by `poll`                   -> in flight
+    in flight   its short time passed              -> in flight, and somebody else is asked beside it
     in flight   replied                            -> answered
-    in flight   failed, or its deadline passed     -> failed, and out of the shortlist for good
+    in flight   failed, or its long time passed    -> failed for good
+    resting     nobody answered at all             -> unasked
 
-The lookup itself ends once:
+Whom a path may ask is in `shortlist.py`. The lookup itself ends once:
 
-    strict      the k closest of the shortlist have answered and nothing is in flight
-    early       the 3 closest of the shortlist have answered, whoever else is in flight (to find one node by its id)
-    fast        a value was found; until then as strict
+    strict      all eligible have answered or failed and nothing is in flight; if fewer than k answered, the nearest of
+                those that density or diversity skipped are asked first
+    early       the 3 closest eligible have answered, whoever else is in flight (to find one node by its id)
+    fast        a value was found; until then as strict, and then it widens
+    fresh       holders of a value from 3 groups were found; until then as fast
+    guarded     as strict, over several paths from the start
     any         `max_requests` are spent and nothing is in flight: then it is incomplete
+
+To widen is to go on, over `paths` more paths that start from contacts of our own that nobody was asked for yet. A miss
+widens; and once more, over `max_paths`, where fewer answered inside the region than have to be there. So does a fresh
+lookup whose storers contradict each other.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import Enum
-from typing import TypeAlias
+from itertools import islice
+from typing import Protocol
 
 from dht.config import LookupConfig
 from dht.contact import Contact
 from dht.keyspace import Key
+from dht.outcome import (
+    Ask,
+    Finished,
+    LookupMode,
+    LookupOutcome,
+    Step,
+    TraceEvent,
+    TraceStep,
+    Wait,
+    Why,
+    Widen,
+)
+from dht.region import REGION_FACTOR, Region, fill, thin
+from dht.shortlist import Candidate, Path, State
 from synapse_p2p.identity import NodeID
 
 SHORTLIST_FACTOR = 20
-"""The shortlist holds at most this many times k candidates; an honest network fills a quarter of it."""
+"""A shortlist holds at most this many times k candidates; an honest network fills a quarter of it."""
 EARLY_COUNT = 3
 """Closest candidates that must have answered before an early lookup ends; it asks no others."""
+FRESH_GROUPS = 3
+"""A fresh value is the newest that storers of so many groups hold: two of one party prove no more than one."""
+FLIGHT_FACTOR = 4
+"""At most this many times alpha are in flight, slow ones among them."""
 
 
-class LookupMode(Enum):
-    """When a lookup has seen enough."""
+class Peers(Protocol):
+    """What a node knows of others beside their ids."""
 
-    STRICT = "strict"
-    EARLY = "early"
-    FAST = "fast"
+    def timeouts_s(self, contact: Contact) -> tuple[float, float]:
+        """After how long an answer is slow, and after how long it is not waited for."""
+        ...
 
+    def is_connected(self, contact: Contact) -> bool:
+        """Whether a request needs no dial."""
+        ...
 
-class TraceEvent(Enum):
-    """What happened to a candidate."""
+    def rtt_s(self, contact: Contact) -> float:
+        """How fast it answers."""
+        ...
 
-    ASKED = "asked"
-    ANSWERED = "answered"
-    FAILED = "failed"
+    def group_of(self, addresses: tuple[str, ...]) -> str | None:
+        """The party of who is there, as `region.GroupOf` has it."""
+        ...
 
-
-@dataclass(frozen=True, slots=True)
-class TraceStep:
-    """One event of a lookup: when (seconds, the runner's clock), to whom, and its depth."""
-
-    at: float
-    event: TraceEvent
-    contact_id: NodeID
-    depth: int
+    def is_resting(self, contact: Contact) -> bool:
+        """Whether it failed a moment ago."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class LookupOutcome:
-    """What a lookup found.
+class Strangers:
+    """Peers of whom nothing is known: all are waited for as long as the configuration says."""
 
-    `closest` are those that answered, nearest first, at most k. `hops` is the depth at which the nearest of
-    them was asked: a seed has depth 1, a contact first named by one asked at depth h has h + 1; None if
-    nobody answered. `complete` is False where the search cannot speak for the network: requests ran out, or
-    everyone asked failed.
-    """
+    def __init__(self, config: LookupConfig) -> None:
+        self._timeouts_s = (config.request_timeout_s, config.request_timeout_s)
 
-    target: Key
-    closest: tuple[Contact, ...]
-    hops: int | None
-    asked: int
-    failed: int
-    found: bool
-    complete: bool
-    trace: tuple[TraceStep, ...]
+    def timeouts_s(self, contact: Contact) -> tuple[float, float]:
+        return self._timeouts_s
 
+    def is_connected(self, contact: Contact) -> bool:
+        return False
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Send a request to each of these now; they count as in flight."""
+    def rtt_s(self, contact: Contact) -> float:
+        return 0.0
 
-    contacts: tuple[Contact, ...]
+    def group_of(self, addresses: tuple[str, ...]) -> str | None:
+        return None
 
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing to do before a reply, a failure, or this time (seconds, the runner's clock)."""
-
-    until: float
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """It is over. Whatever is still in flight is of no use any more."""
-
-    outcome: LookupOutcome
-
-
-Step: TypeAlias = Ask | Wait | Finished
-
-
-class _State(Enum):
-    UNASKED = "unasked"
-    IN_FLIGHT = "in flight"
-    ANSWERED = "answered"
-    FAILED = "failed"
-
-
-class _Candidate:
-    """A contact on its way through the lookup. Its place in the shortlist is its distance."""
-
-    __slots__ = ("contact", "depth", "distance", "state")
-
-    def __init__(self, contact: Contact, distance: int, depth: int) -> None:
-        self.contact = contact
-        self.distance = distance
-        self.depth = depth
-        self.state = _State.UNASKED
+    def is_resting(self, contact: Contact) -> bool:
+        return False
 
 
 class Lookup:
     """One search for the nodes closest to `target`, or for a value they hold.
 
-    Invariants: at most `alpha` in flight, at most `max_requests` asked, nobody asked twice, never our own id.
+    `seeds` are our own contacts nearest to the target, nearest first, thinned by density; `region` is what our estimate
+    says. Invariants: at most `alpha` in flight that are not slow (one for each path, once there are as many), at most
+    `max_requests` asked, nobody asked twice, never our own id.
     """
 
     def __init__(
-        self, target: Key, *, own_id: NodeID, seeds: Iterable[Contact], mode: LookupMode, config: LookupConfig
+        self,
+        target: Key,
+        *,
+        own_id: NodeID,
+        seeds: Iterable[Contact],
+        mode: LookupMode,
+        config: LookupConfig,
+        region: Region | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self._target = target
         self._target_point = int.from_bytes(target, "big")
         self._own_id = own_id
         self._mode = mode
         self._config = config
+        self._region = region or Region.unknown(config.k)
+        self._peers = peers or Strangers(config)
         # An early lookup asks nobody but the few it waits for: a third fewer requests for the same time.
-        self._wanted = min(EARLY_COUNT, config.k) if mode is LookupMode.EARLY else config.k
+        is_early = mode is LookupMode.EARLY
+        self._wanted = min(EARLY_COUNT, config.k) if is_early else config.k
+        self._max_eligible = self._wanted if is_early else REGION_FACTOR * config.k
         self._max_shortlist = SHORTLIST_FACTOR * config.k
-        self._candidates: dict[NodeID, _Candidate] = {}  # the shortlist's, and those that failed
-        # The shortlist, nearest first and without the failed, and the distances of those in it. Two lists, for `bisect`
-        # compares numbers ten times as fast as it asks candidates for theirs, and a few hundred are moved at once.
-        self._shortlist: list[_Candidate] = []
-        self._distances: list[int] = []
-        self._deadlines: dict[NodeID, float] = {}  # of those in flight; ascending, as all get the same time
+        self._max_in_flight = FLIGHT_FACTOR * max(config.alpha, config.paths)
+        self._candidates: dict[NodeID, Candidate] = {}
+        self._paths: list[Path] = []
+        self._in_flight: dict[NodeID, Candidate] = {}
+        self._due_at = float("inf")  # when the first of them becomes slow or fails, or earlier
+        self._group_counts: dict[str, int] = {}  # requests by group; of lookups for a value alone
         self._asked = 0
+        self._answered = 0
         self._failed = 0
-        self._found = False
+        self._slow = 0
+        self._widened = 0
+        self._has_resting = False
+        self._is_last_resort = False  # nobody else answered, so the resting are asked
+        self._holders: dict[NodeID, Candidate] = {}  # that have a value
+        self._holder_groups: dict[str | NodeID, None] = {}
         self._trace: list[TraceStep] = []
         self._outcome: LookupOutcome | None = None
-        self._add(seeds, depth=1)
+        if mode is LookupMode.GUARDED:
+            self._open_paths(list(seeds), config.paths)
+        else:
+            self._open_path(seeds, alpha=config.alpha)
 
     def poll(self, now: float) -> Step:
-        """What to do now. Poll again at once after `Ask`, and after `Wait` when something happened."""
+        """What to do now. Poll again at once after `Ask` and `on_widen`, and after `Wait` when something happened."""
         if self._outcome is None:
-            self._fail_overdue(now)
+            if now >= self._due_at:
+                self._look_at_overdue(now)
             step = self._next_step(now)
             if not isinstance(step, Finished):
                 return step
             self._outcome = step.outcome
         return Finished(self._outcome)
 
+    def is_inside(self, contact: Contact) -> bool:
+        """Whether it is in the region: who stores, sends it the record instead of a question."""
+        return contact.point ^ self._target_point <= self._region.radius
+
     def on_reply(self, sender: NodeID, closer: Sequence[Contact], now: float) -> None:
         """`sender` answered and named these contacts. Ignored unless it is in flight."""
-        if self._outcome is not None or sender not in self._deadlines:
+        candidate = self._in_flight.get(sender)
+        if self._outcome is not None or candidate is None:
             return
-        del self._deadlines[sender]
-        candidate = self._candidates[sender]
-        candidate.state = _State.ANSWERED
+        path = self._land(candidate)
+        candidate.state = State.ANSWERED
+        self._answered += 1
         self._record(TraceEvent.ANSWERED, candidate, now)
-        self._add(closer, depth=candidate.depth + 1)
+        self._add(path, closer, depth=candidate.depth + 1)
 
-    def on_found(self, sender: NodeID, closer: Sequence[Contact], now: float) -> None:
+    def on_found(self, sender: NodeID, closer: Sequence[Contact], now: float, *, version: int = 0) -> None:
         """As `on_reply`, and the reply carried a value that the runner checked. Ends a fast lookup."""
-        if self._outcome is not None or sender not in self._deadlines:
+        candidate = self._in_flight.get(sender)
+        if self._outcome is not None or candidate is None:
             return
-        self._found = True
+        candidate.has_value = True
+        candidate.version = version
+        self._holders[sender] = candidate
+        self._holder_groups[candidate.group or sender] = None
         self.on_reply(sender, closer, now)
 
     def on_failure(self, sender: NodeID, now: float) -> None:
         """The request to `sender` failed. Ignored unless it is in flight."""
-        if self._outcome is not None or sender not in self._deadlines:
+        candidate = self._in_flight.get(sender)
+        if self._outcome is not None or candidate is None:
             return
-        del self._deadlines[sender]
-        candidate = self._candidates[sender]
-        candidate.state = _State.FAILED
-        self._drop(candidate)
+        self._land(candidate)
+        candidate.state = State.FAILED
+        for path in self._paths:
+            path.outdate()
         self._failed += 1
         self._record(TraceEvent.FAILED, candidate, now)
 
+    def on_widen(self, contacts: Sequence[Contact], now: float) -> None:
+        """Go on from these, the nearest own contacts. Those that were asked stay asked."""
+        count = self._path_count_to_add()
+        if self._outcome is not None or not count:
+            return
+        self._widened += 1
+        fresh = [contact for contact in contacts if not self._is_asked(contact.id)]
+        self._open_paths(fresh, count)
+
+    # What is next
+
     def _next_step(self, now: float) -> Step:
-        if self._found and self._mode is LookupMode.FAST:
-            return Finished(self._conclude(complete=True))
-        eligible = self._shortlist[: self._wanted]
-        unasked = [candidate for candidate in eligible if candidate.state is _State.UNASKED]
-        if self._mode is LookupMode.EARLY and _all_answered(eligible):
-            return Finished(self._conclude(complete=True))
-        places = min(self._config.alpha - len(self._deadlines), self._config.max_requests - self._asked)
-        if unasked and places > 0:
-            return self._ask(unasked[:places], now)
-        if self._deadlines:
-            return Wait(next(iter(self._deadlines.values())))
-        return Finished(self._conclude(complete=not unasked))
+        if self._has_value():
+            return self._finish(is_complete=True)
+        picked: list[Candidate] = []
+        for path in self._paths:
+            path.update(self._wanted, self._max_eligible, self._region, self._config.max_per_group)
+            if self._mode is LookupMode.EARLY and path.eligible and _all_answered(path.eligible):
+                return self._finish(is_complete=True)
+            if path.unasked:
+                self._pick(path, picked, now)
+        if picked:
+            return Ask(tuple([candidate.contact for candidate in picked]))
+        if self._in_flight:
+            self._due_at = min([min(candidate.slow_at, candidate.fails_at) for candidate in self._in_flight.values()])
+            return Wait(self._due_at)
+        if self._asked >= self._config.max_requests:
+            return self._finish(is_complete=not self._has_unasked())
+        if self._force_skipped() or self._wake_resting():
+            return self._next_step(now)
+        if count := self._path_count_to_add():
+            return Widen(count * self._config.path_seeds + self._asked)
+        return self._finish(is_complete=True)
 
-    def _ask(self, candidates: list[_Candidate], now: float) -> Ask:
-        for candidate in candidates:
-            candidate.state = _State.IN_FLIGHT
-            self._deadlines[candidate.contact.id] = now + self._config.request_timeout_s
-            self._record(TraceEvent.ASKED, candidate, now)
-        self._asked += len(candidates)
-        return Ask(tuple(candidate.contact for candidate in candidates))
+    def _pick(self, path: Path, picked: list[Candidate], now: float) -> None:
+        """Ask as many of this path's eligible as there are places, and note them in `picked`."""
+        unasked = [candidate for candidate in path.unasked if candidate.state is State.UNASKED]
+        if unasked and self._mode.seeks_value:
+            unasked = self._in_order(unasked)
+        alpha = self._alpha(path, unasked)
+        places = min(
+            alpha - path.in_flight_count + path.slow_count,
+            self._max_in_flight - len(self._in_flight),
+            self._config.max_requests - self._asked,
+        )
+        if places <= 0:
+            path.unasked = unasked
+            return
+        for candidate in unasked[:places]:
+            self._ask(candidate, path, now)
+            picked.append(candidate)
+        path.unasked = unasked[places:]
 
-    def _fail_overdue(self, now: float) -> None:
-        overdue = [sender for sender, deadline in self._deadlines.items() if deadline <= now]
-        for sender in overdue:
-            self.on_failure(sender, now)
+    def _alpha(self, path: Path, unasked: list[Candidate]) -> int:
+        """How many may be in flight on this path, slow ones aside."""
+        if self._mode is not LookupMode.FAST or not unasked:
+            return path.alpha
+        # One that needs no dial is asked alone: others beside it would mostly be asked for nothing.
+        alone = path.alone
+        if alone is None or alone.state is not State.IN_FLIGHT or alone.slow_at == float("inf"):
+            alone = path.alone = unasked[0] if self._peers.is_connected(unasked[0].contact) else None
+        return path.alpha if alone is None else 1
 
-    def _add(self, contacts: Iterable[Contact], *, depth: int) -> None:
-        candidates, distances, shortlist = self._candidates, self._distances, self._shortlist
-        for contact in contacts:
-            known = candidates.get(contact.id)
-            if known is not None:
-                # The first addresses stay: whoever names a node later must not redirect us.
-                if depth < known.depth and known.state is _State.UNASKED:
-                    known.depth = depth
-                continue
-            if contact.id == self._own_id:
-                continue
-            distance = contact.point ^ self._target_point
-            candidates[contact.id] = candidate = _Candidate(contact, distance, depth)
-            place = bisect_left(distances, distance)
-            distances.insert(place, distance)
-            shortlist.insert(place, candidate)
-            if len(shortlist) > self._max_shortlist:
-                self._drop_farthest_unasked()
+    def _in_order(self, unasked: list[Candidate]) -> list[Candidate]:
+        """Inside the region anybody may have the value, so those come first that cost least and are likeliest to be
+        independent of those asked before; farther out the nearest.
+        """
+        peers, radius, counts = self._peers, self._region.radius, self._group_counts
+        inside = [candidate for candidate in unasked if candidate.distance <= radius]
+        if len(inside) > 1:
+            keys = {
+                candidate.contact.id: (
+                    counts.get(candidate.group or "", 0),
+                    not peers.is_connected(candidate.contact),
+                    peers.rtt_s(candidate.contact),
+                    candidate.distance,
+                )
+                for candidate in inside
+            }
+            inside.sort(key=lambda candidate: keys[candidate.contact.id])
+        return inside + unasked[len(inside) :] if inside else unasked
 
-    def _drop(self, candidate: _Candidate) -> None:
-        place = bisect_left(self._distances, candidate.distance)
-        del self._distances[place], self._shortlist[place]
+    def _ask(self, candidate: Candidate, path: Path, now: float) -> None:
+        slow_s, long_s = self._peers.timeouts_s(candidate.contact)
+        candidate.slow_at = now + slow_s
+        candidate.fails_at = now + long_s
+        self._due_at = min(self._due_at, candidate.slow_at, candidate.fails_at)
+        candidate.state = State.IN_FLIGHT
+        candidate.path = path.index
+        self._in_flight[candidate.contact.id] = candidate
+        path.in_flight_count += 1
+        self._asked += 1
+        if self._mode.seeks_value and (group := candidate.group) is not None:
+            self._group_counts[group] = self._group_counts.get(group, 0) + 1
+        self._record(TraceEvent.ASKED, candidate, now, self._why(candidate, path))
 
-    def _drop_farthest_unasked(self) -> None:
-        for candidate in reversed(self._shortlist):
-            if candidate.state is _State.UNASKED:
-                self._drop(candidate)
-                del self._candidates[candidate.contact.id]
-                return
+    def _why(self, candidate: Candidate, path: Path) -> Why:
+        if candidate.is_forced:
+            return Why.SKIPPED
+        if self._is_last_resort:
+            return Why.RESTING
+        if path.slow_count:
+            return Why.BRANCH
+        is_by_cost = self._mode.seeks_value and candidate.distance <= self._region.radius
+        return Why.INSIDE if is_by_cost else Why.NEAREST
 
-    def _conclude(self, *, complete: bool) -> LookupOutcome:
-        answered = [candidate for candidate in self._shortlist if candidate.state is _State.ANSWERED]
-        return LookupOutcome(
-            target=self._target,
-            closest=tuple(candidate.contact for candidate in answered[: self._config.k]),
-            hops=answered[0].depth if answered else None,
-            asked=self._asked,
-            failed=self._failed,
-            found=self._found,
-            complete=complete and (bool(answered) or self._asked == 0),
-            trace=tuple(self._trace),
+    def _look_at_overdue(self, now: float) -> None:
+        for sender, candidate in list(self._in_flight.items()):
+            if candidate.fails_at <= now:
+                self.on_failure(sender, now)
+            elif candidate.slow_at <= now:
+                candidate.slow_at = float("inf")
+                self._paths[candidate.path].slow_count += 1
+                self._slow += 1
+                self._record(TraceEvent.SLOW, candidate, now)
+        self._due_at = min(
+            [min(candidate.slow_at, candidate.fails_at) for candidate in self._in_flight.values()],
+            default=float("inf"),
         )
 
-    def _record(self, event: TraceEvent, candidate: _Candidate, now: float) -> None:
-        self._trace.append(TraceStep(now, event, candidate.contact.id, candidate.depth))
+    def _land(self, candidate: Candidate) -> Path:
+        del self._in_flight[candidate.contact.id]
+        path = self._paths[candidate.path]
+        path.in_flight_count -= 1
+        path.slow_count -= candidate.slow_at == float("inf")
+        return path
+
+    # Who is heard of
+
+    def _open_path(self, contacts: Iterable[Contact], *, alpha: int) -> None:
+        path = Path(len(self._paths), alpha)
+        self._paths.append(path)
+        self._add(path, contacts, depth=1)
+
+    def _open_paths(self, contacts: Sequence[Contact], count: int) -> None:
+        """Deal the contacts to `count` paths, nearest first, to each its number of seeds at most."""
+        seeds = contacts[: count * self._config.path_seeds]
+        count = min(count, len(seeds))
+        # A network that offers no more paths is not searched one by one for that.
+        alpha = max(1, -(-self._config.alpha // max(1, count)))
+        for start in range(count):
+            self._open_path(islice(seeds, start, None, count), alpha=alpha)
+
+    def _add(self, path: Path, contacts: Iterable[Contact], *, depth: int) -> None:
+        candidates, bit, own_id, point = self._candidates, path.bit, self._own_id, self._target_point
+        peers = self._peers
+        for contact in contacts:
+            candidate = candidates.get(contact.id)
+            if candidate is not None:
+                # The first addresses stay: whoever names a node later must not redirect us.
+                if depth < candidate.depth and candidate.state is State.UNASKED:
+                    candidate.depth = depth
+                if candidate.paths & bit:
+                    continue
+            elif contact.id == own_id:
+                continue
+            else:
+                candidates[contact.id] = candidate = Candidate(
+                    contact, contact.point ^ point, depth, peers.group_of(contact.addresses)
+                )
+                if not self._is_last_resort and peers.is_resting(contact):
+                    candidate.state = State.RESTING
+                    self._has_resting = True
+            path.insert(candidate)
+            if len(path.candidates) > self._max_shortlist:
+                dropped = path.drop_farthest_unasked()
+                if dropped is not None and not dropped.paths:
+                    del candidates[dropped.contact.id]
+
+    def _is_asked(self, node_id: NodeID) -> bool:
+        candidate = self._candidates.get(node_id)
+        return candidate is not None and candidate.state is not State.UNASKED
+
+    def _has_unasked(self) -> bool:
+        return any(candidate.state is State.UNASKED for path in self._paths for candidate in path.unasked)
+
+    def _force_skipped(self) -> bool:
+        """If fewer than k answered: let the nearest of those be asked that the rules left out."""
+        missing = self._wanted - self._answered
+        if missing <= 0:
+            return False
+        skipped = {
+            candidate.distance: candidate
+            for path in self._paths
+            for candidate in path.skipped
+            if candidate.state is State.UNASKED
+        }
+        forced = [skipped[distance] for distance in sorted(skipped)[:missing]]
+        for candidate in forced:
+            candidate.is_forced = True
+        if forced:
+            for path in self._paths:
+                path.outdate()
+        return bool(forced)
+
+    def _wake_resting(self) -> bool:
+        """If nobody answered: ask those that failed a moment ago. It may have been us who were not there."""
+        if self._answered or not self._has_resting or self._is_last_resort:
+            return False
+        self._is_last_resort = True
+        for candidate in self._candidates.values():
+            if candidate.state is State.RESTING:
+                candidate.state = State.UNASKED
+        for path in self._paths:
+            path.outdate()
+        return True
+
+    # When it is over
+
+    def _has_value(self) -> bool:
+        if self._mode is LookupMode.FAST:
+            return bool(self._holders)
+        return self._mode is LookupMode.FRESH and len(self._holder_groups) >= FRESH_GROUPS
+
+    def _path_count_to_add(self) -> int:
+        """Over how many more paths to go on; 0 for none."""
+        if not self._mode.seeks_value:
+            return 0
+        if self._holders:
+            return self._config.max_paths if not self._widened and self._is_conflicting() else 0
+        if not self._widened:
+            return self._config.paths
+        return self._config.max_paths if self._widened == 1 and self._is_thin() else 0
+
+    def _is_thin(self) -> bool:
+        """Whether fewer answered inside the region than have to be there."""
+        return self._answered_inside() < self._region.needed
+
+    def _answered_inside(self) -> int:
+        """How many answered inside the region, those left out that lie too densely."""
+        radius, floors = self._region.radius, self._region.floors
+        kept = 0
+        for distance in sorted(
+            candidate.distance for candidate in self._candidates.values() if candidate.state is State.ANSWERED
+        ):
+            if distance > radius or kept >= len(floors):
+                break
+            kept += distance > floors[kept]
+        return kept
+
+    def _is_conflicting(self) -> bool:
+        """Whether some have a value, fewer than were wanted, and others inside the region deny it."""
+        return bool(self._holders) and self._answered_inside() > len(self._holders)
+
+    def _thinned(self) -> tuple[list[Contact], list[Contact]]:
+        """Those that answered, nearest first: whom density and diversity let into a list, and whom not."""
+        answered = [candidate for candidate in self._candidates.values() if candidate.state is State.ANSWERED]
+        answered.sort(key=lambda candidate: candidate.distance)
+        return thin(
+            [candidate.contact for candidate in answered],
+            self._target,
+            self._region,
+            self._peers.group_of,
+            max_per_group=self._config.max_per_group,
+        )
+
+    def _finish(self, *, is_complete: bool) -> Finished:
+        k = self._config.k
+        kept, skipped = self._thinned()
+        region = tuple([contact for contact in kept if self.is_inside(contact)][: REGION_FACTOR * k])
+        closest = fill(kept[:k], skipped, self._target, k)
+        nearest = min(kept[:1] + skipped[:1], key=lambda contact: contact.point ^ self._target_point, default=None)
+        is_thin = self._mode.seeks_value and not self._holders and self._is_thin()
+        newest = max((holder.version for holder in self._holders.values()), default=None)
+        return Finished(
+            LookupOutcome(
+                target=self._target,
+                closest=tuple(closest),
+                hops=None if nearest is None else self._candidates[nearest.id].depth,
+                asked=self._asked,
+                failed=self._failed,
+                found=bool(self._holders),
+                complete=is_complete and not is_thin and (self._answered > 0 or self._asked == 0),
+                trace=tuple(self._trace),
+                region=region,
+                stale=() if newest is None else tuple(c for c in region if self._is_stale(c, newest)),
+                newest=newest,
+                slow=self._slow,
+                paths=len(self._paths),
+                is_thin=is_thin,
+            )
+        )
+
+    def _is_stale(self, contact: Contact, newest: int) -> bool:
+        candidate = self._candidates[contact.id]
+        return not candidate.has_value or candidate.version < newest
+
+    def _record(self, event: TraceEvent, candidate: Candidate, now: float, why: Why | None = None) -> None:
+        self._trace.append(TraceStep(now, event, candidate.contact.id, candidate.depth, candidate.path, why))
 
 
-def _all_answered(candidates: list[_Candidate]) -> bool:
-    return all(candidate.state is _State.ANSWERED for candidate in candidates)
+def _all_answered(candidates: list[Candidate]) -> bool:
+    return all(candidate.state is State.ANSWERED for candidate in candidates)

@@ -54,7 +54,7 @@ class PingAnswer:
 
 @dataclass(frozen=True, slots=True)
 class FindNode:
-    """Whom do you know near `target`? `radius` is a distance as 32 bytes; it is carried and not yet used."""
+    """Whom do you know near `target`? `radius` is a distance as 32 bytes: name all within it."""
 
     target: Key
     radius: Key | None = None

@@ -15,11 +15,12 @@ from dht.bootstrap import Bootstrap, JoinReport, SeedAddress, SeedState
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.exceptions import RecordRefused
-from dht.keyspace import Key, distance
+from dht.keyspace import KEY_SIZE_BYTES, Key, distance
 from dht.lookup import LookupMode, LookupOutcome
 from dht.maintenance import Maintenance
 from dht.messages import FindValue, Store
 from dht.records import RecordKind
+from dht.region import SPACE, GroupOf, RegionEstimate, groups_of
 from dht.requester import UNREACHABLE, Requester
 from dht.responder import Responder
 from dht.routing import RoutingTable
@@ -28,6 +29,7 @@ from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host
+from synapse_p2p.trust import TrustConfig
 
 NONCE_SIZE_BYTES = 8
 OFFERING_STORERS = 3
@@ -77,6 +79,8 @@ class ProvidersFound:
         """Why these may not be all; empty where they are."""
         if not self.outcome.complete and not self.outcome.closest:
             return f"none of the {self.outcome.asked} nodes asked answered"
+        if self.outcome.is_thin:
+            return f"of the nodes near the key only {len(self.outcome.region)} answered"
         if not self.outcome.complete:
             return f"the search was given up after {self.outcome.asked} requests"
         return "a storer holds more providers than fit one answer" if self.is_truncated else ""
@@ -87,20 +91,46 @@ class DHTNode:
 
     A host without an address that others can dial makes a client: it asks, stores for nobody and enters no routing
     table.
+
+    `group_of` says which contacts are one party; by default each /24, where no private or loopback address is
+    concerned.
     """
 
-    def __init__(self, host: Host, *, config: DHTConfig | None = None, store: RecordStore | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        *,
+        config: DHTConfig | None = None,
+        store: RecordStore | None = None,
+        group_of: GroupOf | None = None,
+    ) -> None:
         self._host = host
         self._config = config or DHTConfig()
         self.routing_table = RoutingTable(host.identity.node_id, self._config.routing)
         self.store: RecordStore = MemoryRecordStore(self._config.records) if store is None else store
         self._candidates = Candidates(pause_s=self._config.check_dial_pause_s)
         self._newest_seen = NewestSeen()
+        group_of = group_of or groups_of(TrustConfig())
+        self.estimate = RegionEstimate(host.identity.node_id, self._config.lookup)
         self._requester = Requester(
-            host, self.routing_table, self._config, on_added=self._on_added, on_candidate=self._on_candidate
+            host,
+            self.routing_table,
+            self._config,
+            on_added=self._on_added,
+            on_candidate=self._on_candidate,
+            estimate=self.estimate,
+            group_of=group_of,
         )
-        self._responder = Responder(host, self.routing_table, self.store, self._config, on_candidate=self._on_candidate)
-        self._bootstrap = Bootstrap(host, self.routing_table, self._requester, self._config)
+        self._responder = Responder(
+            host,
+            self.routing_table,
+            self.store,
+            self._config,
+            on_candidate=self._on_candidate,
+            estimate=self.estimate,
+            group_of=group_of,
+        )
+        self._bootstrap = Bootstrap(host, self.routing_table, self._requester, self._config, self.estimate)
         self._seeds: tuple[SeedAddress, ...] = ()
         self._check_dials = 0
         self._knocking: asyncio.Task[None] | None = None
@@ -129,6 +159,7 @@ class DHTNode:
             self._maintenance.every("liveness", self._config.liveness_s, self._ping_stale)
             self._maintenance.every("seeds", self._config.liveness_s, self._knock_while_few)
             self._maintenance.every("expire", self._config.expire_s, self._expire)
+            self._maintenance.every("measure", self._config.liveness_s, self._bootstrap.measure)
 
     async def stop(self) -> None:
         """End every task of the node. The table and the store stay as they are."""
@@ -191,23 +222,37 @@ class DHTNode:
         return ProvidersFound(self._newest_seen.of(reading.records()), outcome, is_truncated)
 
     async def publish(self, envelope: bytes, record: AgentRecord, capability: str) -> PublishReport:
-        """Store an agent's record under one of its capabilities, on the k nodes nearest to the key; maybe on ourselves
-        too.
+        """Store an agent's record under one of its capabilities, on all nodes of the key's region and on k in any case;
+        maybe on ourselves too.
+
+        Inside the region the request of the lookup is the store itself: about 26 requests instead of 46.
         """
         key = capability_key(self._host.network_id, capability, record.owner, 0)
-        outcome = await self._requester.lookup(key, LookupMode.STRICT)
-        storers = list(outcome.closest)
-        k = self._config.lookup.k
-        answers: list[str | None] = []
-        is_storer = bool(self._host.advertised_addresses) and self._is_among(k, key, storers)
+        region = self.estimate.region
+        radius = min(region.radius, SPACE - 1).to_bytes(KEY_SIZE_BYTES, "big") if region.radius >= 0 else None
+        answers: dict[NodeID, str | None] = {}  # of each storer the word of refusal
+
+        async def ask(contact: Contact) -> tuple[Sequence[Contact], bool]:
+            if not region.is_inside(contact, key):
+                return (await self._requester.find_node(contact, key, radius)).contacts, False
+            answer = await self._requester.store(contact, Store(envelope, capability))
+            answers[contact.id] = None if answer.stored else answer.refusal or "refused"
+            return answer.contacts, False
+
+        outcome = await self._requester.lookup(key, LookupMode.GUARDED, ask=ask)
+        is_storer = bool(self._host.advertised_addresses) and (
+            self._is_among(self._config.lookup.k, key, outcome.closest) or distance(self.id, key) <= region.radius
+        )
         if is_storer:
-            answers.append(self._responder.keep(key, envelope, record)[0])
-            storers = storers[: k - 1]
-        kept_here = is_storer and answers[0] is None
+            answers[self.id] = self._responder.keep(key, envelope, record)[0]
+        kept_here = is_storer and answers[self.id] is None
+        missing = self._config.lookup.k - len(answers)
+        others = [contact for contact in outcome.closest if contact.id not in answers][: max(0, missing)]
         async with TaskScope("publish") as scope:
-            asked = [scope.spawn_awaited(self._store_at(storer, envelope, capability)) for storer in storers]
-            answers += [await answer for answer in asked]
-        refusals = tuple(str(answer) for answer in answers if answer is not None)
+            asked = [scope.spawn_awaited(self._store_at(storer, envelope, capability)) for storer in others]
+            for storer, answer in zip(others, asked, strict=True):
+                answers[storer.id] = await answer
+        refusals = tuple(str(answer) for answer in answers.values() if answer is not None)
         return PublishReport(capability, len(answers), len(answers) - len(refusals), refusals, kept_here)
 
     async def _store_at(self, storer: Contact, envelope: bytes, capability: str | None) -> str | None:
@@ -230,6 +275,7 @@ class DHTNode:
         """Somebody was heard of, or heard from, whose address no dial of ours has proved."""
         known = self.routing_table.get(contact.id)
         if known is not None and known.addresses[:1] == contact.addresses[:1]:
+            self._requester.on_heard_from(known)
             self.routing_table.observe(known, self._host.runtime.now())
         elif (known is not None or self.routing_table.has_room(contact.id)) and self._scope is not None:
             self._candidates.offer(contact, self._host.runtime.now())

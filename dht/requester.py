@@ -7,13 +7,15 @@ it runs on TCP or in a simulation.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from dht.config import DHTConfig
 from dht.contact import Contact, shared_contact
 from dht.keyspace import Key
-from dht.lookup import Ask, Finished, Lookup, LookupMode, LookupOutcome, TraceEvent, Wait
+from dht.lookup import Ask, Finished, Lookup, LookupMode, LookupOutcome, TraceEvent, Wait, Widen
 from dht.messages import (
     Exchange,
     ExchangeAnswer,
@@ -25,6 +27,8 @@ from dht.messages import (
     Store,
     StoreAnswer,
 )
+from dht.region import GroupOf, Region, RegionEstimate, every_one_alone, seeds
+from dht.round_trips import Pauses, RoundTrips, dead_contacts
 from dht.routing import Observation, RoutingTable
 from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import (
@@ -41,6 +45,10 @@ from synapse_p2p.protocol.session import Code
 
 T = TypeVar("T")
 
+Answer = tuple[Sequence[Contact], bool] | tuple[Sequence[Contact], bool, int]
+"""Of one contact in a lookup: whom it named, whether it holds what is sought, and which version of it."""
+AskOne = Callable[[Contact], Awaitable[Answer]]
+
 UNREACHABLE = (PeerUnavailable, Timeout, HandshakeFailed)
 """What a request raises when nobody with that id answered: evidence against the contact."""
 
@@ -49,7 +57,8 @@ class Requester:
     """One node's questions to others.
 
     `on_added` is told of every contact that enters the routing table, `on_candidate` of one that answered over a
-    session that it dialed itself: where it listens is still to be proved.
+    session that it dialed itself: where it listens is still to be proved. `estimate` is read for every lookup and told
+    of contacts that are gone.
     """
 
     def __init__(
@@ -60,12 +69,20 @@ class Requester:
         *,
         on_added: Callable[[Contact], None],
         on_candidate: Callable[[Contact], None],
+        estimate: RegionEstimate | None = None,
+        group_of: GroupOf = every_one_alone,
     ) -> None:
         self._host = host
         self._table = table
         self._config = config
         self._on_added = on_added
         self._on_candidate = on_candidate
+        self._estimate = estimate or RegionEstimate(host.identity.node_id, config.lookup)
+        self._group_of = group_of
+        self._round_trips = RoundTrips(config.lookup)
+        self._dead = dead_contacts(config.lookup)
+        self._standing = _Standing(host, table, self._round_trips, self._dead, group_of)
+        self._turns: dict[Key, _Turn] = {}  # of keys with a guarded lookup under way
 
     async def ping(self, contact: Contact) -> PingAnswer:
         """Raises as every request here: an error of `UNREACHABLE`, RemoteError, or InvalidMessageError for a bad
@@ -73,9 +90,10 @@ class Requester:
         """
         return await self._request(contact, "_dht.ping", {}, PingAnswer.from_map)
 
-    async def find_node(self, contact: Contact, target: Key) -> FindNodeAnswer:
-        """Whom `contact` knows near `target`."""
-        return await self._request(contact, "_dht.find_node", FindNode(target).to_map(), FindNodeAnswer.from_map)
+    async def find_node(self, contact: Contact, target: Key, radius: Key | None = None) -> FindNodeAnswer:
+        """Whom `contact` knows near `target`: all within `radius`, a distance, and some more."""
+        request = FindNode(target, radius).to_map()
+        return await self._request(contact, "_dht.find_node", request, FindNodeAnswer.from_map)
 
     async def find_value(self, contact: Contact, request: FindValue) -> FindValueAnswer:
         """What `contact` holds under a key, and whom it knows near it."""
@@ -105,64 +123,157 @@ class Requester:
             return
         self._observe(contact)
 
+    def on_heard_from(self, contact: Contact) -> None:
+        """A contact called us: it lives, whatever it failed to answer."""
+        self._dead.remove(contact)
+
     async def lookup(
-        self,
-        target: Key,
-        mode: LookupMode,
-        *,
-        seeds: Iterable[Contact] = (),
-        ask: Callable[[Contact], Awaitable[tuple[Sequence[Contact], bool]]] | None = None,
+        self, target: Key, mode: LookupMode, *, seeds: Iterable[Contact] = (), ask: AskOne | None = None
     ) -> LookupOutcome:
         """Search for the contacts nearest to `target`, from the routing table and `seeds`.
 
-        `ask` sends the request to one contact and returns the contacts it named and whether its answer was what is
-        sought; by default it asks `_dht.find_node`. Cost: about 20 requests on a small network.
+        `ask` sends the request to one contact. By default it is `_dht.find_node`, and the k nearest are all there is to
+        find; who gives an `ask` wants the whole region. Of two guarded lookups of one key the second waits for the
+        first. Cost: about 22 requests on a small network.
         """
         config = self._config.lookup
-        lookup = Lookup(
-            target,
-            own_id=self._host.identity.node_id,
-            seeds=[*seeds, *self._table.closest(target, config.k)],
-            mode=mode,
-            config=config,
-        )
+        self._estimate.on_neighbours(self._table.closest_unsuspected(self._host.identity.node_id, config.k))
+        region = self._estimate.region if ask is not None else self._estimate.region.without_radius()
+        async with AsyncExitStack() as turn:
+            if mode is LookupMode.GUARDED:
+                await turn.enter_async_context(self._turn(target))
+            lookup = Lookup(
+                target,
+                own_id=self._host.identity.node_id,
+                seeds=self._seeds(target, mode, seeds, region),
+                mode=mode,
+                config=config,
+                region=region,
+                peers=self._standing,
+            )
+            has_turn = mode is LookupMode.GUARDED
+            scope = await turn.enter_async_context(TaskScope("lookup"))
+            run = _Run(lookup, ask or self._find_node_near(target), scope, self._host, self._on_silence)
+            while isinstance(stop := await run.next_stop(), Widen):
+                if not has_turn:
+                    await turn.enter_async_context(self._turn(target))
+                    has_turn = True
+                lookup.on_widen(self._nearest(target, stop.count, region), self._host.runtime.now())
+            return stop
 
-        async def find_node(contact: Contact) -> tuple[Sequence[Contact], bool]:
+    def _find_node_near(self, target: Key) -> AskOne:
+        async def find_node(contact: Contact) -> Answer:
             return (await self.find_node(contact, target)).contacts, False
 
-        async with TaskScope("lookup") as scope:
-            run = _Run(lookup, ask or find_node, scope, self._host.runtime.now, on_silence=self._on_failure)
-            return await run.outcome()
+        return find_node
+
+    def _seeds(self, target: Key, mode: LookupMode, named: Iterable[Contact], region: Region) -> list[Contact]:
+        """Whom a lookup begins with: our nearest, and those that others have just named."""
+        config = self._config.lookup
+        count = config.paths * config.path_seeds if mode is LookupMode.GUARDED else config.k
+        first = {contact.id: contact for contact in (*named, *self._nearest(target, count, region))}
+        point = int.from_bytes(target, "big")
+        return sorted(first.values(), key=lambda contact: contact.point ^ point)
+
+    def _nearest(self, target: Key, count: int, region: Region) -> list[Contact]:
+        max_per_group = self._config.lookup.max_per_group
+        closest = partial(self._table.closest, target)
+        return seeds(closest, target, count, region, self._group_of, max_per_group=max_per_group)
+
+    @asynccontextmanager
+    async def _turn(self, key: Key) -> AsyncGenerator[None]:
+        turn = self._turns.get(key)
+        if turn is None:
+            turn = self._turns[key] = _Turn()
+        turn.users += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[key]
 
     async def _request(self, contact: Contact, endpoint: str, request: dict[str, Any], read: Callable[[Any], T]) -> T:
         # The address that we proved goes before one that somebody named: else a liar could have us fail to reach a
         # good contact where it never was, and evict it.
         contact = self._table.get(contact.id) or contact
+        peers, now = self._host.peers, self._host.runtime.now
+        was_connected = peers.is_connected(contact.id)
+        _, timeout_s = self._round_trips.timeouts_s(contact.id, is_connected=was_connected)
+        asked_at = now()
         try:
-            answer = read(
-                await self._host.peers.call(contact, endpoint, request, timeout_s=self._config.lookup.request_timeout_s)
-            )
+            answer = read(await peers.call(contact, endpoint, request, timeout_s=timeout_s))
         except (*UNREACHABLE, InvalidMessageError) as error:
             if not isinstance(error, PeerUnavailable) or error.was_tried:
-                self._on_failure(contact)
+                self._on_silence(contact, was_connected or isinstance(error, InvalidMessageError))
             raise
         except RemoteError as error:
             if error.code != Code.BUSY:  # one that has much to do is a good contact all the same
                 self._on_failure(contact)
             raise
-        addresses = self._host.peers.proved_addresses(contact.id)
+        self._round_trips.on_answer(contact.id, now() - asked_at, was_connected=was_connected)
+        addresses = peers.proved_addresses(contact.id)
         if addresses:
             self._observe(contact if contact.addresses == addresses else shared_contact(contact.id, addresses))
         elif contact.addresses:
             self._on_candidate(contact)
         return answer
 
+    def _on_silence(self, contact: Contact, was_connected: bool) -> None:
+        # A dial that succeeded and took all the time there was: slow it is, and no evidence that nobody is there.
+        if was_connected or not self._host.peers.is_connected(contact.id):
+            self._on_failure(contact)
+
     def _on_failure(self, contact: Contact) -> None:
-        self._table.on_failure(contact.id, self._host.runtime.now())
+        now = self._host.runtime.now()
+        self._dead.add(contact, now)
+        if self._table.on_failure(contact.id, now) is not None:
+            self._estimate.on_lost()
 
     def _observe(self, contact: Contact) -> None:
+        self._dead.remove(contact)
         if self._table.observe(contact, self._host.runtime.now()) is Observation.ADDED:
             self._on_added(contact)
+
+
+class _Turn:
+    """Who may make a guarded lookup of one key, and how many want to."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+
+
+class _Standing:
+    """What this node knows of others: the `lookup.Peers` of its lookups."""
+
+    def __init__(
+        self, host: Host, table: RoutingTable, round_trips: RoundTrips, dead: Pauses[Contact], group_of: GroupOf
+    ) -> None:
+        self._host = host
+        self._table = table
+        self._round_trips = round_trips
+        self._dead = dead
+        self._group_of = group_of
+
+    def timeouts_s(self, contact: Contact) -> tuple[float, float]:
+        return self._round_trips.timeouts_s(contact.id, is_connected=self._host.peers.is_connected(contact.id))
+
+    def is_connected(self, contact: Contact) -> bool:
+        return self._host.peers.is_connected(contact.id)
+
+    def rtt_s(self, contact: Contact) -> float:
+        return self._round_trips.rtt_s(contact.id)
+
+    def group_of(self, addresses: tuple[str, ...]) -> str | None:
+        return self._group_of(addresses)
+
+    def is_resting(self, contact: Contact) -> bool:
+        if not len(self._dead):
+            return False
+        # Where a request would go: the address that we proved, if there is one.
+        return self._dead.is_paused(self._table.get(contact.id) or contact, self._host.runtime.now())
 
 
 class _Run:
@@ -171,23 +282,25 @@ class _Run:
     def __init__(
         self,
         lookup: Lookup,
-        ask: Callable[[Contact], Awaitable[tuple[Sequence[Contact], bool]]],
+        ask: AskOne,
         scope: TaskScope,
-        now: Callable[[], float],
-        *,
-        on_silence: Callable[[Contact], None],
+        host: Host,
+        on_silence: Callable[[Contact, bool], None],
     ) -> None:
         self._lookup = lookup
         self._ask = ask
         self._scope = scope
-        self._now = now
+        self._now = host.runtime.now
+        self._is_connected = host.peers.is_connected
         self._on_silence = on_silence
-        self._asked: dict[NodeID, Contact] = {}  # whose answers are awaited
+        self._asked: dict[NodeID, tuple[Contact, bool]] = {}  # whose answers are awaited, and who was connected then
         self._loop = asyncio.get_running_loop()
         self._happened = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = 0.0
 
-    async def outcome(self) -> LookupOutcome:
+    async def next_stop(self) -> Widen | LookupOutcome:
+        """Run until the machine is at its end, or wants to widen."""
         try:
             while True:
                 match self._lookup.poll(self._now()):
@@ -196,38 +309,47 @@ class _Run:
                             self._scope.spawn(self._ask_one(contact))
                     case Wait(until):
                         await self._wait(until)
+                    case Widen() as widen:
+                        return widen
                     case Finished(outcome):
                         self._report_silent(outcome)
                         return outcome
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
 
     def _report_silent(self, outcome: LookupOutcome) -> None:
         """Tell of those that the machine gave up on and whose requests end now, before their own time is up."""
+        if not self._asked:
+            return
         given_up = {step.contact_id for step in outcome.trace if step.event is TraceEvent.FAILED}
-        for contact in self._asked.values():
+        for contact, was_connected in self._asked.values():
             if contact.id in given_up:
-                self._on_silence(contact)
+                self._on_silence(contact, was_connected)
 
     async def _ask_one(self, contact: Contact) -> None:
-        self._asked[contact.id] = contact
+        self._asked[contact.id] = contact, self._is_connected(contact.id)
         try:
-            closer, is_found = await self._ask(contact)
+            closer, is_found, *version = await self._ask(contact)
         except (*UNREACHABLE, RemoteError, InvalidMessageError):
             del self._asked[contact.id]
             self._lookup.on_failure(contact.id, self._now())
         else:
             del self._asked[contact.id]
             if is_found:
-                self._lookup.on_found(contact.id, closer, self._now())
+                self._lookup.on_found(contact.id, closer, self._now(), version=version[0] if version else 0)
             else:
                 self._lookup.on_reply(contact.id, closer, self._now())
         self._happened.set()
 
     async def _wait(self, until: float) -> None:
-        # Deadlines only grow, so one timer at a time is enough: when it fires, the machine says the next.
+        # A timer that is early only has the machine say again when; one that is late must not be.
+        if self._timer is not None and self._wakes_at > until:
+            self._timer.cancel()
+            self._timer = None
         if self._timer is None:
+            self._wakes_at = until
             self._timer = self._loop.call_later(max(0.0, until - self._now()), self._on_timer)
         await self._happened.wait()
         self._happened.clear()

@@ -17,6 +17,7 @@ from dht.contact import Contact, shared_contact
 from dht.exceptions import RecordRefused
 from dht.keyspace import Key, distance
 from dht.messages import (
+    MAX_CONTACTS,
     Exchange,
     ExchangeAnswer,
     FindNode,
@@ -31,6 +32,7 @@ from dht.messages import (
 from dht.quotas import OWN_GROUP
 from dht.reading import Record, RecordReader
 from dht.records import Envelope, RecordKind, Refusal, Verdicts, open_envelope
+from dht.region import REGION_FACTOR, GroupOf, RegionEstimate, answer, every_one_alone
 from dht.routing import RoutingTable
 from dht.store import ANY_OWNER, RecordStore, StoredRecord
 from synapse_p2p.context import CallContext
@@ -59,6 +61,8 @@ class Responder:
         *,
         on_candidate: Callable[[Contact], None],
         trust: TrustConfig | None = None,
+        estimate: RegionEstimate | None = None,
+        group_of: GroupOf = every_one_alone,
     ) -> None:
         self._host = host
         self._table = table
@@ -67,6 +71,8 @@ class Responder:
         self._on_candidate = on_candidate
         self._trust = trust or TrustConfig()
         self._reader = RecordReader(host.network_id, config.records, Verdicts())
+        self._estimate = estimate or RegionEstimate(host.identity.node_id, config.lookup)
+        self._group_of = group_of
 
     def endpoints(self) -> dict[str, Callable[[Mapping[str, Any], CallContext], Any]]:
         """The endpoints by name."""
@@ -86,7 +92,9 @@ class Responder:
     def find_node(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """The contacts we know nearest to the target."""
         caller = self._see(context)
-        return FindNodeAnswer(self._near(FindNode.from_map(request).target, caller)).to_map()
+        wanted = FindNode.from_map(request)
+        radius = -1 if wanted.radius is None else int.from_bytes(wanted.radius, "big")
+        return FindNodeAnswer(self._near(wanted.target, caller, radius)).to_map()
 
     def find_value(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """What we hold under the key, as much as fits, in an order that the searcher's nonce decides; and contacts near
@@ -246,19 +254,35 @@ class Responder:
             self._on_candidate(shared_contact(context.peer, (context.listen_address,)))
         return context.peer
 
-    def _near(self, target: Key, caller: bytes) -> tuple[Contact, ...]:
-        k = self._config.lookup.k
-        near = self._table.closest_unsuspected(target, k)
-        if caller in [contact.id for contact in near]:
-            # Asked for only now: one more than k is mostly in another k-bucket, all of which would be sorted for it.
-            near = [contact for contact in self._table.closest_unsuspected(target, k + 1) if contact.id != caller]
+    def _near(self, target: Key, caller: bytes, radius: int | None = None) -> tuple[Contact, ...]:
+        """Who is within a radius, ours by default, and k in any case."""
+        lookup = self._config.lookup
+        near = answer(
+            lambda count: self._nearest_but(caller, target, count),
+            target,
+            self._estimate.region.radius if radius is None else radius,
+            self._estimate.region,
+            self._group_of,
+            k=lookup.k,
+            max_count=MAX_CONTACTS,
+            max_per_group=lookup.max_per_group,
+        )
         return tuple(near)
 
+    def _nearest_but(self, caller: bytes, target: Key, count: int) -> list[Contact]:
+        near = self._table.closest_unsuspected(target, count)
+        if caller in [contact.id for contact in near]:
+            # Asked for only now: one more than k is mostly in another k-bucket, all of which would be sorted for it.
+            near = [contact for contact in self._table.closest_unsuspected(target, count + 1) if contact.id != caller]
+        return near
+
     def _is_close(self, key: Key) -> bool:
-        """Whether fewer than 2k nodes that we know are nearer: a record far from its key would never be found here."""
-        limit = 2 * self._config.lookup.k
-        nearer = self._table.closest(key, limit)
-        return len(nearer) < limit or distance(nearer[-1].id, key) > distance(self._host.identity.node_id, key)
+        """Whether a record of this key would be found here: within twice our region, or among the nearest we know."""
+        point = int.from_bytes(key, "big")
+        own_distance = distance(self._host.identity.node_id, key)
+        nearest = self._table.closest_unsuspected(key, REGION_FACTOR * self._config.lookup.k)
+        nearer = [contact for contact in nearest if contact.point ^ point < own_distance]
+        return self._estimate.accepts(key, nearer, self._group_of)
 
     def _unix_ms(self) -> int:
         return round(self._host.runtime.unix_now() * 1000)

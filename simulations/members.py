@@ -236,7 +236,7 @@ class Members:
         self.history = history
         self.config = config or DHTConfig()
         lookup = self.config.lookup
-        self.find_timeout_s = lookup.request_timeout_s * lookup.max_requests / lookup.alpha  # if nobody ever answers
+        self.find_timeout_s = lookup.max_timeout_s * lookup.max_requests / lookup.alpha  # if nobody ever answers
         self.scope = TaskScope("members")
         self.all: list[Member] = []
         self._count = 0  # of all there ever were

@@ -1,6 +1,7 @@
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
+"""The machine by itself: static networks against brute force, its promises under any delays, and each rule alone."""
+
+from __future__ import annotations
+
 from itertools import count
 from random import Random
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dht.config import LookupConfig, RoutingConfig
+from dht.config import LookupConfig
 from dht.contact import Contact
 from dht.keyspace import distance
 from dht.lookup import (
@@ -18,11 +19,15 @@ from dht.lookup import (
     Lookup,
     LookupMode,
     LookupOutcome,
+    Strangers,
     TraceEvent,
     TraceStep,
     Wait,
+    Why,
+    Widen,
 )
-from dht.routing import RoutingTable
+from dht.region import SPACE, Region, thin
+from tests.dht.lookup_model import Model, play
 
 TARGET = bytes(32)
 OWN_ID = b"\xff" * 32
@@ -30,11 +35,13 @@ OWN_ID = b"\xff" * 32
 
 def contact_at(number: int, host: int = 1) -> Contact:
     """A contact at distance `number` from TARGET."""
-    return Contact(number.to_bytes(32, "big"), (f"10.0.0.{host}:9000",))
+    return Contact(number.to_bytes(32, "big"), (f"10.0.0.{host}:{9000 + number % 50_000}",))
 
 
 def lookup_of(*seeds: Contact, mode: LookupMode = LookupMode.STRICT, **config: float) -> Lookup:
-    return Lookup(TARGET, own_id=OWN_ID, seeds=seeds, mode=mode, config=LookupConfig(**config))
+    return Lookup(
+        TARGET, own_id=OWN_ID, seeds=seeds, mode=mode, config=LookupConfig(**{"request_timeout_s": 2.0, **config})
+    )
 
 
 def asked_by(lookup: Lookup, now: float = 0.0) -> tuple[Contact, ...]:
@@ -49,128 +56,144 @@ def outcome_of(lookup: Lookup, now: float = 0.0) -> LookupOutcome:
     return step.outcome
 
 
-@dataclass
-class Network:
-    """Static nodes whose tables saw every other node once, in random order."""
+class Slow(Strangers):
+    """All count as slow after a second; `connected` need no dial, `resting` failed a moment ago."""
 
-    k: int
-    tables: dict[bytes, RoutingTable] = field(default_factory=dict)
+    def __init__(
+        self,
+        config: LookupConfig | None = None,
+        *,
+        connected: tuple[Contact, ...] = (),
+        resting: tuple[Contact, ...] = (),
+    ) -> None:
+        super().__init__(config or LookupConfig())
+        self.connected = connected
+        self.resting = resting
+        self.rtts_s: dict[bytes, float] = {}
+        self.groups: dict[tuple[str, ...], str] = {}
 
-    @classmethod
-    def grow(cls, size: int, k: int, rng: Random) -> "Network":
-        network = cls(k)
-        contacts = [Contact(rng.randbytes(32), ("10.0.0.1:9000",)) for _ in range(size)]
-        for contact in contacts:
-            table = network.tables[contact.id] = RoutingTable(contact.id, RoutingConfig(k=k))
-            for other in rng.sample(contacts, size):
-                table.observe(other, 0.0)
-        return network
+    def timeouts_s(self, contact: Contact) -> tuple[float, float]:
+        return 1.0, 4.0
 
-    def answer(self, asked: bytes, asker: bytes, target: bytes) -> list[Contact]:
-        """The k contacts nearest to the target that a node knows, the asker aside: it needs no telling of itself."""
-        known = self.tables[asked].closest(target, self.k + 1)
-        return [contact for contact in known if contact.id != asker][: self.k]
+    def is_connected(self, contact: Contact) -> bool:
+        return contact in self.connected
 
+    def is_resting(self, contact: Contact) -> bool:
+        return contact in self.resting
 
-Answer = Callable[[Contact], tuple[float, list[Contact] | None]]
-"""After how many seconds a contact answers, and what; None for a failure."""
+    def rtt_s(self, contact: Contact) -> float:
+        return self.rtts_s.get(contact.id, 0.1)
+
+    def group_of(self, addresses: tuple[str, ...]) -> str | None:
+        return self.groups.get(addresses)
 
 
-def run(lookup: Lookup, config: LookupConfig, answer: Answer) -> LookupOutcome:
-    """Play the runner in virtual time, holding the lookup to its promises on the way. Late replies are delivered."""
-    now = 0.0
-    deadlines: dict[bytes, float] = {}
-    asked: list[bytes] = []
-    events: list[tuple[float, int, Contact, list[Contact] | None]] = []
-    order = count()
-    while True:
-        step = lookup.poll(now)
-        if isinstance(step, Finished):
-            return step.outcome
-        deadlines = {node_id: deadline for node_id, deadline in deadlines.items() if deadline > now}
-        if isinstance(step, Ask):
-            for contact in step.contacts:
-                delay, closer = answer(contact)
-                heappush(events, (now + delay, next(order), contact, closer))
-                deadlines[contact.id] = now + config.request_timeout_s
-                asked.append(contact.id)
-            assert step.contacts
-            assert len(deadlines) <= config.alpha
-            assert len(asked) == len(set(asked)) <= config.max_requests
-            continue
-        assert step.until == min(deadlines.values())
-        if not events or events[0][0] > step.until:
-            now = step.until
-            continue
-        now, _, contact, closer = heappop(events)
-        deadlines.pop(contact.id, None)
-        if closer is None:
-            lookup.on_failure(contact.id, now)
-        else:
-            lookup.on_reply(contact.id, closer, now)
+SIZES = st.integers(1, 60) | st.integers(61, 500)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SIZES, st.sampled_from([3, 8, 20]), st.sampled_from([LookupMode.STRICT, LookupMode.GUARDED]), st.integers())
+def test_the_true_k_closest_of_an_honest_network_are_found(size: int, k: int, mode: LookupMode, seed: int):
+    config = LookupConfig(k=k, max_requests=1000)
+    model = Model.grow(size + 1, Random(seed), config=config, knows_size=False)
+    asker, target = model.honest(), model.rng.randbytes(32)
+
+    outcome = model.lookup(asker, target, mode)
+
+    others = sorted((node.id for node in model.nodes if node != asker), key=lambda node: distance(node, target))
+    assert [contact.id for contact in outcome.closest] == others[:k]
+    assert (outcome.complete, outcome.failed, outcome.found) == (True, 0, False)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SIZES, st.sampled_from([LookupMode.STRICT, LookupMode.GUARDED]), st.integers())
+def test_who_knows_the_size_finds_all_inside_the_region_and_whom_density_lets_in(
+    size: int, mode: LookupMode, seed: int
+):
+    model = Model.grow(size + 1, Random(seed), config=LookupConfig(max_requests=1000), spread=0.0)
+    asker, target = model.honest(), model.rng.randbytes(32)
+    region = model.regions[asker.id]
+
+    outcome = model.lookup(asker, target, mode)
+
+    point = int.from_bytes(target, "big")
+    others = sorted((node for node in model.nodes if node != asker), key=lambda node: node.point ^ point)
+    kept, skipped = thin(others, target, region, model.group_of, max_per_group=2)
+    inside = [node for node in kept if region.is_inside(node, target)][:60]
+    assert list(outcome.region) == inside
+    if not skipped:
+        assert list(outcome.closest) == others[:20]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 300), st.integers())
+def test_a_put_reaches_the_true_region_and_k_nodes_in_any_case(size: int, seed: int):
+    model = Model.grow(size + 1, Random(seed), spread=0.0)
+    owner, key = model.honest(), model.rng.randbytes(32)
+    region = model.regions[owner.id]
+
+    requests = model.put(owner, key)
+
+    point = int.from_bytes(key, "big")
+    others = sorted((node for node in model.nodes if node != owner), key=lambda node: node.point ^ point)
+    kept, _ = thin(others, key, region, model.group_of, max_per_group=2)
+    inside = {node.id for node in kept[:60] if region.is_inside(node, key)}
+    assert inside <= model.holders[key]
+    assert len(model.holders[key]) >= min(20, size)
+    assert len(model.holders[key]) <= requests
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 500), st.sampled_from([1, 3, 8, 20]), st.booleans(), st.integers())
-def test_strict_lookup_finds_the_true_k_closest_of_an_honest_network(
-    size: int, k: int, knows_one_node: bool, seed: int
-):
-    rng = Random(seed)
-    network = Network.grow(size, k, rng)
-    asker, target = rng.choice(list(network.tables)), rng.randbytes(32)
-    known = network.tables[asker].closest(target, k)
-    seeds = rng.sample(known, min(1, len(known))) if knows_one_node else known
-    config = LookupConfig(k=k, max_requests=1000)
-    lookup = Lookup(target, own_id=asker, seeds=seeds, mode=LookupMode.STRICT, config=config)
-
-    outcome = run(lookup, config, lambda asked: (rng.random(), network.answer(asked.id, asker, target)))
-
-    others = sorted(network.tables.keys() - {asker}, key=lambda node_id: distance(node_id, target))
-    assert [contact.id for contact in outcome.closest] == others[:k]
-    assert outcome.complete
-    assert outcome.failed == 0
-
-
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 120), st.sampled_from(LookupMode), st.integers(1, 5), st.integers(1, 60), st.integers())
 def test_lookup_ends_under_any_failures_and_delays(
     size: int, mode: LookupMode, alpha: int, max_requests: int, seed: int
 ):
     rng = Random(seed)
-    network = Network.grow(size, 5, rng)
-    asker, target = OWN_ID, rng.randbytes(32)
-    config = LookupConfig(k=5, alpha=alpha, max_requests=max(alpha, max_requests))
-    seeds = next(iter(network.tables.values())).closest(target, 5)
-    lookup = Lookup(target, own_id=asker, seeds=seeds, mode=mode, config=config)
+    config = LookupConfig(k=5, alpha=alpha, max_requests=max(alpha, max_requests), request_timeout_s=2.0)
+    model = Model.grow(size, rng, config=config)
+    asker, target = model.honest(), rng.randbytes(32)
+    table = model.tables[asker.id]
+    lookup = Lookup(
+        target,
+        own_id=asker.id,
+        seeds=table.closest(target, 5),
+        mode=mode,
+        config=config,
+        region=rng.choice([None, model.regions[asker.id]]),
+    )
     answered: set[bytes] = set()
 
-    def answer(asked: Contact) -> tuple[float, list[Contact] | None]:
+    def tell(asked: Contact) -> tuple[float, list[Contact] | None, bool]:
         delay = rng.choice([0.0, 0.1, 1.9, 2.0, 2.1, 9.0])
         if rng.random() < 0.3:
-            return delay, None
+            return delay, None, False
         if delay <= config.request_timeout_s:
             answered.add(asked.id)
-        return delay, network.answer(asked.id, asker, target)
+        return delay, model.answer(asked, asker, target, -1), rng.random() < 0.1
 
-    outcome = run(lookup, config, answer)
+    outcome = play(lookup, config, tell, lambda number: table.closest(target, number))
 
     ids = [contact.id for contact in outcome.closest]
     assert ids == sorted(ids, key=lambda node_id: distance(node_id, target))
     assert set(ids) <= answered
     assert outcome.failed <= outcome.asked <= config.max_requests
     assert (outcome.hops is None) == (not ids)
-    assert lookup.poll(99.0) == Finished(outcome)
 
 
 @given(st.integers(1, 64), st.integers(1, 60), st.integers())
 def test_lies_cannot_make_a_lookup_ask_more_than_its_budget(named: int, max_requests: int, seed: int):
     rng = Random(seed)
-    config = LookupConfig(k=5, alpha=1, max_requests=max_requests)
+    config = LookupConfig(k=5, alpha=1, max_requests=max_requests, request_timeout_s=2.0)
     lookup = lookup_of(contact_at(2**30), k=5, alpha=1, max_requests=max_requests)
     invented = count(2**29, -1)
 
     # Every answer names nodes that nobody named before and that are nearer than all of those.
-    outcome = run(lookup, config, lambda _: (rng.random(), [contact_at(next(invented)) for _ in range(named)]))
+    outcome = play(
+        lookup,
+        config,
+        lambda _: (rng.random(), [contact_at(next(invented)) for _ in range(named)], False),
+        lambda _: [],
+    )
 
     assert outcome.asked == max_requests
     assert not outcome.complete
@@ -225,13 +248,15 @@ def test_fast_ends_at_the_first_value():
     assert (outcome.found, outcome.complete, outcome.closest) == (True, True, (contact_at(3),))
 
 
-def test_fast_without_a_value_is_strict():
+def test_fast_without_a_value_is_strict_and_then_widens():
     lookup = lookup_of(contact_at(1), contact_at(2), mode=LookupMode.FAST)
     asked_by(lookup)
 
     lookup.on_reply(contact_at(1).id, [], 0.0)
     assert isinstance(lookup.poll(0.0), Wait)
     lookup.on_reply(contact_at(2).id, [], 0.0)
+    assert isinstance(lookup.poll(0.0), Widen)
+    lookup.on_widen([], 0.0)
 
     assert not outcome_of(lookup).found
 
@@ -364,8 +389,8 @@ def test_trace_tells_who_was_asked_and_what_came_of_it():
     outcome = outcome_of(lookup, 3.0)
 
     assert outcome.trace == (
-        TraceStep(1.0, TraceEvent.ASKED, contact_at(1).id, 1),
-        TraceStep(1.0, TraceEvent.ASKED, contact_at(2).id, 1),
+        TraceStep(1.0, TraceEvent.ASKED, contact_at(1).id, 1, 0, Why.NEAREST),
+        TraceStep(1.0, TraceEvent.ASKED, contact_at(2).id, 1, 0, Why.NEAREST),
         TraceStep(1.5, TraceEvent.ANSWERED, contact_at(2).id, 1),
         TraceStep(3.0, TraceEvent.FAILED, contact_at(1).id, 1),
     )
@@ -414,3 +439,273 @@ def test_full_shortlist_drops_the_farthest_unasked():
             asked.append(contact)
             lookup.on_failure(contact.id, 0.0)
     assert asked == [contact_at(1), *far[2:-1]]
+
+
+# Slow answers, and who failed a moment ago
+
+
+def slow_lookup(*seeds: Contact, mode: LookupMode = LookupMode.STRICT, peers: Slow, **config: int) -> Lookup:
+    return Lookup(TARGET, own_id=OWN_ID, seeds=seeds, mode=mode, config=LookupConfig(**config), peers=peers)
+
+
+def test_past_the_short_time_somebody_else_is_asked_and_the_slow_one_may_still_answer():
+    lookup = slow_lookup(contact_at(1), contact_at(2), contact_at(3), alpha=1, peers=Slow())
+    assert asked_by(lookup, 0.0) == (contact_at(1),)
+    assert lookup.poll(0.5) == Wait(1.0)
+
+    assert asked_by(lookup, 1.0) == (contact_at(2),)
+    assert lookup.poll(1.5) == Wait(2.0)
+    lookup.on_reply(contact_at(1).id, [], 1.6)
+    assert lookup.poll(1.6) == Wait(2.0)
+    assert asked_by(lookup, 2.0) == (contact_at(3),)
+    lookup.on_reply(contact_at(3).id, [], 2.1)
+
+    assert lookup.poll(2.1) == Wait(5.0)
+    outcome = outcome_of(lookup, 5.0)
+    assert outcome.closest == (contact_at(1), contact_at(3))
+    assert (outcome.slow, outcome.failed) == (2, 1)
+    assert [step.why for step in outcome.trace if step.why] == [Why.NEAREST, Why.BRANCH, Why.BRANCH]
+
+
+def test_slow_ones_are_bounded_however_many_there_are():
+    seeds = [contact_at(number) for number in range(1, 41)]
+    lookup = slow_lookup(*seeds, k=40, peers=Slow())
+    asked: list[Contact] = []
+
+    now = 0.0
+    while now < 4.0:
+        step = lookup.poll(now)
+        if isinstance(step, Ask):
+            asked += step.contacts
+        else:
+            assert isinstance(step, Wait)
+            now = step.until
+
+    assert len(asked) == 12
+
+
+def test_who_failed_another_lookup_a_moment_ago_is_not_waited_for():
+    lookup = slow_lookup(contact_at(1), contact_at(2), peers=Slow(resting=(contact_at(1),)))
+    assert asked_by(lookup) == (contact_at(2),)
+    lookup.on_reply(contact_at(2).id, [contact_at(1)], 0.0)
+
+    assert outcome_of(lookup).closest == (contact_at(2),)
+
+
+def test_when_nobody_else_answers_those_that_failed_a_moment_ago_are_asked():
+    lookup = slow_lookup(contact_at(1), contact_at(2), peers=Slow(resting=(contact_at(1),)))
+    asked_by(lookup)
+    lookup.on_failure(contact_at(2).id, 0.0)
+
+    assert asked_by(lookup) == (contact_at(1),)
+    lookup.on_reply(contact_at(1).id, [], 0.0)
+    outcome = outcome_of(lookup)
+    assert outcome.closest == (contact_at(1),)
+    assert outcome.trace[2].why is Why.RESTING
+
+
+# The search for a value
+
+
+def region_of(radius: int, k: int = 20) -> Region:
+    return Region(radius, k, Region.unknown(k).floors)
+
+
+def value_lookup(
+    *seeds: Contact, mode: LookupMode, peers: Slow | None = None, radius: int = 100, **config: int
+) -> Lookup:
+    return Lookup(
+        TARGET,
+        own_id=OWN_ID,
+        seeds=seeds,
+        mode=mode,
+        config=LookupConfig(**config),
+        region=region_of(radius),
+        peers=peers,
+    )
+
+
+def test_a_fast_lookup_asks_one_that_needs_no_dial_alone_and_others_once_it_is_slow():
+    seeds = [contact_at(number) for number in (1, 2, 3, 4, 200)]
+    peers = Slow(connected=(seeds[2],))
+    lookup = value_lookup(*seeds, mode=LookupMode.FAST, peers=peers)
+
+    assert asked_by(lookup, 0.0) == (seeds[2],)
+    assert lookup.poll(0.0) == Wait(1.0)
+    assert asked_by(lookup, 1.0) == (seeds[0], seeds[1], seeds[3])
+
+
+def test_inside_the_region_the_least_asked_group_goes_first_then_an_open_session_then_a_fast_answer():
+    one, two, three, four, far = seeds = [contact_at(number) for number in (1, 2, 3, 4, 200)]
+    peers = Slow(connected=(two, three))
+    peers.rtts_s = {two.id: 0.5, three.id: 0.2, one.id: 0.1, four.id: 0.3}
+    peers.groups = {one.addresses: "a", two.addresses: "b", three.addresses: "b", four.addresses: "a"}
+    lookup = value_lookup(*seeds, mode=LookupMode.FAST, peers=peers)
+
+    # `three` is connected and the faster of two; alone in flight. Then nobody of its group: the faster of the others
+    # and, as it needs a dial, who comes next beside it.
+    assert asked_by(lookup) == (three,)
+    lookup.on_reply(three.id, [], 0.0)
+    assert asked_by(lookup) == (one, four, two)
+    lookup.on_reply(one.id, [], 0.0)
+
+    assert asked_by(lookup) == (far,)
+
+
+def test_a_fresh_lookup_ends_with_three_groups_and_names_the_stale():
+    seeds = [contact_at(number) for number in range(1, 8)]
+    peers = Slow()
+    peers.groups = {seeds[0].addresses: "a", seeds[1].addresses: "a"}
+    lookup = value_lookup(*seeds, mode=LookupMode.FRESH, peers=peers, alpha=7)
+    asked_by(lookup)
+
+    for contact, version in zip(seeds[:3], (5, 7, 6), strict=True):
+        lookup.on_found(contact.id, [], 0.0, version=version)
+    assert isinstance(lookup.poll(0.0), Wait)  # two of them are one party
+    lookup.on_reply(seeds[3].id, [], 0.0)
+    lookup.on_found(seeds[4].id, [], 0.0, version=7)
+
+    outcome = outcome_of(lookup)
+    assert (outcome.found, outcome.complete, outcome.newest) == (True, True, 7)
+    assert outcome.stale == (seeds[0], seeds[2], seeds[3])
+
+
+def test_a_fresh_lookup_is_content_with_fewer_groups_where_all_have_answered():
+    seeds = [contact_at(1), contact_at(2)]
+    lookup = value_lookup(*seeds, mode=LookupMode.FRESH)
+    asked_by(lookup)
+
+    for contact in seeds:
+        lookup.on_found(contact.id, [], 0.0, version=1)
+
+    assert outcome_of(lookup).found
+
+
+def finish(lookup: Lookup, holders: tuple[Contact, ...] = ()) -> list[Contact]:
+    """Let everybody answer at once until it is over or wants to widen; who was asked."""
+    asked: list[Contact] = []
+    while isinstance(step := lookup.poll(0.0), Ask):
+        for contact in step.contacts:
+            asked.append(contact)
+            (lookup.on_found if contact in holders else lookup.on_reply)(contact.id, [], 0.0)
+    return asked
+
+
+def test_a_miss_goes_on_over_four_paths_from_contacts_that_nobody_was_asked_for():
+    near = [contact_at(number) for number in range(1, 21)]
+    far = [contact_at(1000 + number) for number in range(60)]
+    lookup = value_lookup(*near, mode=LookupMode.FAST)
+    assert sorted(finish(lookup), key=lambda contact: contact.point) == near
+
+    assert lookup.poll(0.0) == Widen(4 * 10 + 20)
+    lookup.on_widen([*near, *far], 0.0)
+    step = lookup.poll(0.0)
+
+    assert isinstance(step, Ask)
+    assert step.contacts == tuple(far[:4])
+    for contact in step.contacts:
+        lookup.on_reply(contact.id, near, 0.0)
+    assert finish(lookup) == []  # each path has heard of those that answered already
+    outcome = outcome_of(lookup)
+    assert (outcome.found, outcome.complete, outcome.paths) == (False, True, 5)
+
+
+def test_a_miss_with_too_few_answers_inside_the_region_goes_on_over_eight_more_and_says_that_it_is_incomplete():
+    near = [contact_at(number) for number in range(1, 10)]
+    far = [contact_at(1000 + number) for number in range(400)]
+    lookup = value_lookup(*near, mode=LookupMode.FAST)
+    finish(lookup)
+    lookup.on_widen(far, 0.0)
+    finish(lookup)
+
+    assert isinstance(lookup.poll(0.0), Widen)
+    lookup.on_widen(far, 0.0)
+    step = lookup.poll(0.0)
+    assert isinstance(step, Ask)
+    assert len(step.contacts) == 8
+    for contact in step.contacts:
+        lookup.on_reply(contact.id, [], 0.0)
+    finish(lookup)
+
+    outcome = outcome_of(lookup)
+    assert (outcome.complete, outcome.paths) == (False, 13)
+
+
+def test_storers_that_contradict_each_other_make_a_fresh_lookup_look_farther():
+    near = [contact_at(number) for number in range(1, 21)]
+    lookup = value_lookup(*near, mode=LookupMode.FRESH)
+
+    finish(lookup, holders=(near[0], near[4]))
+
+    assert lookup.poll(0.0) == Widen(8 * 10 + 20)
+    lookup.on_widen([], 0.0)
+    outcome = outcome_of(lookup)
+    assert (outcome.found, outcome.stale) == (True, tuple(near[1:4] + near[5:]))
+
+
+def test_a_guarded_lookup_shares_nobody_between_its_paths_and_asks_no_one_on_two():
+    seeds = [contact_at(100 + number) for number in range(40)]
+    lookup = lookup_of(*seeds, mode=LookupMode.GUARDED)
+    first = asked_by(lookup)
+    assert first == tuple(seeds[:4])
+
+    # Two paths are told of the same nearest node: the first to ask it has it, and the other goes on.
+    for contact in first:
+        lookup.on_reply(contact.id, [contact_at(1)], 0.0)
+    second = asked_by(lookup)
+
+    assert second == (contact_at(1), seeds[5], seeds[6], seeds[7])
+
+
+def test_what_a_liar_names_on_one_path_does_not_crowd_out_the_others():
+    seeds = [contact_at(1000 + number) for number in range(8)]
+    lookup = lookup_of(*seeds, mode=LookupMode.GUARDED, k=3, alpha=2, paths=2, max_paths=2)
+    assert asked_by(lookup) == (seeds[0], seeds[1])
+
+    lookup.on_reply(seeds[0].id, [contact_at(number) for number in range(1, 20)], 0.0)
+    lookup.on_reply(seeds[1].id, [contact_at(500)], 0.0)
+
+    assert asked_by(lookup) == (contact_at(1), contact_at(500))
+
+
+# Density and diversity
+
+
+def test_ids_ground_near_the_target_take_no_more_than_their_share():
+    ground = [contact_at(number) for number in range(1, 21)]
+    honest = [contact_at(SPACE // 50 * number) for number in range(1, 50)]
+    lookup = Lookup(
+        TARGET,
+        own_id=OWN_ID,
+        seeds=[*ground, *honest],
+        mode=LookupMode.STRICT,
+        config=LookupConfig(),
+        region=Region.of_radius(SPACE // 50 * 20, 20),
+    )
+
+    asked = finish(lookup)
+
+    assert asked[:3] == ground[:3]
+    assert sum(contact in ground for contact in asked) == 4
+    assert outcome_of(lookup).closest == (*ground[:4], *honest[:16])
+
+
+def test_of_one_group_two_are_asked_and_the_others_only_for_want_of_better():
+    crowd = [contact_at(number) for number in range(1, 6)]
+    other = contact_at(50)
+    peers = Slow()
+    peers.groups = {contact.addresses: "a" for contact in crowd}
+    lookup = slow_lookup(*crowd, other, k=5, peers=peers)
+
+    first = asked_by(lookup)
+    assert first == (crowd[0], crowd[1], other)
+    for contact in first:
+        lookup.on_reply(contact.id, [], 0.0)
+
+    # Three of five have answered: two of those that were skipped fill the places.
+    assert asked_by(lookup) == (crowd[2], crowd[3])
+    for contact in crowd[2:4]:
+        lookup.on_reply(contact.id, [], 0.0)
+    outcome = outcome_of(lookup)
+    assert outcome.closest == (*crowd[:4], other)
+    assert outcome.trace[-1].event is TraceEvent.ANSWERED

@@ -560,7 +560,7 @@ def test_a_record_survives_all_its_first_storers_when_newcomers_came_before_they
             _, client = await swarm.join(owner)
             report = await publish(owner, client, life_s=3000)
             first_storers = [host for host, node in swarm.members if len(node.store)]
-            assert (report.stored, len(first_storers)) == (4, 4)
+            assert report.stored == len(first_storers) >= 4
 
             newcomers = await swarm.add(36)
             await asyncio.sleep(60)

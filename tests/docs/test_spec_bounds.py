@@ -7,7 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from dht import admission, contact, lookup, messages, node, quotas, reading, records, responder, sqlite_store, values
+from dht import (
+    admission,
+    contact,
+    lookup,
+    messages,
+    node,
+    quotas,
+    reading,
+    records,
+    region,
+    responder,
+    round_trips,
+    sqlite_store,
+    values,
+)
 from dht.agents import index, record
 from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
@@ -31,7 +45,9 @@ MODULES = (
     reading,
     record,
     records,
+    region,
     responder,
+    round_trips,
     session,
     spoken,
     sqlite_store,
