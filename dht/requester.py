@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from dht.config import DHTConfig
 from dht.contact import Contact, shared_contact
+from dht.dial_policy import DialDecision, DialPolicy
 from dht.keyspace import Key
 from dht.lookup import Ask, Finished, Lookup, LookupMode, LookupOutcome, TraceEvent, Wait
 from dht.messages import (
@@ -40,6 +42,7 @@ from synapse_p2p.peers import Host, ProvedPeer
 from synapse_p2p.protocol.session import Code
 
 T = TypeVar("T")
+Naming = TypeVar("Naming", FindNodeAnswer, FindValueAnswer, StoreAnswer, ExchangeAnswer)  # answers that name contacts
 
 UNREACHABLE = (PeerUnavailable, Timeout, HandshakeFailed)
 """What a request raises when nobody with that id answered: evidence against the contact."""
@@ -57,6 +60,7 @@ class Requester:
         host: Host,
         table: RoutingTable,
         config: DHTConfig,
+        dial_policy: DialPolicy,
         *,
         on_added: Callable[[Contact], None],
         on_candidate: Callable[[Contact], None],
@@ -64,6 +68,7 @@ class Requester:
         self._host = host
         self._table = table
         self._config = config
+        self._dial_policy = dial_policy
         self._on_added = on_added
         self._on_candidate = on_candidate
 
@@ -74,20 +79,24 @@ class Requester:
         return await self._request(contact, "_dht.ping", {}, PingAnswer.from_map)
 
     async def find_node(self, contact: Contact, target: Key) -> FindNodeAnswer:
-        """Whom `contact` knows near `target`."""
-        return await self._request(contact, "_dht.find_node", FindNode(target).to_map(), FindNodeAnswer.from_map)
+        """Whom `contact` knows near `target`, of those that may be dialed on its word; so it is for every answer."""
+        answer = await self._request(contact, "_dht.find_node", FindNode(target).to_map(), FindNodeAnswer.from_map)
+        return self._usable(answer, contact)
 
     async def find_value(self, contact: Contact, request: FindValue) -> FindValueAnswer:
         """What `contact` holds under a key, and whom it knows near it."""
-        return await self._request(contact, "_dht.find_value", request.to_map(), FindValueAnswer.from_map)
+        answer = await self._request(contact, "_dht.find_value", request.to_map(), FindValueAnswer.from_map)
+        return self._usable(answer, contact)
 
     async def store(self, contact: Contact, request: Store) -> StoreAnswer:
         """Ask `contact` to keep a record."""
-        return await self._request(contact, "_dht.store", request.to_map(), StoreAnswer.from_map)
+        answer = await self._request(contact, "_dht.store", request.to_map(), StoreAnswer.from_map)
+        return self._usable(answer, contact)
 
     async def exchange(self, contact: Contact, count: int) -> ExchangeAnswer:
         """Some peers that `contact` knows, at random."""
-        return await self._request(contact, "_dht.exchange", Exchange(count).to_map(), ExchangeAnswer.from_map)
+        answer = await self._request(contact, "_dht.exchange", Exchange(count).to_map(), ExchangeAnswer.from_map)
+        return self._usable(answer, contact, max_addresses=self._config.dial.max_exchange_addresses)
 
     async def connect_seed(self, address: str, expected_id: bytes | None) -> ProvedPeer:
         """A session with whoever listens there. Whether that is a member of a swarm is still to be asked."""
@@ -134,10 +143,37 @@ class Requester:
             run = _Run(lookup, ask or find_node, scope, self._host.runtime.now, on_silence=self._on_failure)
             return await run.outcome()
 
+    def _usable(self, answer: Naming, contact: Contact, *, max_addresses: int | None = None) -> Naming:
+        informer = self._table.get(contact.id) or contact
+        address = informer.addresses[0] if informer.addresses else ""
+        usable = self._dial_policy.usable(answer.contacts, address, max_addresses=max_addresses)
+        return answer if usable is answer.contacts else replace(answer, contacts=tuple(usable))
+
+    def _dialable(self, contact: Contact) -> Contact:
+        """A contact with the addresses that may be dialed now. Raises PeerUnavailable when none may."""
+        now = self._host.runtime.now()
+        decisions = [(address, self._dial_policy.may_dial(address, now)) for address in contact.addresses]
+        addresses = tuple(address for address, decision in decisions if decision is DialDecision.DIAL)
+        if addresses == contact.addresses:
+            return contact
+        if not addresses:
+            reasons = "; ".join(f"{address}: {decision.value}" for address, decision in decisions)
+            raise PeerUnavailable(f"not dialed, {reasons}", was_tried=False)
+        return shared_contact(contact.id, addresses)
+
+    def _give_back(self, contact: Contact) -> None:
+        """A dial was welcome: the shares of the address that answered, and of those behind it, which were not tried."""
+        proved = self._host.peers.proved_addresses(contact.id)[:1]
+        if proved and proved[0] in contact.addresses:
+            for address in contact.addresses[contact.addresses.index(proved[0]) :]:
+                self._dial_policy.on_proved(address)
+
     async def _request(self, contact: Contact, endpoint: str, request: dict[str, Any], read: Callable[[Any], T]) -> T:
         # The address that we proved goes before one that somebody named: else a liar could have us fail to reach a
         # good contact where it never was, and evict it.
-        contact = self._table.get(contact.id) or contact
+        proved = self._table.get(contact.id)
+        is_hearsay = proved is None and not self._host.peers.is_connected(contact.id)
+        contact = self._dialable(contact) if is_hearsay else proved or contact
         try:
             answer = read(
                 await self._host.peers.call(contact, endpoint, request, timeout_s=self._config.lookup.request_timeout_s)
@@ -150,6 +186,9 @@ class Requester:
             if error.code != Code.BUSY:  # one that has much to do is a good contact all the same
                 self._on_failure(contact)
             raise
+        finally:
+            if is_hearsay:
+                self._give_back(contact)
         addresses = self._host.peers.proved_addresses(contact.id)
         if addresses:
             self._observe(contact if contact.addresses == addresses else shared_contact(contact.id, addresses))

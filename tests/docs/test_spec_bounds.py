@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dht import admission, contact, lookup, messages, node
+from dht import admission, contact, dial_policy, lookup, messages, node
 from dht.agents import index, record
-from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
+from dht.config import DHTConfig, DialConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
 from synapse_p2p.protocol import channel, handshake, session, wire
@@ -22,6 +22,7 @@ MODULES = (
     capability,
     channel,
     contact,
+    dial_policy,
     handshake,
     index,
     lookup,
@@ -32,7 +33,7 @@ MODULES = (
     spoken,
     wire,
 )
-CONFIGS = (DHTConfig, LookupConfig, PoolConfig, RecordConfig, RoutingConfig, ServerConfig, SessionConfig)
+CONFIGS = (DHTConfig, DialConfig, LookupConfig, PoolConfig, RecordConfig, RoutingConfig, ServerConfig, SessionConfig)
 OWNERS = {module.__name__.rpartition(".")[2]: module for module in MODULES} | {cls.__name__: cls() for cls in CONFIGS}
 UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}
 
