@@ -45,6 +45,7 @@ compat: $(VENV)/.dev
 	PYTHONDEVMODE=1 $(PY) -m pytest tests/compat
 
 bench: $(VENV)/.core
+	$(PY) -m benchmarks.routing
 	$(PY) -m benchmarks.rpc
 
 check: $(VENV)/.dev

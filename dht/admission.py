@@ -10,29 +10,45 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from dht.contact import Contact
+from synapse_p2p.transport.base import parse_address
+from synapse_p2p.trust import TrustConfig, machine_of
 
 MAX_WAITING = 64
 """Candidates that wait for a check dial; one more is forgotten, and comes again when it asks again."""
 MAX_REMEMBERED = 1024
-"""Addresses of which the last check dial is remembered; past it the oldest goes."""
+"""Addresses, and sources, of which the last check dial is remembered; past it the oldest goes."""
 
 
 class Candidates:
-    """Those who want to be contacts, in the order in which they came."""
+    """Those who want to be contacts, in the order in which they came.
 
-    def __init__(self, *, pause_s: float) -> None:
+    A candidate's first address is where it was seen, with the port that it announced: nobody has us dial a third party.
+    Of one source, that is a host that `trust` does not exempt, one at a time waits.
+    """
+
+    def __init__(self, *, pause_s: float, source_pause_s: float = 1.0, trust: TrustConfig | None = None) -> None:
         self._pause_s = pause_s
+        self._source_pause_s = source_pause_s
+        self._trust = trust or TrustConfig()
         self._waiting: OrderedDict[str, Contact] = OrderedDict()  # by the address to dial
+        self._waiting_sources: set[str] = set()
         self._dialed_at: OrderedDict[str, float] = OrderedDict()
+        self._source_dialed_at: OrderedDict[str, float] = OrderedDict()
 
     def offer(self, contact: Contact, now: float) -> bool:
         """Remember a candidate by its first address; whether it waits now for a check dial."""
         address = contact.addresses[0]
-        last = self._dialed_at.get(address)
-        if last is not None and now - last < self._pause_s:
+        if _is_within(self._dialed_at, address, now - self._pause_s):
             return False
         if address in self._waiting or len(self._waiting) >= MAX_WAITING:
             return False
+        source = self._source_of(address)
+        if source is not None:
+            if source in self._waiting_sources:
+                return False
+            if _is_within(self._source_dialed_at, source, now - self._source_pause_s):
+                return False
+            self._waiting_sources.add(source)
         self._waiting[address] = contact
         return True
 
@@ -41,10 +57,11 @@ class Candidates:
         if not self._waiting:
             return None
         address, contact = self._waiting.popitem(last=False)
-        self._dialed_at[address] = now
-        self._dialed_at.move_to_end(address)
-        if len(self._dialed_at) > MAX_REMEMBERED:
-            self._dialed_at.popitem(last=False)
+        _note(self._dialed_at, address, now)
+        source = self._source_of(address)
+        if source is not None:
+            self._waiting_sources.discard(source)
+            _note(self._source_dialed_at, source, now)
         return contact
 
     def __len__(self) -> int:
@@ -54,3 +71,24 @@ class Candidates:
         """Assert the bounds; for tests."""
         assert len(self._waiting) <= MAX_WAITING
         assert len(self._dialed_at) <= MAX_REMEMBERED
+        assert len(self._source_dialed_at) <= MAX_REMEMBERED
+        sources = [source for source in map(self._source_of, self._waiting) if source is not None]
+        assert len(set(sources)) == len(sources)
+        assert set(sources) == self._waiting_sources
+
+    def _source_of(self, address: str) -> str | None:
+        """What of an address is counted as one; None for an exempt host."""
+        host, _ = parse_address(address)
+        return None if self._trust.is_exempt(host) else machine_of(host)
+
+
+def _is_within(times: OrderedDict[str, float], name: str, since: float) -> bool:
+    last = times.get(name)
+    return last is not None and last > since
+
+
+def _note(times: OrderedDict[str, float], name: str, now: float) -> None:
+    times[name] = now
+    times.move_to_end(name)
+    if len(times) > MAX_REMEMBERED:
+        times.popitem(last=False)

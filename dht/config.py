@@ -57,9 +57,32 @@ class RoutingConfig:
     k: int = 20  # per k-bucket, and as many waiting: so many rarely leave within an hour; section 2.2
     max_failures: int = 2  # a single lost reply must not cost a long-lived contact its place; section 4.1
     stale_after_s: float = 900.0  # unseen this long, a contact is asked whether it lives
+    max_per_next_bits: int = 5  # of a far k-bucket's contacts share their next 3 bits: shorter paths, broken clusters
+    max_group_per_bucket: int = 2  # of one /24, in IPv6 one /48; this and what follows are about hosts not exempt
+    max_group: int = 4  # of one /24 (/48) in the whole table: half of it takes an attacker fifteen of them
+    max_wide_group: int = 8  # of one /16 (/32) in the whole table
 
     def __post_init__(self) -> None:
         _all_positive(self)
+
+
+@dataclass(frozen=True, slots=True)
+class DialConfig:
+    """How much strangers' word makes us dial; addresses that `TrustConfig` exempts are not counted."""
+
+    min_port: int = 1024  # below it are the services of machines that have nothing to do with us
+    low_ports: tuple[int, ...] = ()  # below `min_port`, dialed all the same
+    max_exchange_addresses: int = 20  # used of one answer to a peer exchange
+    max_dials_per_informer: int = 20  # at once: a join through one seed that names twenty
+    informer_dials_per_s: float = 1.0  # and then
+    max_dials_per_host: int = 3  # unproved, of one host in an hour: what a bystander whose address is named feels
+    max_dials_per_minute: int = 60  # unproved, in all
+
+    def __post_init__(self) -> None:
+        _all_positive(self)
+        for port in self.low_ports:
+            if not 0 < port < self.min_port:
+                raise ConfigError(f"DialConfig.low_ports has {port}; it is for ports 1 to {self.min_port - 1}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +146,13 @@ class DHTConfig:
 
     lookup: LookupConfig = field(default_factory=LookupConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
+    dial: DialConfig = field(default_factory=DialConfig)
     records: RecordConfig = field(default_factory=RecordConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     refresh_s: float = 3600.0  # a k-bucket that no lookup went through this long gets one; section 2.3
     liveness_s: float = 60.0  # between looks for stale contacts to ask
     check_dial_pause_s: float = 600.0  # one address is check-dialed at most this often, whoever announces it
+    check_dial_source_pause_s: float = 1.0  # and one host that is not exempt, whatever ports it announces
     join_retry_min_s: float = 1.0  # after a join that reached no seed, wait this long ...
     join_retry_max_s: float = 60.0  # ... doubling up to this
     renew_fraction: float = 0.5  # of the lease: one renewal may be lost and the record still lives
@@ -143,7 +168,9 @@ class DHTConfig:
             )
 
 
-def _all_positive(config: LookupConfig | RoutingConfig | RecordConfig | HealthConfig | DHTConfig) -> None:
+def _all_positive(
+    config: LookupConfig | RoutingConfig | DialConfig | RecordConfig | HealthConfig | DHTConfig,
+) -> None:
     for knob in fields(config):
         value = getattr(config, knob.name)
         # `not value > 0` rather than `value <= 0`: it refuses NaN as well.

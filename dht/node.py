@@ -14,13 +14,14 @@ from dht.agents.record import AgentRecord, NewestSeen
 from dht.bootstrap import Bootstrap, JoinReport, SeedAddress, SeedState
 from dht.config import DHTConfig
 from dht.contact import Contact
+from dht.dial_policy import DialDecision, DialPolicy
 from dht.exceptions import RecordRefused
 from dht.keyspace import KEY_SIZE_BYTES, Key, distance
 from dht.lookup import LookupMode, LookupOutcome
 from dht.maintenance import Maintenance
 from dht.messages import FindValue, Store
 from dht.records import RecordKind
-from dht.region import SPACE, GroupOf, RegionEstimate, groups_of
+from dht.region import SPACE, RegionEstimate, groups_of
 from dht.requester import UNREACHABLE, Requester
 from dht.responder import Responder
 from dht.routing import RoutingTable
@@ -29,7 +30,6 @@ from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host
-from synapse_p2p.trust import TrustConfig
 
 NONCE_SIZE_BYTES = 8
 OFFERING_STORERS = 3
@@ -91,9 +91,6 @@ class DHTNode:
 
     A host without an address that others can dial makes a client: it asks, stores for nobody and enters no routing
     table.
-
-    `group_of` says which contacts are one party; by default each /24, where no private or loopback address is
-    concerned.
     """
 
     def __init__(
@@ -102,22 +99,27 @@ class DHTNode:
         *,
         config: DHTConfig | None = None,
         store: RecordStore | None = None,
-        group_of: GroupOf | None = None,
     ) -> None:
         self._host = host
         self._config = config or DHTConfig()
-        self.routing_table = RoutingTable(host.identity.node_id, self._config.routing)
+        self.routing_table = RoutingTable(host.identity.node_id, self._config.routing, host.trust)
         self.store: RecordStore = MemoryRecordStore(self._config.records) if store is None else store
-        self._candidates = Candidates(pause_s=self._config.check_dial_pause_s)
+        self._dial_policy = DialPolicy(self._config.dial, host.trust, own_addresses=lambda: host.advertised_addresses)
+        self._candidates = Candidates(
+            pause_s=self._config.check_dial_pause_s,
+            source_pause_s=self._config.check_dial_source_pause_s,
+            trust=host.trust,
+        )
         self._newest_seen = NewestSeen()
-        group_of = group_of or groups_of(TrustConfig())
+        group_of = groups_of(host.trust)
         self.estimate = RegionEstimate(host.identity.node_id, self._config.lookup)
         self._requester = Requester(
             host,
             self.routing_table,
             self._config,
+            self._dial_policy,
             on_added=self._on_added,
-            on_candidate=self._on_candidate,
+            on_candidate=self._on_heard,
             estimate=self.estimate,
             group_of=group_of,
         )
@@ -127,6 +129,7 @@ class DHTNode:
             self.store,
             self._config,
             on_candidate=self._on_candidate,
+            trust=host.trust,
             estimate=self.estimate,
             group_of=group_of,
         )
@@ -271,22 +274,40 @@ class DHTNode:
 
     # What a newcomer brings about
 
-    def _on_candidate(self, contact: Contact) -> None:
-        """Somebody was heard of, or heard from, whose address no dial of ours has proved."""
+    def _on_heard(self, contact: Contact) -> None:
+        """Somebody answered over a session that no dial of ours opened. Where we know it to listen, it lives there.
+
+        Where others say that it listens proves nothing and is not dialed: it is a candidate when it asks us something.
+        """
         known = self.routing_table.get(contact.id)
         if known is not None and known.addresses[:1] == contact.addresses[:1]:
             self._requester.on_heard_from(known)
             self.routing_table.observe(known, self._host.runtime.now())
-        elif (known is not None or self.routing_table.has_room(contact.id)) and self._scope is not None:
-            self._candidates.offer(contact, self._host.runtime.now())
+
+    def _on_candidate(self, contact: Contact) -> None:
+        """Somebody asked us something who listens where it was seen, as it says. A check dial has to prove that."""
+        now = self._host.runtime.now()
+        known = self.routing_table.get(contact.id)
+        if known is not None and known.addresses[:1] == contact.addresses[:1]:
+            self.routing_table.observe(known, now)
+        elif self._scope is not None and (known is not None or self.routing_table.has_room(contact)):
+            self._candidates.offer(contact, now)
             if len(self._candidates) > self._check_dials and self._check_dials < MAX_CHECK_DIALS_AT_ONCE:
                 self._check_dials += 1
                 self._scope.spawn(self._check_candidates(), name="check dials")
 
+    def _is_wanted(self, contact: Contact) -> bool:
+        """Whether a candidate is dialed now that it is its turn: others may have come in meanwhile."""
+        if not self.routing_table.has_room(contact) and contact.id not in self.routing_table:
+            return False
+        address = contact.addresses[0]
+        return self._dial_policy.judge(address, informer=address) is DialDecision.DIAL
+
     async def _check_candidates(self) -> None:
         try:
             while (contact := self._candidates.take(self._host.runtime.now())) is not None:
-                await self._requester.check_dial(contact)
+                if self._is_wanted(contact):
+                    await self._requester.check_dial(contact)
         finally:
             self._check_dials -= 1
 

@@ -45,10 +45,8 @@ GroupOf: TypeAlias = Callable[[tuple[str, ...]], str | None]
 
 
 @lru_cache(maxsize=16)
-def groups_of(trust: TrustConfig, *, has_network_key: bool = False) -> GroupOf:
-    """Who counts as one party under `trust`. With a network key nobody is a stranger, and each stands for himself."""
-    if has_network_key:
-        return every_one_alone
+def groups_of(trust: TrustConfig) -> GroupOf:
+    """Who counts as one party under `trust`."""
 
     # Shared by all nodes of a process, and called for every contact of every answer.
     @lru_cache(maxsize=MAX_GROUPS)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 from dht.config import DHTConfig
 from dht.contact import Contact, shared_contact
+from dht.dial_policy import DialDecision, DialPolicy
 from dht.keyspace import Key
 from dht.lookup import Ask, Finished, Lookup, LookupMode, LookupOutcome, TraceEvent, Wait, Widen
 from dht.messages import (
@@ -44,6 +46,7 @@ from synapse_p2p.peers import Host, ProvedPeer
 from synapse_p2p.protocol.session import Code
 
 T = TypeVar("T")
+Naming = TypeVar("Naming", FindNodeAnswer, FindValueAnswer, StoreAnswer, ExchangeAnswer)  # answers that name contacts
 
 Answer = tuple[Sequence[Contact], bool] | tuple[Sequence[Contact], bool, int]
 """Of one contact in a lookup: whom it named, whether it holds what is sought, and which version of it."""
@@ -66,6 +69,7 @@ class Requester:
         host: Host,
         table: RoutingTable,
         config: DHTConfig,
+        dial_policy: DialPolicy,
         *,
         on_added: Callable[[Contact], None],
         on_candidate: Callable[[Contact], None],
@@ -75,6 +79,7 @@ class Requester:
         self._host = host
         self._table = table
         self._config = config
+        self._dial_policy = dial_policy
         self._on_added = on_added
         self._on_candidate = on_candidate
         self._estimate = estimate or RegionEstimate(host.identity.node_id, config.lookup)
@@ -91,21 +96,27 @@ class Requester:
         return await self._request(contact, "_dht.ping", {}, PingAnswer.from_map)
 
     async def find_node(self, contact: Contact, target: Key, radius: Key | None = None) -> FindNodeAnswer:
-        """Whom `contact` knows near `target`: all within `radius`, a distance, and some more."""
+        """Whom `contact` knows near `target`: all within `radius`, a distance, and some more. Of any answer only
+        those come back who may be dialed on its word.
+        """
         request = FindNode(target, radius).to_map()
-        return await self._request(contact, "_dht.find_node", request, FindNodeAnswer.from_map)
+        answer = await self._request(contact, "_dht.find_node", request, FindNodeAnswer.from_map)
+        return self._usable(answer, contact)
 
     async def find_value(self, contact: Contact, request: FindValue) -> FindValueAnswer:
         """What `contact` holds under a key, and whom it knows near it."""
-        return await self._request(contact, "_dht.find_value", request.to_map(), FindValueAnswer.from_map)
+        answer = await self._request(contact, "_dht.find_value", request.to_map(), FindValueAnswer.from_map)
+        return self._usable(answer, contact)
 
     async def store(self, contact: Contact, request: Store) -> StoreAnswer:
         """Ask `contact` to keep a record."""
-        return await self._request(contact, "_dht.store", request.to_map(), StoreAnswer.from_map)
+        answer = await self._request(contact, "_dht.store", request.to_map(), StoreAnswer.from_map)
+        return self._usable(answer, contact)
 
     async def exchange(self, contact: Contact, count: int) -> ExchangeAnswer:
         """Some peers that `contact` knows, at random."""
-        return await self._request(contact, "_dht.exchange", Exchange(count).to_map(), ExchangeAnswer.from_map)
+        answer = await self._request(contact, "_dht.exchange", Exchange(count).to_map(), ExchangeAnswer.from_map)
+        return self._usable(answer, contact, max_addresses=self._config.dial.max_exchange_addresses)
 
     async def connect_seed(self, address: str, expected_id: bytes | None) -> ProvedPeer:
         """A session with whoever listens there. Whether that is a member of a swarm is still to be asked."""
@@ -194,12 +205,39 @@ class Requester:
             if not turn.users:
                 del self._turns[key]
 
+    def _usable(self, answer: Naming, contact: Contact, *, max_addresses: int | None = None) -> Naming:
+        informer = self._table.get(contact.id) or contact
+        address = informer.addresses[0] if informer.addresses else ""
+        usable = self._dial_policy.usable(answer.contacts, address, max_addresses=max_addresses)
+        return answer if usable is answer.contacts else replace(answer, contacts=tuple(usable))
+
+    def _dialable(self, contact: Contact) -> Contact:
+        """A contact with the addresses that may be dialed now. Raises PeerUnavailable when none may."""
+        now = self._host.runtime.now()
+        decisions = [(address, self._dial_policy.may_dial(address, now)) for address in contact.addresses]
+        addresses = tuple(address for address, decision in decisions if decision is DialDecision.DIAL)
+        if addresses == contact.addresses:
+            return contact
+        if not addresses:
+            reasons = "; ".join(f"{address}: {decision.value}" for address, decision in decisions)
+            raise PeerUnavailable(f"not dialed, {reasons}", was_tried=False)
+        return shared_contact(contact.id, addresses)
+
+    def _give_back(self, contact: Contact) -> None:
+        """A dial was welcome: the shares of the address that answered, and of those behind it, which were not tried."""
+        proved = self._host.peers.proved_addresses(contact.id)[:1]
+        if proved and proved[0] in contact.addresses:
+            for address in contact.addresses[contact.addresses.index(proved[0]) :]:
+                self._dial_policy.on_proved(address)
+
     async def _request(self, contact: Contact, endpoint: str, request: dict[str, Any], read: Callable[[Any], T]) -> T:
         # The address that we proved goes before one that somebody named: else a liar could have us fail to reach a
         # good contact where it never was, and evict it.
-        contact = self._table.get(contact.id) or contact
         peers, now = self._host.peers, self._host.runtime.now
         was_connected = peers.is_connected(contact.id)
+        proved = self._table.get(contact.id)
+        is_hearsay = proved is None and not was_connected
+        contact = self._dialable(contact) if is_hearsay else proved or contact
         _, timeout_s = self._round_trips.timeouts_s(contact.id, is_connected=was_connected)
         asked_at = now()
         try:
@@ -212,6 +250,9 @@ class Requester:
             if error.code != Code.BUSY:  # one that has much to do is a good contact all the same
                 self._on_failure(contact)
             raise
+        finally:
+            if is_hearsay:
+                self._give_back(contact)
         self._round_trips.on_answer(contact.id, now() - asked_at, was_connected=was_connected)
         addresses = peers.proved_addresses(contact.id)
         if addresses:

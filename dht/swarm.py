@@ -26,7 +26,6 @@ from dht.kept_identity import KeptIdentity
 from dht.lookup import LookupMode
 from dht.node import DHTNode, ProvidersFound
 from dht.publishing import Offer, Publishing
-from dht.region import groups_of
 from dht.requester import UNREACHABLE
 from dht.results import Answer, FindResult, FoundAgent, SwarmMode, SwarmStatus
 from synapse_p2p.agent import AgentNode
@@ -190,8 +189,7 @@ class Swarm:
         if self._is_node:
             await self._server.start()
         server = self._server
-        groups = groups_of(server.config.trust, has_network_key=server.network_key is not None)
-        node = self._node = DHTNode(server, config=self._config.dht, group_of=groups)
+        node = self._node = DHTNode(server, config=self._config.dht)
         if not scope.is_closed:
             await node.start()
             joining = scope.spawn(self._join_until_joined(node), name="join")

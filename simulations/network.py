@@ -120,6 +120,7 @@ class VirtualHost(Station):
         super().__init__(network, network.config, identity, runtime, source_address, address, network_name)
         self.network = network
         self.advertised_addresses = (address,) if address else ()
+        self.trust = network.config.trust
         self.peers = self.sessions = VirtualPool(self, network.at)
 
     def __repr__(self) -> str:

@@ -15,6 +15,7 @@ from synapse_p2p.context import CallContext
 from synapse_p2p.identity import Identity, NodeID
 from synapse_p2p.peers import Host, KnownPeer, PeerCaller, ProvedPeer
 from synapse_p2p.runtime import Runtime
+from synapse_p2p.trust import TrustConfig
 
 
 class WatchedStore(MemoryRecordStore):
@@ -54,6 +55,10 @@ class WatchedHost:
     @property
     def advertised_addresses(self) -> tuple[str, ...]:
         return self._host.advertised_addresses
+
+    @property
+    def trust(self) -> TrustConfig:
+        return self._host.trust
 
     def mount(self, prefix: str, endpoints: Mapping[str, Callable[[Mapping[str, Any], CallContext], Any]]) -> None:
         self._host.mount(prefix, endpoints)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from synapse_p2p.context import CallContext
 from synapse_p2p.identity import Identity, NodeID
 from synapse_p2p.runtime import Runtime
+from synapse_p2p.trust import TrustConfig
 
 
 class KnownPeer(Protocol):
@@ -100,6 +101,11 @@ class Host(Protocol):
     @property
     def advertised_addresses(self) -> tuple[str, ...]:
         """Where others can dial it; empty for a client."""
+        ...
+
+    @property
+    def trust(self) -> TrustConfig:
+        """Which hosts limits by place do not count: all of them in a network with a key."""
         ...
 
     def mount(self, prefix: str, endpoints: Mapping[str, Callable[[Mapping[str, Any], CallContext], Any]]) -> None:

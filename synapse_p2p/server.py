@@ -31,6 +31,7 @@ from synapse_p2p.transport.base import ByteStream, Listener, Transport, format_a
 from synapse_p2p.transport.plain_connection import SESSION_FIRST_BYTE, PlainConnections, serve_streams
 from synapse_p2p.transport.pool import SessionPool
 from synapse_p2p.transport.tcp import TcpTransport
+from synapse_p2p.trust import TrustConfig
 from synapse_p2p.types import BackgroundTask
 from synapse_p2p.version import installed_version
 
@@ -228,6 +229,11 @@ class Server:
             return (format_address(host, port),)
         seen = self.sessions.seen_hosts().most_common(1)
         return (format_address(seen[0][0], port),) if seen else ()
+
+    @property
+    def trust(self) -> TrustConfig:
+        """Which hosts limits by place do not count: all of them where a network key keeps strangers out."""
+        return self.config.trust if self.network_key is None else TrustConfig.everybody()
 
     def move_to(self, transport: Transport, runtime: Runtime) -> None:
         """Live on another transport, by another clock and chance: so a simulation takes in a server of the user's.

@@ -30,6 +30,7 @@ from synapse_p2p.server import STOP_GRACE_S
 from synapse_p2p.transport.base import ByteStream, Transport
 from synapse_p2p.transport.memory import MemoryTransport
 from synapse_p2p.transport.tcp import TcpTransport
+from synapse_p2p.trust import TrustConfig
 from synapse_p2p.types import Node
 
 T = TypeVar("T")
@@ -1009,3 +1010,10 @@ async def test_callers_come_over_ipv6_too():
     await server.stop()
 
     assert answer == seen[0] == "::1"
+
+
+def test_limits_by_place_follow_the_settings_and_end_where_a_key_keeps_strangers_out():
+    config = ServerConfig(pool=dataclasses.replace(ServerConfig().pool, trust=TrustConfig(private=False)))
+
+    assert Server(config=config).trust == TrustConfig(private=False)
+    assert Server(config=config, network_key=bytes(32)).trust == TrustConfig.everybody()

@@ -93,6 +93,39 @@ def test_two_ipv6_hosts_are_one_party_when_they_share_48_bits_and_one_machine_wh
 
 
 @given(V4, V4)
+def test_two_ipv4_hosts_have_one_provider_when_they_share_16_bits(one: str, other: str):
+    shares = one.split(".")[:2] == other.split(".")[:2]
+
+    assert (NOBODY.wide_group_of(one) == NOBODY.wide_group_of(other)) == shares
+    assert NOBODY.group_of(one) != NOBODY.wide_group_of(one), "the two are counted in one place"
+
+
+@given(V6, st.integers(0, 127))
+def test_two_ipv6_hosts_have_one_provider_when_they_share_32_bits(one: str, bit: int):
+    other = str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(one)) ^ (1 << (127 - bit))))
+    if any(getattr(ipaddress.ip_address(host), "ipv4_mapped", None) for host in (one, other)):
+        return
+
+    assert (NOBODY.wide_group_of(one) == NOBODY.wide_group_of(other)) == (bit >= 32)
+
+
+@given(V4 | V6)
+def test_groups_are_networks_as_they_are_written(host: str):
+    address = ipaddress.ip_address(host)
+    address = getattr(address, "ipv4_mapped", None) or address
+    narrow, wide = (24, 16) if address.version == 4 else (48, 32)
+
+    assert NOBODY.group_of(host) == str(ipaddress.ip_network(f"{address}/{narrow}", strict=False))
+    assert NOBODY.wide_group_of(host) == str(ipaddress.ip_network(f"{address}/{wide}", strict=False))
+
+
+@given(V4 | V6)
+def test_everybody_is_everybody(host: str):
+    assert TrustConfig.everybody().is_exempt(host)
+    assert TrustConfig.everybody() == TrustConfig.everybody()
+
+
+@given(V4, V4)
 def test_an_ipv4_address_is_one_machine_however_it_is_written(one: str, other: str):
     assert machine_of(one) == machine_of(f"::ffff:{one}")
     assert (machine_of(one) == machine_of(other)) == (one == other)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.admission import MAX_REMEMBERED, MAX_WAITING, Candidates
 from dht.contact import Contact
+from synapse_p2p.trust import TrustConfig
 
 
 def make_contact(number: int) -> Contact:
@@ -39,7 +41,7 @@ def test_another_id_at_the_same_address_does_not_get_round_the_pause():
 
 @given(st.lists(st.tuples(st.integers(0, 3000), st.booleans()), max_size=300))
 def test_what_strangers_can_make_us_remember_is_bounded(steps: list[tuple[int, bool]]):
-    candidates = Candidates(pause_s=10)
+    candidates = Candidates(pause_s=10, source_pause_s=3, trust=NOBODY)
 
     for now, (number, takes) in enumerate(steps):
         candidates.offer(make_contact(number), now=now)
@@ -58,3 +60,41 @@ def test_the_oldest_check_dial_is_forgotten_first():
     assert candidates.offer(make_contact(0), now=0)
     assert not candidates.offer(make_contact(1), now=0)
     assert len(candidates) == 1 <= MAX_WAITING
+
+
+NOBODY = TrustConfig(loopback=False, private=False)
+
+
+def at(address: str, number: int = 1) -> Contact:
+    return Contact(number.to_bytes(32, "big"), (address,))
+
+
+@pytest.mark.parametrize("source", ["8.8.8.8:{}", "[2a01:4f8:1:2::{}]:9000", "127.0.0.1:{}"])
+def test_one_source_gets_a_check_dial_a_second_whatever_ports_it_announces(source: str):
+    candidates = Candidates(pause_s=600, trust=NOBODY)
+    addresses = [source.format(9000 + number) for number in range(4)]
+
+    assert candidates.offer(at(addresses[0]), now=0)
+    assert not candidates.offer(at(addresses[1]), now=0), "one of a source waits"
+    candidates.take(now=5)
+    assert not candidates.offer(at(addresses[1]), now=5.9)
+    assert candidates.offer(at(addresses[1]), now=6)
+
+
+def test_sources_do_not_wait_for_each_other_and_exempt_ones_for_nothing():
+    strict = Candidates(pause_s=600, trust=NOBODY)
+    lenient = Candidates(pause_s=600)
+
+    assert all(strict.offer(at(f"8.8.8.{number}:9000"), now=0) for number in range(20))
+    assert all(lenient.offer(at(f"127.0.0.1:{9000 + number}"), now=0) for number in range(20))
+
+
+def test_a_flood_from_one_source_takes_one_of_the_places_to_wait():
+    candidates = Candidates(pause_s=600, trust=NOBODY)
+
+    for number in range(1000):
+        candidates.offer(at(f"66.6.6.6:{9000 + number}", number), now=0)
+
+    assert len(candidates) == 1
+    assert candidates.offer(at("8.8.8.8:9000"), now=0)
+    candidates.check_invariants()

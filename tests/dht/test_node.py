@@ -285,6 +285,56 @@ def test_nobody_is_dialed_for_whom_there_is_no_room():
     run(main())
 
 
+def dials_of(swarm: Swarm, source: VirtualHost) -> list[bytes]:
+    """Fills with the ids that this host dials from now on; also with those whose dials it takes."""
+    dials: list[bytes] = []
+    swarm.network.digest.add_message = lambda at_us, of, target, endpoint, body: (
+        dials.append(target) if endpoint == "connect" and of == source.id else None
+    )
+    return dials
+
+
+@pytest.mark.parametrize("address", ["10.200.0.1:22", "0.0.0.0:9000", "224.0.0.1:9000", "169.254.1.1:9000"])
+def test_a_candidate_is_not_dialed_where_nobody_is_to_be_dialed(address: str):
+    async def main() -> None:
+        async with Swarm() as swarm:
+            [(listener, node)] = await swarm.add(1)
+            caller = swarm.network.host()
+            caller.as_caller = replace(caller.as_caller, listen_address=address)
+            dials = dials_of(swarm, listener)
+
+            await caller.peers.call(Contact(listener.id, (listener.address,)), "_dht.ping", {}, timeout_s=5)
+            await asyncio.sleep(1)
+
+            assert dials.count(caller.id) == 1, "the connection that it took, and none of its own"
+            assert caller.id not in node.routing_table
+
+    run(main())
+
+
+def test_where_others_say_that_a_peer_listens_is_no_reason_for_a_check_dial():
+    async def main() -> None:
+        async with Swarm() as swarm:
+            [(listener, node)] = await swarm.add(1)
+            client, target = swarm.network.client(), swarm.network.host()
+            client.mount("_dht.", {"_dht.find_node": lambda request, context: {"contacts": []}})
+            await client.peers.call(Contact(listener.id, (listener.address,)), "_dht.ping", {}, timeout_s=5)
+            liar = swarm.network.host()
+            lie = [client.id, [target.address]]
+            liar.mount("_dht.", {"_dht.find_node": lambda request, context: {"contacts": [lie]}})
+            node.routing_table.observe(Contact(liar.id, (liar.address,)), listener.runtime.now())
+            dials = dials_of(swarm, listener)
+
+            outcome = await node.lookup(client.id, LookupMode.STRICT)
+            await asyncio.sleep(1)
+
+            assert client.id in [contact.id for contact in outcome.closest]
+            assert dials == [liar.id]
+            assert client.id not in node.routing_table
+
+    run(main())
+
+
 def test_started_twice_a_node_has_one_schedule():
     async def main() -> None:
         async with Swarm() as swarm:

@@ -217,7 +217,7 @@ def test_of_one_group_two_are_let_in_and_exempt_addresses_are_a_group_each():
     unknown = Region.unknown(20)
 
     kept, skipped = thin([*contacts, *private], KEY, unknown, groups_of(TrustConfig()), max_per_group=2)
-    closed, _ = thin(contacts, KEY, unknown, groups_of(OPEN, has_network_key=True), max_per_group=2)
+    closed, _ = thin(contacts, KEY, unknown, groups_of(TrustConfig.everybody()), max_per_group=2)
     strict, _ = thin(private, KEY, unknown, groups_of(OPEN), max_per_group=2)
 
     assert (kept, skipped) == ([*contacts[:2], *private], contacts[2:])

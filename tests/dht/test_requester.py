@@ -8,28 +8,38 @@ from typing import Any
 
 import pytest
 
-from dht.config import DHTConfig, LookupConfig
+from dht.config import DHTConfig, DialConfig, LookupConfig
 from dht.contact import Contact, encode_contact
+from dht.dial_policy import DialPolicy
 from dht.lookup import LookupMode
 from dht.requester import Requester
 from dht.routing import RoutingTable
 from simulations.network import ConstantLatency, Digest, VirtualHost, VirtualNetwork
 from simulations.virtual_loop import run
 from synapse_p2p.exceptions import CallError, InvalidMessageError, PeerUnavailable, RemoteError, Timeout
+from synapse_p2p.trust import TrustConfig
 
 
 class Asker:
     """A host with a routing table that nobody but the requester fills."""
 
-    def __init__(self, *, seed: int = 1, config: DHTConfig | None = None) -> None:
+    def __init__(self, *, seed: int = 1, config: DHTConfig | None = None, trust: TrustConfig | None = None) -> None:
         self.network = VirtualNetwork(asyncio.get_running_loop(), random.Random(seed), ConstantLatency(), Digest())
         self.host = self.network.host()
         self.config = config or DHTConfig()
         self.table = RoutingTable(self.host.id, self.config.routing)
+        self.policy = DialPolicy(
+            self.config.dial, trust or TrustConfig(), own_addresses=lambda: self.host.advertised_addresses
+        )
         self.added: list[Contact] = []
         self.candidates: list[Contact] = []
         self.requester = Requester(
-            self.host, self.table, self.config, on_added=self.added.append, on_candidate=self.candidates.append
+            self.host,
+            self.table,
+            self.config,
+            self.policy,
+            on_added=self.added.append,
+            on_candidate=self.candidates.append,
         )
 
     def peer(self, answers: dict[str, Any] | None = None) -> tuple[VirtualHost, Contact]:
@@ -417,5 +427,142 @@ def test_a_cancelled_lookup_leaves_no_task(turns: int):
         await asyncio.gather(looking, return_exceptions=True)
 
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(main())
+
+
+# Whom we dial on the word of others: with exemptions off, and answers as liars give them
+
+NOBODY_EXEMPT = TrustConfig(loopback=False, private=False)
+
+
+def named_by(asker: Asker, *contacts: Contact) -> Contact:
+    """A peer that names these contacts whatever is asked."""
+    _, informer = asker.peer({"_dht.find_node": {"contacts": [encode_contact(contact) for contact in contacts]}})
+    return informer
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0:9000",
+        "127.0.0.1:9000",
+        "169.254.169.254:9000",
+        "224.0.0.1:9000",
+        "255.255.255.255:9000",
+        "[::]:9000",
+        "[::1]:9000",
+        "[::ffff:127.0.0.1]:9000",
+        "[fe80::1]:9000",
+        "[ff02::1]:9000",
+        "10.9.9.9:22",
+        "203.0.113.7:9000",
+    ],
+)
+def test_an_address_that_nobody_may_name_never_comes_out_of_an_answer(address: str):
+    async def main() -> None:
+        asker = Asker(trust=NOBODY_EXEMPT)
+        _, good = asker.peer()
+        informer = named_by(asker, Contact(bytes(31) + b"1", (address,)), good)
+
+        answer = await asker.requester.find_node(informer, bytes(32))
+
+        assert answer.contacts == (good,)
+
+    run(main())
+
+
+def test_what_nobody_may_name_is_dialed_in_no_lookup():
+    async def main() -> None:
+        asker = Asker(trust=NOBODY_EXEMPT)
+        bad = [Contact(bytes([255, number]) + bytes(30), (f"127.0.0.1:{9000 + number}",)) for number in range(9)]
+        informer = named_by(asker, *bad)
+
+        outcome = await asker.requester.lookup(bytes([255]) * 32, LookupMode.STRICT, seeds=[informer])
+
+        assert [step.contact_id for step in outcome.trace if step.contact_id != informer.id] == []
+        assert outcome.asked == 1
+
+    run(main())
+
+
+def test_of_an_exchange_twenty_addresses_are_taken():
+    async def main() -> None:
+        asker = Asker(trust=NOBODY_EXEMPT)
+        contacts = [
+            Contact(bytes([number + 1]) * 32, tuple(f"10.{number}.{host}.1:9000" for host in range(4)))
+            for number in range(20)
+        ]
+        named = {"contacts": [encode_contact(contact) for contact in contacts]}
+        _, informer = asker.peer({"_dht.exchange": named})
+
+        answer = await asker.requester.exchange(informer, 20)
+
+        assert sum(len(contact.addresses) for contact in answer.contacts) == 20
+
+    run(main())
+
+
+def test_a_host_that_does_not_answer_is_dialed_three_times_an_hour_whoever_names_it():
+    async def main() -> None:
+        asker = Asker(trust=NOBODY_EXEMPT)
+        dials: list[str] = []
+        victims = [Contact(bytes([number + 1]) * 32, (f"10.250.9.9:{2000 + number}",)) for number in range(9)]
+        for informer in (named_by(asker, *victims[:4]), named_by(asker, *victims[4:])):
+            await asker.requester.find_node(informer, bytes(32))
+
+        for victim in victims:
+            with pytest.raises((PeerUnavailable, Timeout)) as caught:
+                await asker.requester.ping(victim)
+            if not isinstance(caught.value, PeerUnavailable) or caught.value.was_tried:
+                dials += victim.addresses
+
+        assert len(dials) == 3
+
+    run(main())
+
+
+def test_peers_that_answer_are_dialed_as_many_as_there_are():
+    async def main() -> None:
+        asker = Asker(trust=NOBODY_EXEMPT)
+        peers = [asker.peer()[1] for _ in range(90)]
+        for start in range(0, 90, 30):
+            await asker.requester.find_node(named_by(asker, *peers[start : start + 30]), bytes(32))
+
+        for peer in peers:
+            await asker.requester.ping(peer)
+
+        asker.policy.check_invariants()
+
+    run(main())
+
+
+def test_a_contact_we_proved_is_asked_at_its_own_address_whatever_others_say():
+    async def main() -> None:
+        asker = Asker(config=DHTConfig(dial=DialConfig(max_dials_per_minute=1)), trust=NOBODY_EXEMPT)
+        _, good = asker.peer()
+        await asker.requester.ping(good)
+        lie = Contact(good.id, ("10.66.6.6:9000",))
+
+        answers = [await asker.requester.ping(lie) for _ in range(5)]
+
+        assert len(answers) == 5
+        assert asker.table.get(good.id) == good
+
+    run(main())
+
+
+def test_a_contact_that_is_not_dialed_is_no_suspect_for_it():
+    async def main() -> None:
+        asker = Asker(config=DHTConfig(dial=DialConfig(max_dials_per_host=1)), trust=NOBODY_EXEMPT)
+        first, second = (Contact(bytes([number]) * 32, (f"10.250.9.9:{2000 + number}",)) for number in (1, 2))
+        with pytest.raises(Timeout):
+            await asker.requester.ping(first)
+
+        with pytest.raises(PeerUnavailable, match="did not answer several dials") as caught:
+            await asker.requester.ping(second)
+
+        assert not caught.value.was_tried
+        assert not caught.value.may_have_started
 
     run(main())

@@ -1,15 +1,19 @@
+import gc
+import re
+import tracemalloc
 from dataclasses import dataclass
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from dht.config import RoutingConfig
 from dht.contact import Contact
 from dht.keyspace import common_prefix_length, distance, random_key_in_bucket
 from dht.routing import Observation, RoutingTable
+from synapse_p2p.trust import TrustConfig
 
 OWN_ID = bytes(32)
 IDS = st.binary(min_size=32, max_size=32)
@@ -44,7 +48,7 @@ def test_own_id_never_enters():
     assert table.observe(Contact(OWN_ID, ("10.0.0.1:9000",)), 0.0) is Observation.OWN
     assert len(table) == 0
     assert OWN_ID not in table
-    assert not table.has_room(OWN_ID)
+    assert not table.has_room(Contact(OWN_ID, ()))
 
 
 def test_seen_contact_becomes_most_recently_seen_with_its_newly_proved_address():
@@ -85,21 +89,22 @@ def test_most_recently_seen_of_the_waiting_takes_an_evicted_ones_place():
     waiting = [contact_in(0, number) for number in (2, 3, 4)]
     table = table_of(*held, *waiting, k=2)
 
-    table.remove(held[0].id)
+    table.remove(held[0].id, 9.0)
 
-    assert list(table) == [held[1], waiting[2]]
+    assert list(table) == [waiting[2], held[1]]
 
 
-def test_promoted_contacts_are_ordered_by_when_they_were_seen():
+def test_who_comes_from_the_waiting_is_the_next_to_be_asked_whether_it_lives():
     held = [contact_in(0, number) for number in range(2)]
     waiting = [contact_in(0, number) for number in (2, 3, 4)]
     table = table_of(*held, *waiting, k=2)
 
-    for contact in held:
-        table.remove(contact.id)
+    table.remove(held[0].id, 9.0)
 
-    # Two wait, the last two seen; the later seen is let in first, and the order is by when each was seen.
-    assert list(table) == [waiting[1], waiting[2]]
+    assert table.stale_contacts(9.0) == [waiting[2]]
+    table.observe(waiting[2], 10.0)
+    assert table.stale_contacts(10.0) == []
+    assert list(table) == [held[1], waiting[2]]
 
 
 def test_a_waiting_contact_that_fails_waits_no_longer():
@@ -107,7 +112,7 @@ def test_a_waiting_contact_that_fails_waits_no_longer():
     table = table_of(held, waiting, k=1)
 
     table.on_failure(waiting.id, 2.0)
-    table.remove(held.id)
+    table.remove(held.id, 9.0)
 
     assert len(table) == 0
 
@@ -126,10 +131,10 @@ def test_suspects_are_found_and_never_handed_to_others():
 def test_room_is_for_unknown_contacts_of_buckets_that_are_not_full():
     table = table_of(contact_in(0, 0), contact_in(0, 1), contact_in(1, 0), k=2)
 
-    assert not table.has_room(contact_in(0, 2).id)
-    assert not table.has_room(contact_in(1, 0).id)
-    assert table.has_room(contact_in(1, 1).id)
-    assert table.has_room(contact_in(5).id)
+    assert not table.has_room(contact_in(0, 2))
+    assert not table.has_room(contact_in(1, 0))
+    assert table.has_room(contact_in(1, 1))
+    assert table.has_room(contact_in(5))
 
 
 def test_stale_contacts_are_each_buckets_least_recently_seen():
@@ -195,71 +200,403 @@ def test_closest_is_exact_with_contacts_and_target_at_every_depth(
     assert table.closest_unsuspected(target, count) == unsuspected[:count]
 
 
-@dataclass
+# Diversity
+
+NOBODY = TrustConfig(loopback=False, private=False)
+
+
+def at(contact: Contact, host: str) -> Contact:
+    """The same id somewhere else."""
+    return Contact(contact.id, (f"{host}:9000",))
+
+
+def in_part(bucket: int, part: int, number: int, host: str = "10.0.0.1") -> Contact:
+    """A contact in one of the eight parts of a k-bucket that its next 3 bits make."""
+    return at(contact_in(bucket, part << (252 - bucket) | number), host)
+
+
+def open_table(trust: TrustConfig = NOBODY, **limits: int) -> RoutingTable:
+    return RoutingTable(OWN_ID, RoutingConfig(**limits), trust)
+
+
+def fill_near_buckets(table: RoutingTable, count: int = 20) -> list[Contact]:
+    """So many contacts nearer to us than k-bucket 4, one to a place."""
+    near = [at(contact_in(5 + number), f"30.{number}.0.1") for number in range(count)]
+    for contact in near:
+        assert table.observe(contact, 0.0) is Observation.ADDED
+    return near
+
+
+def test_one_24_has_two_places_in_a_bucket_and_four_in_the_table_and_one_16_has_eight():
+    table = open_table()
+
+    seen = [table.observe(at(contact_in(0, number), f"8.8.8.{number}"), 0.0) for number in range(3)]
+    seen += [table.observe(at(contact_in(1 + number), f"8.8.8.1{number}"), 0.0) for number in range(3)]
+    seen += [table.observe(at(contact_in(4 + number), f"8.8.{number}.1"), 0.0) for number in range(6)]
+
+    added = Observation.ADDED
+    assert seen[:3] == [added, added, Observation.CROWDED_BUCKET]
+    assert seen[3:6] == [added, added, Observation.CROWDED_GROUP]
+    assert seen[6:] == [added] * 4 + [Observation.CROWDED_WIDE_GROUP] * 2
+    table.check_invariants()
+
+
+def test_ipv6_counts_by_48_and_32():
+    table = open_table()
+
+    seen = [table.observe(at(contact_in(number), f"[2a01:4f8:1:{number}::1]"), 0.0) for number in range(5)]
+    seen += [table.observe(at(contact_in(5 + number), f"[2a01:4f8:{number + 2}::1]"), 0.0) for number in range(5)]
+
+    added = Observation.ADDED
+    assert seen == [added] * 4 + [Observation.CROWDED_GROUP] + [added] * 4 + [Observation.CROWDED_WIDE_GROUP]
+
+
+@pytest.mark.parametrize(
+    ("trust", "host"),
+    [
+        (TrustConfig(), "10.0.0.{}"),
+        (TrustConfig(), "127.0.0.{}"),
+        (TrustConfig(networks=("8.8.0.0/16",)), "8.8.8.{}"),
+        (TrustConfig.everybody(), "8.8.8.{}"),
+        (TrustConfig.everybody(), "[2a01:4f8::{}]"),
+    ],
+)
+def test_hosts_that_are_exempt_and_members_of_a_network_with_a_key_are_not_counted_by_place(
+    trust: TrustConfig, host: str
+):
+    table = open_table(trust)
+
+    seen = {table.observe(at(contact_in(number % 3, number), host.format(number + 1)), 0.0) for number in range(15)}
+
+    assert seen == {Observation.ADDED}
+
+
+@pytest.mark.linux
+def test_without_exemptions_addresses_of_one_machine_are_counted_as_hosts():
+    table = open_table()
+
+    seen = [table.observe(at(contact_in(0, number), f"127.0.0.{number + 1}"), 0.0) for number in range(3)]
+    seen.append(table.observe(at(contact_in(0, 3), "127.0.1.1"), 0.0))
+
+    assert seen[2:] == [Observation.CROWDED_BUCKET, Observation.ADDED]
+
+
+def test_in_a_far_bucket_five_contacts_share_their_next_bits():
+    table = open_table()
+    fill_near_buckets(table)
+
+    seen = [table.observe(in_part(3, 2, number, f"{40 + number}.1.1.1"), 0.0) for number in range(6)]
+    other_part = table.observe(in_part(3, 3, 0, "60.1.1.1"), 0.0)
+
+    assert seen == [Observation.ADDED] * 5 + [Observation.CROWDED_BITS]
+    assert other_part is Observation.ADDED
+
+
+def test_a_near_bucket_takes_all_whatever_bits_they_share_and_is_far_once_k_are_nearer():
+    table = open_table()
+    fill_near_buckets(table, 19)
+
+    seen = [table.observe(in_part(3, 2, number, f"{40 + number}.1.1.1"), 0.0) for number in range(6)]
+    table.observe(at(contact_in(4), "90.1.1.1"), 0.0)
+    late = table.observe(in_part(3, 2, 9, "60.1.1.1"), 0.0)
+
+    assert seen == [Observation.ADDED] * 6
+    assert late is Observation.CROWDED_BITS
+    assert len(table) == 26, "who came in stays"
+
+
+@given(st.sets(IDS, min_size=1, max_size=300), IDS)
+def test_all_of_our_neighbourhood_are_known_in_whatever_order_all_come(ids: set[bytes], own_id: bytes):
+    table = RoutingTable(own_id, RoutingConfig(k=8, max_per_next_bits=1))
+    by_bucket = [[node_id for node_id in ids if common_prefix_length(own_id, node_id) == index] for index in range(256)]
+
+    for node_id in sorted(ids):
+        table.observe(Contact(node_id, ()), 0.0)
+
+    for index, bucket in enumerate(by_bucket):
+        if len(bucket) <= 8 and sum(map(len, by_bucket[index + 1 :])) < 8:
+            assert all(node_id in table for node_id in bucket)
+
+
+@pytest.mark.parametrize("observation", Observation)
+def test_a_refusal_by_diversity_names_the_setting_that_lifts_it(observation: Observation):
+    is_refusal = observation.name.startswith("CROWDED")
+
+    assert bool(observation.lifted_by) is is_refusal
+    for setting in re.findall(r"RoutingConfig\.(\w+)", observation.lifted_by):
+        assert hasattr(RoutingConfig(), setting)
+
+
+def test_a_live_contact_that_moves_to_a_crowded_place_waits_and_comes_back_when_there_is_room():
+    table = open_table()
+    crowd = [at(contact_in(0, number), f"8.8.8.{number + 1}") for number in range(2)]
+    mover = at(contact_in(0, 5), "9.9.9.9")
+    for contact in (*crowd, mover):
+        table.observe(contact, 0.0)
+
+    seen = table.observe(at(mover, "8.8.8.7"), 1.0)
+
+    assert seen is Observation.CROWDED_BUCKET
+    assert mover.id not in table
+    table.remove(crowd[0].id, 2.0)
+    assert table.get(mover.id) == at(mover, "8.8.8.7")
+    table.check_invariants()
+
+
+def test_ids_of_one_place_do_not_push_others_out_of_the_waiting():
+    table = open_table(k=3, max_group=2)
+    held = [at(contact_in(0, number), f"{40 + number}.1.1.1") for number in range(3)]
+    honest = at(contact_in(0, 7), "50.1.1.1")
+    for contact in (*held, honest):
+        table.observe(contact, 0.0)
+
+    for number in range(100, 200):
+        table.observe(at(contact_in(0, number), f"8.8.8.{number}"), 1.0)
+        table.check_invariants()
+    for contact in held:
+        table.remove(contact.id, 2.0)
+
+    assert honest in list(table)
+
+
+def test_a_poisoner_with_two_24s_and_ten_thousand_ids_gets_eight_places_and_displaces_nobody():
+    rng = Random(3)
+    table = open_table()
+    honest = [Contact(rng.randbytes(32), (f"{number % 90 + 100}.{number // 90}.7.7:9000",)) for number in range(400)]
+    for contact in honest[:200]:
+        table.observe(contact, 0.0)
+    before = set(table)
+
+    for number in range(10_000):
+        table.observe(Contact(rng.randbytes(32), (f"66.{6 + number % 2}.6.{number % 250}:9000",)), 1.0)
+    for contact in honest[200:]:
+        table.observe(contact, 2.0)
+
+    hostile = [contact for contact in table if contact.addresses[0].startswith("66.")]
+    assert len(hostile) <= 8
+    assert before <= set(table)
+    assert len(table) > 100
+
+
+# Our own network as the suspect
+
+
+def test_while_evictions_are_held_whoever_fails_is_suspect_and_stays():
+    live, waiting = contact_in(0, 0), contact_in(0, 1)
+    table = table_of(live, waiting, k=1)
+    table.hold_evictions()
+
+    evicted = [table.on_failure(node_id, 2.0) for node_id in (live.id,) * 5 + (waiting.id,) * 5]
+    table.check_invariants()
+    suspects = table.closest_unsuspected(OWN_ID, 5)
+    table.resume_evictions()
+
+    assert evicted == [None] * 10
+    assert list(table) == [live]
+    assert suspects == []
+    assert table.on_failure(live.id, 3.0) == live
+    assert list(table) == [waiting]
+
+
+@pytest.mark.parametrize("max_failures", [1, 2, 3])
+def test_after_holding_evictions_a_contact_that_answers_is_as_good_as_before(max_failures: int):
+    contact = contact_in(0)
+    table = table_of(contact, max_failures=max_failures)
+    table.hold_evictions()
+    for _ in range(9):
+        table.on_failure(contact.id, 1.0)
+    table.resume_evictions()
+
+    table.observe(contact, 2.0)
+
+    assert [table.on_failure(contact.id, 3.0) for _ in range(max_failures)] == [None] * (max_failures - 1) + [contact]
+
+
+# Whom to remember
+
+
+def test_longest_lived_are_those_who_have_answered_longest_and_not_those_known_longest():
+    silent, steady, fresh, suspect = (contact_in(index) for index in range(4))
+    table = table_of()
+    for contact in (silent, steady, suspect):
+        table.observe(contact, 0.0)
+    table.observe(steady, 500.0)
+    table.observe(suspect, 900.0)
+    table.observe(fresh, 890.0)
+    table.observe(fresh, 900.0)
+    table.on_failure(suspect.id, 901.0)
+
+    assert table.longest_lived(9) == [steady, fresh, silent]
+    assert table.longest_lived(1) == [steady]
+
+
+def test_who_came_from_the_waiting_has_no_credit_until_it_answers():
+    first, second, other = contact_in(0, 0), contact_in(0, 1), contact_in(3)
+    table = table_of(first, second, other, k=1)
+    table.remove(first.id, 5.0)
+
+    assert table.longest_lived(2) == [other, second]
+    table.observe(second, 50.0)
+    assert table.longest_lived(2) == [second, other]
+
+
+def test_a_table_takes_a_hundred_bytes_for_each_contact_beside_the_contacts():
+    rng = Random(1)
+    contacts = [Contact(rng.randbytes(32), ("10.0.0.1:9000",)) for _ in range(10_000)]
+    own_ids = [rng.randbytes(32) for _ in range(20)]
+    gc.collect()
+    tracemalloc.start()
+    try:
+        tables = [RoutingTable(own_id, RoutingConfig()) for own_id in own_ids]
+        for table in tables:
+            for contact in contacts:
+                table.observe(contact, 1.0)
+        size_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    kbuckets = [kbucket for table in tables for kbucket in table._kbuckets.values()]
+    entries = sum(len(kbucket.places) + len(kbucket.waiting or ()) for kbucket in kbuckets)
+    assert entries > 20 * 300
+    assert size_bytes / entries <= 100
+
+
+@dataclass(eq=False)
 class ModelContact:
     contact: Contact
-    seen_at: int
+    seen_at: float
     failures: int = 0
 
+    @property
+    def index(self) -> int:
+        return common_prefix_length(OWN_ID, self.contact.id)
 
-FEW_IDS = [contact_in(bucket, number).id for bucket in (0, 250) for number in range(5)]
+    @property
+    def part(self) -> int:
+        return self.contact.point >> (255 - self.index - 3)
+
+
+FEW_IDS = [in_part(bucket, part, number).id for bucket in (0, 3, 250) for part in (1, 6) for number in range(4)]
+FEW_HOSTS = ["8.1.1.1", "8.1.1.2", "8.1.2.1", "8.1.3.1", "8.2.1.1", "[2a01:1:1::1]", "[2a01:1:1:2::1]", "10.0.0.1"]
+NARROW = {host: host.rpartition(".")[0] if "." in host else "2a01:1:1" for host in FEW_HOSTS}
+WIDE = {host: host[:4] if "." in host else "2a01:1" for host in FEW_HOSTS}
 
 
 class RoutingModel(RuleBasedStateMachine):
-    """The table against two plain lists per bucket that are searched and sorted anew each time."""
+    """The table against two plain lists that are searched and sorted anew each time.
 
-    K = 2
-    MAX_FAILURES = 2
+    A k-bucket is not split: it is what contacts that share a prefix with us make, however deep that is.
+    """
 
-    def __init__(self) -> None:
-        super().__init__()
-        config = RoutingConfig(k=self.K, max_failures=self.MAX_FAILURES, stale_after_s=10)
-        self.table = RoutingTable(OWN_ID, config)
+    K, MAX_FAILURES, MAX_BITS, MAX_IN_BUCKET, MAX_GROUP, MAX_WIDE = 4, 2, 2, 1, 2, 3
+
+    @initialize(counts_private=st.booleans(), has_network_key=st.booleans(), counts_bits=st.booleans())
+    def begin(self, counts_private: bool, has_network_key: bool, counts_bits: bool) -> None:
+        self.max_bits = self.MAX_BITS if counts_bits else 99
+        config = RoutingConfig(
+            k=self.K,
+            max_failures=self.MAX_FAILURES,
+            stale_after_s=10,
+            max_per_next_bits=self.max_bits,
+            max_group_per_bucket=self.MAX_IN_BUCKET,
+            max_group=self.MAX_GROUP,
+            max_wide_group=self.MAX_WIDE,
+        )
+        self.counted = set() if has_network_key else set(FEW_HOSTS) - (set() if counts_private else {"10.0.0.1"})
+        trust = TrustConfig.everybody() if has_network_key else TrustConfig(private=not counts_private)
+        self.table = RoutingTable(OWN_ID, config, trust)
         self.held: list[ModelContact] = []
-        self.waiting: list[ModelContact] = []
+        self.waiting: list[ModelContact] = []  # as last seen
+        self.is_holding = False
         self.now = 0
 
-    def in_bucket(self, group: list[ModelContact], node_id: bytes) -> list[ModelContact]:
-        index = common_prefix_length(OWN_ID, node_id)
-        return [item for item in group if common_prefix_length(OWN_ID, item.contact.id) == index]
+    @staticmethod
+    def host_of(item: ModelContact) -> str:
+        return item.contact.addresses[0].removesuffix(":9000")
+
+    def places(self, items: list[ModelContact], names: dict[str, str], host: str) -> int:
+        return sum(self.host_of(item) in self.counted and names[self.host_of(item)] == names[host] for item in items)
 
     @staticmethod
     def item_of(group: list[ModelContact], node_id: bytes) -> ModelContact | None:
         return next((item for item in group if item.contact.id == node_id), None)
 
-    def drop(self, node_id: bytes) -> Contact | None:
-        self.waiting = [item for item in self.waiting if item.contact.id != node_id]
-        item = self.item_of(self.held, node_id)
-        if item is None:
+    def refusal(self, new: ModelContact, *, moves: bool = False) -> Observation | None:
+        bucket = [item for item in self.held if item.index == new.index]
+        if not moves and len(bucket) >= self.K:
+            return Observation.WAITING
+        is_near = sum(item.index > new.index for item in self.held) < self.K
+        sharing = sum(item.part == new.part for item in bucket)
+        if not moves and new.index <= 252 and not is_near and sharing >= self.max_bits:
+            return Observation.CROWDED_BITS
+        host = self.host_of(new)
+        if host not in self.counted:
             return None
-        self.held.remove(item)
-        if line := self.in_bucket(self.waiting, node_id):
-            latest = max(line, key=lambda waiting: waiting.seen_at)
-            self.waiting.remove(latest)
-            self.held.append(latest)
-        return item.contact
+        if self.places(bucket, NARROW, host) >= self.MAX_IN_BUCKET:
+            return Observation.CROWDED_BUCKET
+        if self.places(self.held, NARROW, host) >= self.MAX_GROUP:
+            return Observation.CROWDED_GROUP
+        if self.places(self.held, WIDE, host) >= self.MAX_WIDE:
+            return Observation.CROWDED_WIDE_GROUP
+        return None
 
-    @rule(node_id=st.sampled_from(FEW_IDS), host=st.integers(1, 3))
-    def observe(self, node_id: bytes, host: int) -> None:
+    def wait(self, new: ModelContact) -> None:
+        self.waiting = [item for item in self.waiting if item.contact.id != new.contact.id]
+        if not any(item.index == new.index for item in self.held):
+            return
+        host = self.host_of(new)
+        if host in self.counted and self.places(self.waiting, NARROW, host) >= self.MAX_GROUP:
+            return
+        line = [item for item in self.waiting if item.index == new.index]
+        if len(line) >= self.K:
+            self.waiting.remove(line[0])
+        self.waiting.append(new)
+
+    def leave(self, item: ModelContact) -> None:
+        self.held.remove(item)
+        line = [other for other in self.waiting if other.index == item.index]
+        for other in reversed(line):
+            if self.refusal(other) is None:
+                self.waiting.remove(other)
+                self.held.append(ModelContact(other.contact, float("-inf")))
+                return
+        if not any(other.index == item.index for other in self.held):
+            self.waiting = [other for other in self.waiting if other.index != item.index]
+
+    @rule(node_id=st.sampled_from(FEW_IDS), host=st.sampled_from(FEW_HOSTS))
+    def observe(self, node_id: bytes, host: str) -> None:
         self.now += 1
-        contact = Contact(node_id, (f"10.0.0.{host}:9000",))
+        contact = Contact(node_id, (f"{host}:9000",))
         new = ModelContact(contact, self.now)
         item = self.item_of(self.held, node_id)
-        if item is not None:
-            self.held.remove(item)
-            expected = Observation.SEEN
-            self.held.append(new)
-        elif len(self.in_bucket(self.held, node_id)) < self.K:
-            expected = Observation.ADDED
-            self.held.append(new)
+        has_room = False
+        if item is None:
+            expected = self.refusal(new) or Observation.ADDED
+            has_room = expected is Observation.ADDED
+            if has_room:
+                self.waiting = [other for other in self.waiting if other.contact.id != node_id]
+                self.held.append(new)
+            else:
+                self.wait(new)
         else:
-            expected = Observation.WAITING
-            self.waiting = [item for item in self.waiting if item.contact.id != node_id]
-            self.waiting.append(new)
-            if len(line := self.in_bucket(self.waiting, node_id)) > self.K:
-                self.waiting.remove(min(line, key=lambda waiting: waiting.seen_at))
+            expected = Observation.SEEN
+            place = self.held.index(item)
+            old, now_at = self.host_of(item), host
+            groups = [(NARROW[each], WIDE[each]) if each in self.counted else None for each in (old, now_at)]
+            if groups[0] == groups[1]:
+                self.held[place] = new
+            else:
+                self.held.remove(item)
+                refusal = self.refusal(new, moves=True)
+                if refusal is None:
+                    self.held.append(new)
+                else:
+                    self.held.append(item)
+                    self.leave(item)
+                    self.wait(new)
+                    expected = refusal
 
-        assert self.table.has_room(node_id) == (expected is Observation.ADDED)
+        assert self.table.has_room(contact) is has_room
         assert self.table.observe(contact, self.now) is expected
 
     @rule(node_id=st.sampled_from(FEW_IDS))
@@ -267,43 +604,58 @@ class RoutingModel(RuleBasedStateMachine):
         item = self.item_of(self.held, node_id)
         expected = None
         if item is None:
-            self.drop(node_id)
-        else:
+            if not self.is_holding:
+                self.waiting = [other for other in self.waiting if other.contact.id != node_id]
+        elif item.failures + 1 < self.MAX_FAILURES:
             item.failures += 1
-            if item.failures == self.MAX_FAILURES:
-                expected = self.drop(node_id)
+        elif not self.is_holding:
+            expected = item.contact
+            self.leave(item)
 
         assert self.table.on_failure(node_id, self.now) == expected
 
     @rule(node_id=st.sampled_from(FEW_IDS))
     def remove(self, node_id: bytes) -> None:
-        assert self.table.remove(node_id) == self.drop(node_id)
+        item = self.item_of(self.held, node_id)
+        self.waiting = [other for other in self.waiting if other.contact.id != node_id]
+        if item is not None:
+            self.leave(item)
+
+        assert self.table.remove(node_id, self.now) == (None if item is None else item.contact)
+
+    @rule()
+    def our_network_fails_or_is_back(self) -> None:
+        self.is_holding = not self.is_holding
+        if self.is_holding:
+            self.table.hold_evictions()
+        else:
+            self.table.resume_evictions()
 
     @rule(seconds=st.integers(1, 15))
     def time_passes(self, seconds: int) -> None:
         self.now += seconds
 
-    @rule(wanted=IDS)
-    def look_for(self, wanted: bytes) -> None:
+    @rule(wanted=IDS, count=st.integers(1, 30))
+    def look_for(self, wanted: bytes, count: int) -> None:
         by_distance = sorted(self.held, key=lambda item: distance(item.contact.id, wanted))
 
-        assert self.table.closest(wanted, 5) == [item.contact for item in by_distance][:5]
+        assert self.table.closest(wanted, count) == [item.contact for item in by_distance][:count]
         unsuspected = [item.contact for item in by_distance if not item.failures]
-        assert self.table.closest_unsuspected(wanted, 5) == unsuspected[:5]
+        assert self.table.closest_unsuspected(wanted, count) == unsuspected[:count]
 
     @invariant()
     def holds_what_the_model_holds(self) -> None:
         self.table.check_invariants()
-        order = sorted(self.held, key=lambda item: (common_prefix_length(OWN_ID, item.contact.id), item.seen_at))
+        order = sorted(self.held, key=lambda item: (item.index, item.seen_at))
         assert list(self.table) == [item.contact for item in order]
         assert len(self.table) == len(self.held)
         stale = []
-        for bucket in sorted({common_prefix_length(OWN_ID, item.contact.id) for item in self.held}):
-            oldest = next(item for item in order if common_prefix_length(OWN_ID, item.contact.id) == bucket)
+        for bucket in sorted({item.index for item in self.held}):
+            oldest = next(item for item in order if item.index == bucket)
             if self.now - oldest.seen_at > 10:
                 stale.append(oldest.contact)
         assert self.table.stale_contacts(self.now) == stale
 
 
 TestRoutingModel = RoutingModel.TestCase
-TestRoutingModel.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestRoutingModel.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

@@ -10,6 +10,7 @@ import pytest
 from dht import (
     admission,
     contact,
+    dial_policy,
     lookup,
     messages,
     node,
@@ -23,7 +24,7 @@ from dht import (
     values,
 )
 from dht.agents import index, record
-from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
+from dht.config import DHTConfig, DialConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
 from synapse_p2p.protocol import channel, handshake, session, wire
@@ -36,6 +37,7 @@ MODULES = (
     capability,
     channel,
     contact,
+    dial_policy,
     handshake,
     index,
     lookup,
@@ -54,7 +56,7 @@ MODULES = (
     values,
     wire,
 )
-CONFIGS = (DHTConfig, LookupConfig, PoolConfig, RecordConfig, RoutingConfig, ServerConfig, SessionConfig)
+CONFIGS = (DHTConfig, DialConfig, LookupConfig, PoolConfig, RecordConfig, RoutingConfig, ServerConfig, SessionConfig)
 OWNERS = {module.__name__.rpartition(".")[2]: module for module in MODULES} | {cls.__name__: cls() for cls in CONFIGS}
 UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}
 
