@@ -18,8 +18,9 @@ Whom a path may ask is in `shortlist.py`. The lookup itself ends once:
     strict      all eligible have answered or failed and nothing is in flight; if fewer than k answered, the nearest of
                 those that density or diversity skipped are asked first
     early       the 3 closest eligible have answered, whoever else is in flight (to find one node by its id)
-    fast        a value was found; until then as strict, and then it widens
-    fresh       holders of a value from 3 groups were found; until then as fast
+    fast        a value was found, and it has no versions; until then as strict, and then it widens
+    fresh       holders of a value from 3 groups were found; until then as fast. A fast lookup that finds a value with
+                versions is fresh from then on
     guarded     as strict, over several paths from the start
     any         `max_requests` are spent and nothing is in flight: then it is incomplete
 
@@ -189,10 +190,14 @@ class Lookup:
         self._add(path, closer, depth=candidate.depth + 1)
 
     def on_found(self, sender: NodeID, closer: Sequence[Contact], now: float, *, version: int = 0) -> None:
-        """As `on_reply`, and the reply carried a value that the runner checked. Ends a fast lookup."""
+        """As `on_reply`, and the reply carried a value that the runner checked. Ends a fast lookup, unless it is one
+        `version` of it, above 0, so that others may have a newer one.
+        """
         candidate = self._in_flight.get(sender)
         if self._outcome is not None or candidate is None:
             return
+        if version and self._mode is LookupMode.FAST:
+            self._mode = LookupMode.FRESH
         candidate.has_value = True
         candidate.version = version
         self._holders[sender] = candidate
@@ -266,6 +271,8 @@ class Lookup:
 
     def _alpha(self, path: Path, unasked: list[Candidate]) -> int:
         """How many may be in flight on this path, slow ones aside."""
+        if self._mode is LookupMode.FRESH and self._holders:
+            return min(path.alpha, FRESH_GROUPS - len(self._holder_groups))  # whoever is asked will have it, mostly
         if self._mode is not LookupMode.FAST or not unasked:
             return path.alpha
         # One that needs no dial is asked alone: others beside it would mostly be asked for nothing.

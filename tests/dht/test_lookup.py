@@ -709,3 +709,18 @@ def test_of_one_group_two_are_asked_and_the_others_only_for_want_of_better():
     outcome = outcome_of(lookup)
     assert outcome.closest == (*crowd[:4], other)
     assert outcome.trace[-1].event is TraceEvent.ANSWERED
+
+
+def test_a_value_with_versions_makes_a_fast_lookup_fresh_and_asks_no_more_than_are_missing():
+    seeds = [contact_at(number) for number in range(1, 9)]
+    lookup = slow_lookup(*seeds, mode=LookupMode.FAST, peers=Slow(connected=tuple(seeds)))
+    [first] = asked_by(lookup)
+
+    lookup.on_found(first.id, [], 0.1, version=5)
+
+    second, third = asked_by(lookup, 0.1)
+    lookup.on_found(second.id, [], 0.2, version=5)
+    assert isinstance(lookup.poll(0.2), Wait)
+    lookup.on_found(third.id, [], 0.3, version=7)
+    outcome = outcome_of(lookup, 0.3)
+    assert (outcome.found, outcome.newest, outcome.asked) == (True, 7, 3)

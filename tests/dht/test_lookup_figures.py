@@ -69,7 +69,8 @@ def test_the_closest_node_is_found_early_as_well():
         assert outcome.closest[0] in nearest  # the second where the searcher is the nearest itself
 
 
-@pytest.mark.parametrize(("mode", "requests"), [(LookupMode.FAST, 3.9), (LookupMode.FRESH, 6.35)])
+# A fresh one took 6.35 in the model, which asks three more at once where one is missing.
+@pytest.mark.parametrize(("mode", "requests"), [(LookupMode.FAST, 3.9), (LookupMode.FRESH, 4.55)])
 def test_a_value_is_found_at_the_cost_that_the_model_says(mode: LookupMode, requests: float):
     asked, outcomes = mean_asked(honest_network(), mode, has_holders=True)
 
