@@ -709,3 +709,9 @@ def test_of_one_group_two_are_asked_and_the_others_only_for_want_of_better():
     outcome = outcome_of(lookup)
     assert outcome.closest == (*crowd[:4], other)
     assert outcome.trace[-1].event is TraceEvent.ANSWERED
+
+
+def test_an_early_lookup_asks_those_that_failed_a_moment_ago_when_there_is_nobody_else():
+    lookup = slow_lookup(contact_at(1), mode=LookupMode.EARLY, peers=Slow(resting=(contact_at(1),)))
+
+    assert asked_by(lookup) == (contact_at(1),)
