@@ -724,3 +724,9 @@ def test_a_value_with_versions_makes_a_fast_lookup_fresh_and_asks_no_more_than_a
     lookup.on_found(third.id, [], 0.3, version=7)
     outcome = outcome_of(lookup, 0.3)
     assert (outcome.found, outcome.newest, outcome.asked) == (True, 7, 3)
+
+
+def test_an_early_lookup_asks_those_that_failed_a_moment_ago_when_there_is_nobody_else():
+    lookup = slow_lookup(contact_at(1), mode=LookupMode.EARLY, peers=Slow(resting=(contact_at(1),)))
+
+    assert asked_by(lookup) == (contact_at(1),)
