@@ -64,6 +64,11 @@ class Candidates:
             _note(self._source_dialed_at, source, now)
         return contact
 
+    def forget(self, contact: Contact) -> None:
+        """It was a contact and failed: once it is heard again, whether it is back is asked without delay."""
+        for address in contact.addresses:
+            self._dialed_at.pop(address, None)
+
     def __len__(self) -> int:
         return len(self._waiting)
 

@@ -128,6 +128,11 @@ class Bootstrap:
         self._table.mark_refreshed(index, runtime.now())
         await self._look_through(random_key_in_bucket(self._host.identity.node_id, index, runtime.rng), mode)
 
+    async def announce(self) -> None:
+        """Look for our own id: those near it hear of us, and check where we are. Cost: one guarded lookup."""
+        if len(self._table):
+            await self._look_through(self._host.identity.node_id, LookupMode.GUARDED)
+
     async def measure(self) -> None:
         """Make the estimate of the network's size anew if many contacts are gone, and complete one of too few points.
 

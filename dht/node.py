@@ -5,7 +5,7 @@ itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dht.admission import Candidates
@@ -15,16 +15,19 @@ from dht.bootstrap import Bootstrap, JoinReport, SeedAddress, SeedState
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.dial_policy import DialDecision, DialPolicy
+from dht.events import EventFeed, Events
 from dht.exceptions import RecordRefused
 from dht.keyspace import KEY_SIZE_BYTES, Key, distance
 from dht.lookup import LookupMode, LookupOutcome
 from dht.maintenance import Maintenance
 from dht.messages import FindValue, Store
+from dht.presence import Loss, Presence
 from dht.records import RecordKind
+from dht.recovery import Recovery
 from dht.region import SPACE, RegionEstimate, groups_of
 from dht.requester import UNREACHABLE, Requester
 from dht.responder import Responder
-from dht.routing import RoutingTable
+from dht.routing import Change, RoutingTable
 from dht.store import MemoryRecordStore, RecordStore, StoredRecord
 from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
@@ -102,8 +105,15 @@ class DHTNode:
     ) -> None:
         self._host = host
         self._config = config or DHTConfig()
-        self.routing_table = RoutingTable(host.identity.node_id, self._config.routing, host.trust)
+        self.routing_table = RoutingTable(
+            host.identity.node_id, self._config.routing, host.trust, on_changed=self._on_changed
+        )
         self.store: RecordStore = MemoryRecordStore(self._config.records) if store is None else store
+        self._events = Events()
+        self._presence = Presence(
+            host.runtime, self.routing_table, self._config.health, events=self._events, on_back=self._on_back
+        )
+        self._presence.watch(self.store)
         self._dial_policy = DialPolicy(self._config.dial, host.trust, own_addresses=lambda: host.advertised_addresses)
         self._candidates = Candidates(
             pause_s=self._config.check_dial_pause_s,
@@ -120,6 +130,8 @@ class DHTNode:
             self._dial_policy,
             on_added=self._on_added,
             on_candidate=self._on_heard,
+            on_evicted=self._candidates.forget,
+            presence=self._presence,
             estimate=self.estimate,
             group_of=group_of,
         )
@@ -129,11 +141,21 @@ class DHTNode:
             self.store,
             self._config,
             on_candidate=self._on_candidate,
+            on_heard=self._presence.on_heard,
             trust=host.trust,
             estimate=self.estimate,
             group_of=group_of,
         )
         self._bootstrap = Bootstrap(host, self.routing_table, self._requester, self._config, self.estimate)
+        self._recovery = Recovery(
+            host,
+            self.routing_table,
+            self._requester,
+            self._bootstrap,
+            self._presence,
+            look_s=self._config.health.look_s,
+            knock=self._knock,
+        )
         self._seeds: tuple[SeedAddress, ...] = ()
         self._check_dials = 0
         self._knocking: asyncio.Task[None] | None = None
@@ -163,15 +185,28 @@ class DHTNode:
             self._maintenance.every("seeds", self._config.liveness_s, self._knock_while_few)
             self._maintenance.every("expire", self._config.expire_s, self._expire)
             self._maintenance.every("measure", self._config.liveness_s, self._bootstrap.measure)
+            self._presence.start()
+            self._maintenance.beat(self._config.health.beat_s, self._beat)
 
     async def stop(self) -> None:
-        """End every task of the node. The table and the store stay as they are."""
+        """End every task of the node, and with them the events. The table and the store stay as they are."""
+        self._presence.stop()
+        self._events.close()
         maintenance, self._maintenance = self._maintenance, None
         scope, self._scope = self._scope, None
         if maintenance is not None:
             maintenance.stop()
         if scope is not None:
             await scope.close()
+
+    def events(self) -> EventFeed:
+        """What happens from now on until the node stops, for one listener: an async iterator of `dht.events`."""
+        return self._events.feed()
+
+    @property
+    def on_resumed(self) -> list[Callable[[], Awaitable[None]]]:
+        """What is called when others may have given this node up: owners of records put theirs anew."""
+        return self._recovery.on_resumed
 
     async def join(self, seeds: Iterable[str]) -> JoinReport:
         """Enter the swarm through these addresses, `host:port` or `id@host:port`, beside those given before.
@@ -289,6 +324,7 @@ class DHTNode:
         now = self._host.runtime.now()
         known = self.routing_table.get(contact.id)
         if known is not None and known.addresses[:1] == contact.addresses[:1]:
+            self._requester.on_heard_from(known)
             self.routing_table.observe(known, now)
         elif self._scope is not None and (known is not None or self.routing_table.has_room(contact)):
             self._candidates.offer(contact, now)
@@ -346,6 +382,31 @@ class DHTNode:
             name for name in record.indexed_names() if capability_key(record.network_id, name, record.owner, 0) == key
         ]
 
+    # What becomes of ourselves
+
+    def _on_changed(self, contact: Contact, change: Change) -> None:
+        self._presence.on_changed(contact, change)
+
+    def _on_back(self, loss: Loss) -> None:
+        self._requester.forgive(loss.silent)
+        if self._scope is None:
+            return
+        if loss.lasted_s > self._config.health.drop_sessions_after_s:
+            self._recovery.begin(self._scope)
+        else:
+            self._recovery.begin_asking(self._scope, loss.silent)
+
+    def _beat(self) -> None:
+        pause = self._presence.beat()
+        if self._scope is None:
+            return
+        if pause is not None and self._presence.was_given_up(pause):
+            self._recovery.begin(self._scope)
+        elif pause is not None and self._presence.was_missed(pause):
+            self._recovery.begin_announcing(self._scope)
+        elif self._presence.is_network_lost:
+            self._recovery.begin_looking(self._scope)
+
     # What is done again and again
 
     async def _refresh(self) -> None:
@@ -360,7 +421,7 @@ class DHTNode:
 
     async def _knock_if_alone(self) -> None:
         """Before a search that would ask nobody: the seeds may be back. Many searches at once knock once."""
-        if len(self.routing_table) or not self._seeds or self._scope is None:
+        if (len(self.routing_table) and not self._presence.is_network_lost) or not self._seeds or self._scope is None:
             return
         if self._knocking is None or self._knocking.done():
             self._knocking = self._scope.spawn_awaited(self._knock(), name="knock at the seeds")

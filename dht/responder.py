@@ -49,7 +49,7 @@ _KINDS = frozenset(RecordKind)
 
 class Responder:
     """What one node answers. `on_candidate` is told of callers that say they listen and are not known at that
-    address.
+    address, `on_heard` of every call.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Responder:
         config: DHTConfig,
         *,
         on_candidate: Callable[[Contact], None],
+        on_heard: Callable[[], None] | None = None,
         trust: TrustConfig | None = None,
         estimate: RegionEstimate | None = None,
         group_of: GroupOf = every_one_alone,
@@ -69,6 +70,7 @@ class Responder:
         self._store = store
         self._config = config
         self._on_candidate = on_candidate
+        self._on_heard = on_heard
         self._trust = trust or TrustConfig()
         self._reader = RecordReader(host.network_id, config.records, Verdicts())
         self._estimate = estimate or RegionEstimate(host.identity.node_id, config.lookup)
@@ -250,6 +252,8 @@ class Responder:
         """Who asks. Plain callers are anonymous and have no place in an overlay."""
         if context.peer is None:
             raise CallError("not_authenticated", "the overlay answers encrypted sessions alone")
+        if self._on_heard is not None:
+            self._on_heard()
         if context.listen_address is not None:
             self._on_candidate(shared_contact(context.peer, (context.listen_address,)))
         return context.peer

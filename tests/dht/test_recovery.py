@@ -1,0 +1,323 @@
+"""Nodes that were away, on a virtual network: without a network, blocked, stopped, or asleep with their machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Coroutine
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+
+from dht.config import DHTConfig, HealthConfig
+from dht.events import (
+    Disconnected,
+    EventFeed,
+    NodeEvent,
+    PeerJoined,
+    PeerLeft,
+    PeerSuspected,
+    Reconnected,
+    RecordExpired,
+    RecordStored,
+)
+from dht.node import DHTNode
+from simulations.host_clock import HostClock
+from simulations.network import ConstantLatency, Digest, VirtualHost, VirtualNetwork
+from simulations.virtual_loop import run
+from tests.dht.test_node import SKILL, make_record
+
+T = TypeVar("T")
+
+RULE_OFF = HealthConfig(lost_after_s=1e9)
+
+
+class Place:
+    """A node whose process can stand still, and whose machine can sleep."""
+
+    def __init__(self, network: VirtualNetwork, config: DHTConfig) -> None:
+        self.network = network
+        self.host: VirtualHost = network.host()
+        self.clock = HostClock(network.loop, self.host)
+        self.context = network.pauses.context_of(self.host.id)
+        self.node = DHTNode(self.host, config=config)
+
+    @property
+    def id(self) -> bytes:
+        return self.host.id
+
+    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """What the process itself does."""
+        return await asyncio.get_running_loop().create_task(coroutine, context=self.context)
+
+    async def start(self, seeds: list[str]) -> None:
+        async def begin() -> None:
+            await self.node.start()
+            await self.node.join(seeds)
+
+        await self.run(begin())
+
+    def stand_still(self, duration_s: float) -> None:
+        self.network.pause(self.host, duration_s)
+
+    def sleep(self, duration_s: float) -> None:
+        self.stand_still(duration_s)
+        self.clock.sleep(duration_s)
+
+    def known(self) -> set[bytes]:
+        return {contact.id for contact in self.node.routing_table}
+
+    async def look_around(self, duration_s: float, *, pause_s: float = 10.0) -> None:
+        """A user who searches for something again and again."""
+        until = asyncio.get_running_loop().time() + duration_s
+        while asyncio.get_running_loop().time() < until:
+            await self.run(self.node.find_node(self.network.rng.randbytes(32)))
+            await asyncio.sleep(pause_s)
+
+
+class Places:
+    """Nodes that joined through the first."""
+
+    def __init__(self, config: DHTConfig | None = None) -> None:
+        self.network = VirtualNetwork(asyncio.get_running_loop(), random.Random(1), ConstantLatency(), Digest())
+        self.network.rng = random.Random(2)  # type: ignore[attr-defined]
+        self.config = config or DHTConfig()
+        self.all: list[Place] = []
+
+    async def __aenter__(self) -> Places:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for place in self.all:
+            await place.node.stop()
+
+    async def add(self, count: int, config: DHTConfig | None = None) -> list[Place]:
+        added = [Place(self.network, config or self.config) for _ in range(count)]
+        for place in added:
+            await place.start([other.host.address for other in self.all[:2]])
+            self.all.append(place)
+        await asyncio.sleep(5)
+        return added
+
+    async def knowing(self, whom: Place) -> int:
+        return sum(whom.id in place.known() for place in self.all if place is not whom)
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def waiting_in(feed: EventFeed, *kinds: type[NodeEvent]) -> list[NodeEvent]:
+    return [event for event in feed._waiting if isinstance(event, kinds)]
+
+
+# Our network
+
+
+@pytest.mark.parametrize("is_rule_on", [True, False])
+def test_a_node_cut_off_for_ten_minutes_keeps_its_contacts_by_the_rule_alone(is_rule_on: bool):
+    async def main() -> None:
+        async with Places() as places:
+            await places.add(14)
+            health = HealthConfig() if is_rule_on else RULE_OFF
+            [lonely] = await places.add(1, replace(places.config, health=health))
+            before = lonely.known()
+            events = lonely.node.events()
+
+            cut = places.network.links.cut([lonely.id])
+            await lonely.look_around(600)
+            kept = lonely.known()
+            places.network.links.heal(cut)
+            await asyncio.sleep(30)
+
+            assert len(before) == 14
+            assert (kept == before) is is_rule_on
+            assert is_rule_on or len(kept) < 3
+            told = [Disconnected(), Reconnected()] if is_rule_on else []
+            assert waiting_in(events, Disconnected, Reconnected) == told
+            if is_rule_on:
+                assert not waiting_in(events, PeerLeft)
+                assert lonely.node.routing_table.suspect_count() == 0
+                assert await places.knowing(lonely) == 14
+
+    run(main())
+
+
+def test_a_call_from_anybody_ends_a_loss():
+    async def main() -> None:
+        async with Places() as places:
+            [node, *others] = await places.add(8)
+            events = node.node.events()
+            cut = places.network.links.cut([node.id], one_way=True)
+            await node.look_around(60)
+            assert waiting_in(events, Disconnected, Reconnected) == [Disconnected()]
+
+            places.network.links.heal(cut)
+            await others[0].run(others[0].node.find_node(node.id))
+
+            assert waiting_in(events, Disconnected, Reconnected) == [Disconnected(), Reconnected()]
+
+    run(main())
+
+
+def test_contacts_that_died_while_nobody_was_heard_are_found_out_afterwards():
+    async def main() -> None:
+        async with Places() as places:
+            [node, *others] = await places.add(12)
+            cut = places.network.links.cut([node.id])
+            await node.look_around(60)
+            for dead in others[:3]:
+                dead.host.fall_silent()
+                await dead.node.stop()
+            places.network.links.heal(cut)
+            await node.look_around(300)
+
+            assert node.known() == {other.id for other in others[3:]}
+
+    run(main())
+
+
+# Our loop and our machine
+
+
+@pytest.mark.parametrize("blocked_s", [0.1, 1.0, 10.0, 30.0, 60.0])
+def test_a_node_that_stood_still_evicts_no_honest_peer_and_is_found_again(
+    blocked_s: float, caplog: pytest.LogCaptureFixture
+):
+    async def main() -> None:
+        async with Places() as places:
+            [node, *others] = await places.add(14)
+            events = node.node.events()
+            # Its dials are under way when it stops, so that their time is up when it goes on.
+            node.host.peers.retire_sessions()
+            searches = [asyncio.ensure_future(node.run(node.node.find_node(bytes([n]) * 32))) for n in range(6)]
+            await asyncio.sleep(0.02)
+            node.stand_still(blocked_s)
+            for other in others:  # who lose a little patience meanwhile
+                await other.run(other.node.find_node(node.id))
+            await asyncio.sleep(blocked_s)
+            await asyncio.gather(*searches)
+            await asyncio.sleep(10)
+
+            assert not waiting_in(events, PeerSuspected, PeerLeft)
+            assert node.known() == {other.id for other in others}
+            assert node.node.routing_table.suspect_count() == 0
+            for other in others[::4]:
+                assert (await other.run(other.node.find_node(node.id)))[0].id == node.id
+
+    run(main())
+    warned = [message for message in warnings_in(caplog) if "nothing ran here" in message]
+    assert len(warned) in {0.1: (0,), 1.0: (0, 1)}.get(blocked_s, (1,))
+
+
+def test_without_the_watch_on_the_loop_a_node_that_stood_still_blames_its_peers():
+    async def main() -> None:
+        config = DHTConfig(health=HealthConfig(min_stall_s=1e9, min_sleep_s=1e9, lost_after_s=1e9))
+        async with Places(config) as places:
+            [node, *_] = await places.add(14)
+            events = node.node.events()
+            for _ in range(4):
+                node.host.peers.retire_sessions()
+                searches = [asyncio.ensure_future(node.run(node.node.find_node(bytes([n]) * 32))) for n in range(6)]
+                await asyncio.sleep(0.02)
+                node.stand_still(60.0)
+                await asyncio.gather(*searches)
+                await asyncio.sleep(60)
+
+            assert waiting_in(events, PeerSuspected, PeerLeft)
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_after_a_sleep_of_two_hours_a_node_is_found_again_within_ten_seconds(is_watched: bool):
+    async def main() -> None:
+        health = HealthConfig() if is_watched else HealthConfig(min_stall_s=1e9, min_sleep_s=1e9)
+        async with Places() as places:
+            others = await places.add(8, replace(places.config, health=HealthConfig(beat_s=60)))
+            [sleeper] = await places.add(1, replace(places.config, health=health))
+            events = sleeper.node.events()
+            called: list[float] = []
+            loop = asyncio.get_running_loop()
+
+            async def put_anew() -> None:
+                called.append(loop.time())
+                record = make_record(sleeper.host)
+                await sleeper.node.publish(record.seal(sleeper.host.identity), record, SKILL)
+
+            sleeper.node.on_resumed.append(put_anew)
+            await sleeper.run(put_anew())
+            sleeper.sleep(7200.0)
+            woke_at = loop.time() + 7200.0
+            for place in others:
+                await place.look_around(70, pause_s=35)
+            await asyncio.sleep(woke_at - loop.time())
+            forgotten = await places.knowing(sleeper)
+            await asyncio.sleep(10)
+
+            found = await others[3].run(others[3].node.find_providers(SKILL))
+            named = await others[3].run(others[3].node.find_node(sleeper.id))
+
+            assert forgotten == 0
+            assert [record.owner for record in found.records] == ([sleeper.id] if is_watched else [])
+            assert (sleeper.id in {contact.id for contact in named}) is is_watched
+            assert [when for when in called[1:] if when > woke_at + 2] == []
+            assert len(called) == 1 + is_watched
+            assert not waiting_in(events, PeerLeft)
+
+    run(main())
+
+
+def test_a_hook_that_fails_keeps_nobody_else_from_coming_back(caplog: pytest.LogCaptureFixture):
+    async def main() -> None:
+        async with Places() as places:
+            [_, _, node] = await places.add(3)
+            called: list[str] = []
+
+            async def fail() -> None:
+                raise ZeroDivisionError
+
+            async def note() -> None:
+                called.append("note")
+
+            node.node.on_resumed.extend([fail, note])
+            node.sleep(600.0)
+            await asyncio.sleep(620)
+
+            assert called == ["note"]
+            assert len(node.known()) == 2
+
+    run(main())
+    assert "putting anew what is ours failed" in caplog.text
+
+
+# What listeners hear
+
+
+def test_a_nodes_events_tell_of_peers_and_records_and_end_with_it():
+    async def main() -> None:
+        async with Places() as places:
+            [first, second] = await places.add(2)
+            events = first.node.events()
+            [third] = await places.add(1)
+            record = make_record(third.host, life_s=30)
+            await third.node.publish(record.seal(third.host.identity), record, SKILL)
+            await asyncio.sleep(100)
+            third.host.crash()
+            await third.node.stop()
+            for _ in range(20):
+                await first.run(first.node.find_node(third.id))
+                await asyncio.sleep(10)
+            await first.node.stop()
+
+            told = [event async for event in events]
+
+            kinds = [type(event) for event in told]
+            assert kinds.count(PeerJoined) == kinds.count(PeerLeft) == 1
+            assert kinds.count(RecordStored) == kinds.count(RecordExpired) == 1
+            assert kinds.index(PeerJoined) < kinds.index(RecordStored) < kinds.index(RecordExpired)
+            assert third.id in {event.contact.id for event in told if isinstance(event, PeerLeft)}
+
+    run(main())
