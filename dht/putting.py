@@ -95,14 +95,16 @@ class Putting:
     async def place_many(self, parcels: Iterable[Parcel]) -> dict[Key, Placing]:
         """Have many kept, by key. Cost: a search for each part of the key space that k to 2k nodes share, and a request
         for each storer of each record.
+
+        A key that lies alone is searched for alone.
         """
         placings: dict[Key, Placing] = {}
         region = self._estimate.region
         bits = min(region.radius, SPACE - 1).bit_length() if region.radius >= 0 else 0
         in_order = sorted(parcels, key=lambda parcel: parcel.key)
-        # All keys that agree in the bits above are nearer to each other than the radius, doubled at most: so their
-        # storers are among the nodes that agree in them too.
-        for _, group in groupby(in_order, key=lambda parcel: int.from_bytes(parcel.key, "big") >> bits):
+        # A part is what agrees in the bits above those of a radius: whoever is within it of a key is in the key's part.
+        # Where fewer than k are, the next nearest are in the part beside it, so two are searched together.
+        for _, group in groupby(in_order, key=lambda parcel: int.from_bytes(parcel.key, "big") >> (bits + 1)):
             neighbours = list(group)
             if len(neighbours) < MIN_SWEPT or not bits:
                 for parcel in neighbours:
@@ -122,15 +124,19 @@ class Putting:
         return (None if answer.stored else answer.refusal or "refused"), answer.newer
 
     async def _sweep(self, parcels: Sequence[Parcel], region: Region, bits: int) -> dict[Key, Placing]:
-        wide = replace(region, radius=(1 << bits) - 1)
-        outcome = await self._requester.lookup(
-            parcels[len(parcels) // 2].key, LookupMode.GUARDED, region=wide if bits < ID_BITS else region
-        )
+        met: dict[NodeID, Contact] = {}
+        point = int.from_bytes(parcels[0].key, "big")
+        wide = replace(region, radius=(1 << bits) - 1) if bits < ID_BITS else region
+        for target in (point, point ^ 1 << bits) if bits < ID_BITS else (point,):
+            outcome = await self._requester.lookup(
+                target.to_bytes(KEY_SIZE_BYTES, "big"), LookupMode.GUARDED, region=wide
+            )
+            met |= {contact.id: contact for contact in _met(outcome)}
         places = asyncio.Semaphore(MAX_STORES_AT_ONCE)
         placings = {parcel.key: Placing() for parcel in parcels}
         async with TaskScope("sweep") as scope:
             tasks = [
-                scope.spawn_awaited(self._complete(parcel, placings[parcel.key], region, _met(outcome), places))
+                scope.spawn_awaited(self._complete(parcel, placings[parcel.key], region, list(met.values()), places))
                 for parcel in parcels
             ]
             for task in tasks:
