@@ -4,8 +4,9 @@ from dht.agents.record import AgentRecord, Reach
 from dht.bootstrap import JoinReport, SeedReport, SeedState
 from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
 from dht.contact import Contact
-from dht.exceptions import JoinFailed, NoAgentFound, RecordRefused
+from dht.exceptions import JoinFailed, NoAgentFound, RecordRefused, StoreDamaged
 from dht.node import DHTNode
+from dht.owned import MutableValue, PutReport
 from dht.results import Answer, Attempt, AttemptEnd, FindResult, FoundAgent, SwarmMode, SwarmStatus
 from dht.swarm import Swarm, SwarmConfig
 
@@ -22,13 +23,16 @@ __all__ = [
     "JoinFailed",
     "JoinReport",
     "LookupConfig",
+    "MutableValue",
     "NoAgentFound",
+    "PutReport",
     "Reach",
     "RecordConfig",
     "RecordRefused",
     "RoutingConfig",
     "SeedReport",
     "SeedState",
+    "StoreDamaged",
     "Swarm",
     "SwarmConfig",
     "SwarmMode",

@@ -161,6 +161,10 @@ class DHTConfig:
     remember_s: float = 300.0  # between looks for the best peers to come back through; a killed node loses one look
     leave_timeout_s: float = 1.0  # for telling neighbours that we go: those who do not answer find out by themselves
     renew_fraction: float = 0.5  # of the lease: one renewal may be lost and the record still lives
+    renew_look_s: float = 60.0  # between looks for values of our own to sign anew
+    renew_ahead_s: float = 600.0  # what is due so soon is renewed with what is due: neighbours share a search
+    replicate_s: float = 1800.0  # a record is offered to its region this long after the last time; copies keep its end
+    replicate_look_s: float = 60.0  # between looks for records to offer, for they have lost storers or it is time
     expire_s: float = 60.0  # between sweeps of expired records; readers and writers see none in any case
 
     def __post_init__(self) -> None:

@@ -17,14 +17,19 @@ from dht.contact import Contact
 from dht.dial_policy import DialDecision, DialPolicy
 from dht.events import EventFeed, Events
 from dht.exceptions import RecordRefused
-from dht.keyspace import KEY_SIZE_BYTES, Key, distance
+from dht.getting import Getting
+from dht.keyspace import Key
 from dht.lookup import LookupMode, LookupOutcome
 from dht.maintenance import Maintenance
 from dht.messages import FindValue, Store
+from dht.own_values import OwnValues
+from dht.owned import MutableValue, PutReport
 from dht.presence import Loss, Presence
+from dht.putting import Parcel, Putting
 from dht.records import RecordKind
 from dht.recovery import Recovery
-from dht.region import SPACE, RegionEstimate, groups_of
+from dht.region import RegionEstimate, groups_of
+from dht.replication import Replication
 from dht.requester import UNREACHABLE, Requester
 from dht.responder import Responder
 from dht.routing import Change, RoutingTable
@@ -35,11 +40,7 @@ from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host
 
 NONCE_SIZE_BYTES = 8
-OFFERING_STORERS = 3
-"""A newcomer is offered a record by this many of its nearest storers: one may be dead, all would be a flood."""
 MAX_CHECK_DIALS_AT_ONCE = 4
-KEYS_PER_TURN = 100
-"""Of a full store, looked at before others get their turn: each costs some microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +130,8 @@ class DHTNode:
             self._config,
             self._dial_policy,
             on_added=self._on_added,
+            on_gone=self._on_gone,
             on_candidate=self._on_heard,
-            on_evicted=self._candidates.forget,
             presence=self._presence,
             estimate=self.estimate,
             group_of=group_of,
@@ -142,9 +143,24 @@ class DHTNode:
             self._config,
             on_candidate=self._on_candidate,
             on_heard=self._presence.on_heard,
+            on_kept=self._on_kept,
             trust=host.trust,
             estimate=self.estimate,
             group_of=group_of,
+        )
+        self._putting = Putting(host, self._config, self._requester, self.estimate)
+        self._getting = Getting(host, self._config, self._requester, self._putting, self.store)
+        self._own_values = OwnValues(
+            host, self._config, putting=self._putting, responder=self._responder, reader=self._responder.reader
+        )
+        self._replication = Replication(
+            host,
+            self._config,
+            table=self.routing_table,
+            estimate=self.estimate,
+            store=self.store,
+            requester=self._requester,
+            names_under=self._capabilities_under,
         )
         self._bootstrap = Bootstrap(host, self.routing_table, self._requester, self._config, self.estimate)
         self._recovery = Recovery(
@@ -156,6 +172,7 @@ class DHTNode:
             look_s=self._config.health.look_s,
             knock=self._knock,
         )
+        self._recovery.on_resumed.append(self._own_values.renew_all)
         self._seeds: tuple[SeedAddress, ...] = ()
         self._check_dials = 0
         self._knocking: asyncio.Task[None] | None = None
@@ -185,6 +202,8 @@ class DHTNode:
             self._maintenance.every("seeds", self._config.liveness_s, self._knock_while_few)
             self._maintenance.every("expire", self._config.expire_s, self._expire)
             self._maintenance.every("measure", self._config.liveness_s, self._bootstrap.measure)
+            self._maintenance.every("replicate", self._config.replicate_look_s, self._replication.copy_due)
+            self._maintenance.every("renew", self._config.renew_look_s, self._own_values.renew_due)
             self._presence.start()
             self._maintenance.beat(self._config.health.beat_s, self._beat)
 
@@ -266,46 +285,62 @@ class DHTNode:
         Inside the region the request of the lookup is the store itself: about 26 requests instead of 46.
         """
         key = capability_key(self._host.network_id, capability, record.owner, 0)
-        region = self.estimate.region
-        radius = min(region.radius, SPACE - 1).to_bytes(KEY_SIZE_BYTES, "big") if region.radius >= 0 else None
-        answers: dict[NodeID, str | None] = {}  # of each storer the word of refusal
-
-        async def ask(contact: Contact) -> tuple[Sequence[Contact], bool]:
-            if not region.is_inside(contact, key):
-                return (await self._requester.find_node(contact, key, radius)).contacts, False
-            answer = await self._requester.store(contact, Store(envelope, capability))
-            answers[contact.id] = None if answer.stored else answer.refusal or "refused"
-            return answer.contacts, False
-
-        outcome = await self._requester.lookup(key, LookupMode.GUARDED, ask=ask)
-        is_storer = bool(self._host.advertised_addresses) and (
-            self._is_among(self._config.lookup.k, key, outcome.closest) or distance(self.id, key) <= region.radius
+        placing = await self._putting.place(
+            Parcel(key, Store(envelope, capability), lambda: self._responder.keep(key, envelope, record))
         )
-        if is_storer:
-            answers[self.id] = self._responder.keep(key, envelope, record)[0]
-        kept_here = is_storer and answers[self.id] is None
-        missing = self._config.lookup.k - len(answers)
-        others = [contact for contact in outcome.closest if contact.id not in answers][: max(0, missing)]
-        async with TaskScope("publish") as scope:
-            asked = [scope.spawn_awaited(self._store_at(storer, envelope, capability)) for storer in others]
-            for storer, answer in zip(others, asked, strict=True):
-                answers[storer.id] = await answer
-        refusals = tuple(str(answer) for answer in answers.values() if answer is not None)
-        return PublishReport(capability, len(answers), len(answers) - len(refusals), refusals, kept_here)
+        return PublishReport(capability, placing.asked, placing.stored, placing.refusals, placing.kept_here)
 
-    async def _store_at(self, storer: Contact, envelope: bytes, capability: str | None) -> str | None:
-        """The word of refusal; None when it is kept."""
-        try:
-            answer = await self._requester.store(storer, Store(envelope, capability))
-        except UNREACHABLE:
-            return "unreachable"
-        except (RemoteError, InvalidMessageError):
-            return "bad_answer"
-        return None if answer.stored else answer.refusal or "refused"
+    # Values
 
-    def _is_among(self, count: int, key: Key, others: Sequence[Contact]) -> bool:
-        own_distance = distance(self.id, key)
-        return sum(distance(other.id, key) < own_distance for other in others) < count
+    async def put(self, value: bytes, *, ttl_s: float | None = None) -> PutReport:
+        """Have a value of at most 16 KiB kept by the nodes nearest to its key, which follows from the value. It lives
+        for `ttl_s`, a day without, and is renewed until `delete` or `stop`.
+
+        Raises ConfigError for a value or a time out of bounds. Cost: about 26 requests.
+        """
+        return (await self.put_many([value], ttl_s=ttl_s))[0]
+
+    async def put_many(self, values: Iterable[bytes], *, ttl_s: float | None = None) -> list[PutReport]:
+        """The same for many at once: one search for all that lie together, so about 22 requests each."""
+        await self._knock_if_alone()
+        return self._on_put(*await self._own_values.put(values, ttl_s=ttl_s))
+
+    async def put_mutable(
+        self, value: bytes, *, salt: bytes = b"", ttl_s: float | None = None, expected_seq: int | None = None
+    ) -> PutReport:
+        """Have the next version of a value kept, under a key that follows from our own and `salt`.
+
+        With `expected_seq` it replaces that version and no other (0: none). Raises ConfigError as `put`, and for a key
+        that was revoked.
+        """
+        await self._knock_if_alone()
+        report = await self._own_values.put_mutable(value, salt=salt, ttl_s=ttl_s, expected_seq=expected_seq)
+        return self._on_put(report)[0]
+
+    async def delete(self, key: Key) -> PutReport:
+        """Take back a value that this node put. A tombstone takes the place of a mutable one; an immutable one is
+        renewed no more, and ends with its time. Raises ConfigError for others' values.
+        """
+        await self._knock_if_alone()
+        return await self._own_values.delete(key)
+
+    async def get(self, key: Key) -> bytes | None:
+        """The value under a key; None where there is none, or it was deleted. Of a mutable one the newest version that
+        three parties among its storers hold. Cost: about 4 requests, and 1 over an open session.
+        """
+        await self._knock_if_alone()
+        return (await self._getting.read(key, self._responder.reader, self._scope)).value
+
+    async def get_mutable(self, key: Key) -> MutableValue | None:
+        """The same with its version, deleted ones included; None where none was found, or the value has no versions."""
+        await self._knock_if_alone()
+        newest = (await self._getting.read(key, self._responder.reader, self._scope)).newest
+        return None if newest is None else MutableValue.of(newest)
+
+    def _on_put(self, *reports: PutReport) -> list[PutReport]:
+        for report in reports:
+            self._getting.on_stored(report.key)
+        return list(reports)
 
     # What a newcomer brings about
 
@@ -349,26 +384,15 @@ class DHTNode:
 
     def _on_added(self, contact: Contact) -> None:
         if self._scope is not None and len(self.store):
-            self._scope.spawn(self._offer_records(contact), name="offer records to a newcomer")
+            self._scope.spawn(self._replication.offer_to(contact), name="offer records to a newcomer")
 
-    async def _offer_records(self, newcomer: Contact) -> None:
-        """Give a new contact the records that belong to it, where we are among the nearest who hold them."""
-        for count, key in enumerate(self.store.held_keys()):
-            if count % KEYS_PER_TURN == KEYS_PER_TURN - 1:
-                await asyncio.sleep(0)
-            if not self._should_offer(key, newcomer):
-                continue
-            for stored in self.store.get(key, self._host.runtime.now()):
-                for capability in self._capabilities_under(key, stored):
-                    if await self._store_at(newcomer, stored.record, capability) == "unreachable":
-                        return
+    def _on_gone(self, contact: Contact) -> None:
+        self._candidates.forget(contact)
+        self._replication.on_gone(contact)
 
-    def _should_offer(self, key: Key, newcomer: Contact) -> bool:
-        # The cheaper question first: most records are another's to offer.
-        nearest = self.routing_table.closest(key, OFFERING_STORERS + 1)
-        if not self._is_among(OFFERING_STORERS, key, [contact for contact in nearest if contact.id != newcomer.id]):
-            return False
-        return newcomer in self.routing_table.closest(key, self._config.lookup.k)
+    def _on_kept(self, key: Key, stored: StoredRecord) -> None:
+        self._getting.on_stored(key)
+        self._replication.on_kept(key, stored.slot)
 
     def _capabilities_under(self, key: Key, stored: StoredRecord) -> list[str | None]:
         """For which capabilities a record is kept under a key; a value is for none, and that is one way to store it."""
@@ -447,7 +471,8 @@ class DHTNode:
                 pass  # the requester told the table
 
     async def _expire(self) -> None:
-        self.store.expire(self._host.runtime.now())
+        if self.store.expire(self._host.runtime.now()):
+            self._replication.forget_expired()
         self.store.flush()
 
 

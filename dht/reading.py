@@ -96,6 +96,10 @@ class ValueReading:
             return True
         return False
 
+    def seq_of(self, sender: NodeID) -> int:
+        """The version that this storer sent; 0 where it sent none, or a value that has no versions."""
+        return self._seqs.get(sender, 0)
+
     def behind(self) -> list[NodeID]:
         """Who answered without the newest version, in the order of their answers: they are to be given it."""
         newest = 0 if self.newest is None else self.newest.seq

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from dht.config import DHTConfig
 from dht.contact import Contact, shared_contact
 from dht.dial_policy import DialDecision, DialPolicy
-from dht.keyspace import Key
+from dht.keyspace import KEY_SIZE_BYTES, Key
 from dht.lookup import Ask, Finished, Lookup, LookupMode, LookupOutcome, TraceEvent, Wait, Widen
 from dht.messages import (
     Exchange,
@@ -30,7 +30,7 @@ from dht.messages import (
     StoreAnswer,
 )
 from dht.presence import Presence
-from dht.region import GroupOf, Region, RegionEstimate, every_one_alone, seeds
+from dht.region import SPACE, GroupOf, Region, RegionEstimate, every_one_alone, seeds
 from dht.round_trips import Pauses, RoundTrips, dead_contacts
 from dht.routing import Observation, RoutingTable
 from synapse_p2p.background import TaskScope
@@ -60,10 +60,10 @@ UNREACHABLE = (PeerUnavailable, Timeout, HandshakeFailed)
 class Requester:
     """One node's questions to others.
 
-    `on_added` is told of every contact that enters the routing table, `on_candidate` of one that answered over a
-    session that it dialed itself: where it listens is still to be proved; `on_evicted` of one that failed too often.
-    `estimate` is read for every lookup and told of contacts that are gone. `presence` is told of answers and silences,
-    and decides whether a silence counts.
+    `on_added` is told of every contact that enters the routing table, `on_gone` of every one that failed too often and
+    left it, `on_candidate` of one that answered over a session that it dialed itself: where it listens is still to be
+    proved. `estimate` is read for every lookup and told of contacts that are gone. `presence` is told of answers and
+    silences, and decides whether a silence counts.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Requester:
         dial_policy: DialPolicy,
         *,
         on_added: Callable[[Contact], None],
+        on_gone: Callable[[Contact], None],
         on_candidate: Callable[[Contact], None],
-        on_evicted: Callable[[Contact], None] | None = None,
         presence: Presence | None = None,
         estimate: RegionEstimate | None = None,
         group_of: GroupOf = every_one_alone,
@@ -85,8 +85,8 @@ class Requester:
         self._config = config
         self._dial_policy = dial_policy
         self._on_added = on_added
+        self._on_gone = on_gone
         self._on_candidate = on_candidate
-        self._on_evicted = on_evicted
         self._presence = presence or Presence(host.runtime, table, config.health)
         self._estimate = estimate or RegionEstimate(host.identity.node_id, config.lookup)
         self._group_of = group_of
@@ -162,17 +162,24 @@ class Requester:
                 self._dead.remove(contact)
 
     async def lookup(
-        self, target: Key, mode: LookupMode, *, seeds: Iterable[Contact] = (), ask: AskOne | None = None
+        self,
+        target: Key,
+        mode: LookupMode,
+        *,
+        seeds: Iterable[Contact] = (),
+        ask: AskOne | None = None,
+        region: Region | None = None,
     ) -> LookupOutcome:
         """Search for the contacts nearest to `target`, from the routing table and `seeds`.
 
         `ask` sends the request to one contact. By default it is `_dht.find_node`, and the k nearest are all there is to
-        find; who gives an `ask` wants the whole region. Of two guarded lookups of one key the second waits for the
-        first. Cost: about 22 requests on a small network.
+        find; who gives an `ask`, or a `region` other than ours, wants all of the region. Of two guarded lookups of one
+        key the second waits for the first. Cost: about 22 requests on a small network.
         """
         config = self._config.lookup
         self._estimate.on_neighbours(self._table.closest_unsuspected(self._host.identity.node_id, config.k))
-        region = self._estimate.region if ask is not None else self._estimate.region.without_radius()
+        if region is None:
+            region = self._estimate.region if ask is not None else self._estimate.region.without_radius()
         async with AsyncExitStack() as turn:
             if mode is LookupMode.GUARDED:
                 await turn.enter_async_context(self._turn(target))
@@ -187,7 +194,7 @@ class Requester:
             )
             has_turn = mode is LookupMode.GUARDED
             scope = await turn.enter_async_context(TaskScope("lookup"))
-            run = _Run(lookup, ask or self._find_node_near(target), scope, self._host, self._on_silence)
+            run = _Run(lookup, ask or self._find_node_near(target, region), scope, self._host, self._on_silence)
             while isinstance(stop := await run.next_stop(), Widen):
                 if not has_turn:
                     await turn.enter_async_context(self._turn(target))
@@ -195,9 +202,11 @@ class Requester:
                 lookup.on_widen(self._nearest(target, stop.count, region), self._host.runtime.now())
             return stop
 
-    def _find_node_near(self, target: Key) -> AskOne:
+    def _find_node_near(self, target: Key, region: Region) -> AskOne:
+        radius = min(region.radius, SPACE - 1).to_bytes(KEY_SIZE_BYTES, "big") if region.radius >= 0 else None
+
         async def find_node(contact: Contact) -> Answer:
-            return (await self.find_node(contact, target)).contacts, False
+            return (await self.find_node(contact, target, radius)).contacts, False
 
         return find_node
 
@@ -299,10 +308,9 @@ class Requester:
     def _on_failure(self, contact: Contact) -> None:
         now = self._host.runtime.now()
         self._dead.add(contact, now)
-        if self._table.on_failure(contact.id, now) is not None:
+        if (evicted := self._table.on_failure(contact.id, now)) is not None:
             self._estimate.on_lost()
-            if self._on_evicted is not None:
-                self._on_evicted(contact)
+            self._on_gone(evicted)
 
     def _observe(self, contact: Contact) -> None:
         self._dead.remove(contact)

@@ -47,9 +47,14 @@ MAX_TOMBSTONES = 100
 _KINDS = frozenset(RecordKind)
 
 
+def _tell_nobody(_key: Key, _record: StoredRecord) -> None:
+    """Nobody wants to know."""
+
+
 class Responder:
     """What one node answers. `on_candidate` is told of callers that say they listen and are not known at that
-    address, `on_heard` of every call.
+    address, `on_heard` of every call, `on_kept` of every record that is new here. `reader` is what it reads records
+    with.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Responder:
         *,
         on_candidate: Callable[[Contact], None],
         on_heard: Callable[[], None] | None = None,
+        on_kept: Callable[[Key, StoredRecord], None] = _tell_nobody,
         trust: TrustConfig | None = None,
         estimate: RegionEstimate | None = None,
         group_of: GroupOf = every_one_alone,
@@ -72,7 +78,8 @@ class Responder:
         self._on_candidate = on_candidate
         self._on_heard = on_heard
         self._trust = trust or TrustConfig()
-        self._reader = RecordReader(host.network_id, config.records, Verdicts())
+        self._on_kept = on_kept
+        self.reader = RecordReader(host.network_id, config.records, Verdicts())
         self._estimate = estimate or RegionEstimate(host.identity.node_id, config.lookup)
         self._group_of = group_of
 
@@ -129,7 +136,7 @@ class Responder:
         if wanted.record is None:
             return StoreAnswer(False, None, None, (), missing).to_map()
         try:
-            envelope, record = self._reader.decode(wanted.record, self._unix_ms())
+            envelope, record = self.reader.decode(wanted.record, self._unix_ms())
             key = self._key_of(record, wanted.capability, wanted.depth)
         except RecordRefused as refused:
             return StoreAnswer(False, refused.reason, None, (), missing).to_map()
@@ -145,7 +152,7 @@ class Responder:
 
     def read(self, envelope: bytes) -> AgentRecord:
         """The agent's record in an envelope, checked in full. Raises RecordRefused."""
-        record = self._reader.read(envelope, self._unix_ms())
+        record = self.reader.read(envelope, self._unix_ms())
         if not isinstance(record, AgentRecord):
             raise RecordRefused(Refusal.WRONG_KEY, "it is a value, and not an agent's record")
         return record
@@ -155,6 +162,13 @@ class Responder:
         is why.
         """
         answer = self._keep(key, open_envelope(data), record, None, None)
+        self._store.flush()
+        return answer
+
+    def keep_value(self, key: Key, data: bytes, expected_seq: int | None) -> tuple[Refusal | None, bytes | None]:
+        """The same for a value of our own, in the place of the version that is expected."""
+        envelope, record = self.reader.decode(data, self._unix_ms())
+        answer = self._keep(key, envelope, record, None, expected_seq)
         self._store.flush()
         return answer
 
@@ -186,14 +200,18 @@ class Responder:
             return refusal, held.record if held else None
         if refusal is not None:
             return refusal, None
-        if self._store.holds(key, new):
+        is_new = not self._store.holds(key, new)
+        if not is_new:
             self._store.note_heard(key, new.slot, now)  # whoever brings it to us brings it to others too
         else:
             try:
-                self._reader.verdicts.check(envelope, record.public_key)
+                self.reader.verdicts.check(envelope, record.public_key)
             except RecordRefused:
                 return Refusal.BAD_SIGNATURE, None
-        return self._store.put(key, new, now, expected_seq=expected_seq), None
+        refusal = self._store.put(key, new, now, expected_seq=expected_seq)
+        if is_new and refusal is None:
+            self._on_kept(key, new)
+        return refusal, None
 
     def _as_stored(self, data: bytes, record: Record, caller: CallContext | None, now: float) -> StoredRecord:
         max_life_s = self._config.records.max_ttl_s  # of a final tombstone, which has no end of its own

@@ -31,6 +31,17 @@ def test_an_address_is_dialed_again_only_after_the_pause():
     assert candidates.offer(make_contact(1), now=600)
 
 
+def test_a_contact_that_was_given_up_is_dialed_again_as_soon_as_it_asks():
+    candidates = Candidates(pause_s=600)
+    candidates.offer(make_contact(1), now=0)
+    candidates.take(now=0)
+
+    candidates.forget(make_contact(1))
+    candidates.forget(make_contact(2))
+
+    assert candidates.offer(make_contact(1), now=1)
+
+
 def test_another_id_at_the_same_address_does_not_get_round_the_pause():
     candidates = Candidates(pause_s=600)
     candidates.offer(make_contact(1), now=0)

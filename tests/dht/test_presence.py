@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -167,7 +168,7 @@ def test_whatever_the_stalls_there_is_one_warning_a_minute_at_most(stalls_s: lis
         logger.removeHandler(handler)
 
     assert (len(written) > 0) is (len(stalls_s) > 0)
-    assert all(later - earlier >= 60 for earlier, later in zip(written, written[1:], strict=False))
+    assert all(later - earlier >= 60 for earlier, later in pairwise(written))
 
 
 def test_while_it_does_not_run_it_knows_of_no_pauses():

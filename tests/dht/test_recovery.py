@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -299,7 +299,7 @@ def test_a_hook_that_fails_keeps_nobody_else_from_coming_back(caplog: pytest.Log
 def test_a_nodes_events_tell_of_peers_and_records_and_end_with_it():
     async def main() -> None:
         async with Places() as places:
-            [first, second] = await places.add(2)
+            [first, _] = await places.add(2)
             events = first.node.events()
             [third] = await places.add(1)
             record = make_record(third.host, life_s=30)

@@ -39,6 +39,7 @@ class Asker:
             self.config,
             self.policy,
             on_added=self.added.append,
+            on_gone=lambda contact: None,
             on_candidate=self.candidates.append,
         )
 

@@ -1,0 +1,147 @@
+"""Keeps as many copies of what is stored here as there should be, while storers come and go.
+
+Every record is offered to the others of its region now and then, and soon where a quarter of them are gone; bodies go
+only to who lacks them. Whoever heard another storer do it lets a period pass. A newcomer is offered what it should have
+by the storers nearest to it. Copies keep their owner's end: only the owner extends a life.
+
+Source: Kademlia section 2.5, with digests in the place of whole values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, cast
+
+from dht.config import DHTConfig
+from dht.contact import Contact
+from dht.keyspace import Key, distance
+from dht.messages import MAX_OFFERS, Offer, Store
+from dht.region import REGION_FACTOR, RegionEstimate
+from dht.region_memory import RegionMemory
+from dht.requester import UNREACHABLE, Requester
+from dht.routing import RoutingTable
+from dht.store import RecordStore, Slot, StoredRecord
+from synapse_p2p.exceptions import InvalidMessageError, RemoteError
+from synapse_p2p.identity import NodeID
+from synapse_p2p.peers import Host
+
+OFFERING_STORERS = 3
+"""A newcomer is offered a record by this many of its nearest storers: one may be dead, all would be a flood."""
+RECORDS_PER_TURN = 100
+"""Of a full store, looked at before others get their turn: each costs some microseconds."""
+LOST_PART = 0.25
+"""Of a record's storers gone since its last copy, and it is copied now."""
+
+Item: TypeAlias = tuple[Key, StoredRecord]
+
+
+class Replication:
+    """One node's share of the copies. `names_under` says for which capabilities an agent's record lies under a key, and
+    None for a value.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        config: DHTConfig,
+        *,
+        table: RoutingTable,
+        estimate: RegionEstimate,
+        store: RecordStore,
+        requester: Requester,
+        names_under: Callable[[Key, StoredRecord], list[str | None]],
+    ) -> None:
+        self._host = host
+        self._config = config
+        self._table = table
+        self._estimate = estimate
+        self._store = store
+        self._requester = requester
+        self._names_under = names_under
+        self._memory = RegionMemory(lost_part=LOST_PART, max_storers=REGION_FACTOR * config.lookup.k)
+
+    def on_gone(self, contact: Contact) -> None:
+        """A contact left the routing table."""
+        self._memory.on_gone(contact.id)
+
+    def on_kept(self, key: Key, slot: Slot) -> None:
+        """A record is new here. Whoever brought it brought it to the others too."""
+        if not self._memory.knows((key, slot)):
+            self._memory.remember((key, slot), [contact.id for contact in self._region_of(key)])
+
+    def forget_expired(self) -> None:
+        """Some records are not held any more. Cost: O(n)."""
+        for held in self._memory.remembered():
+            key, slot = cast("tuple[Key, Slot]", held)
+            if self._store.find(key, slot) is None:
+                self._memory.forget(held)
+
+    async def copy_due(self) -> None:
+        """Offer what is due to its regions: to each neighbour a request for up to 256 records, and what it lacks."""
+        runtime = self._host.runtime
+        now = runtime.now()
+        # Storers of one record got it together, and would all copy it together: some are a little early.
+        period_s = self._config.replicate_s * runtime.rng.uniform(0.8, 1.2)
+        due = dict.fromkeys((key, stored.slot) for key, stored in self._store.not_copied_since(now - period_s, now))
+        due |= dict.fromkeys(cast("list[tuple[Key, Slot]]", self._memory.urgent()))
+        neighbours: dict[NodeID, tuple[Contact, list[Item]]] = {}
+        for count, (key, slot) in enumerate(due):
+            if count % RECORDS_PER_TURN == RECORDS_PER_TURN - 1:
+                await asyncio.sleep(0)
+            stored = self._store.find(key, slot)
+            if stored is None:
+                continue
+            region = self._region_of(key)
+            for contact in region:
+                neighbours.setdefault(contact.id, (contact, []))[1].append((key, stored))
+            self._store.note_copy(key, slot, now)
+            self._memory.remember((key, slot), [contact.id for contact in region])
+        for contact, items in neighbours.values():
+            await self._offer(contact, items)
+
+    async def offer_to(self, newcomer: Contact) -> None:
+        """Offer a new contact the records that belong to it, where we are among the nearest who hold them."""
+        items: list[Item] = []
+        for count, key in enumerate(self._store.held_keys()):
+            if count % RECORDS_PER_TURN == RECORDS_PER_TURN - 1:
+                await asyncio.sleep(0)
+            if self._should_offer(key, newcomer):
+                items += [(key, stored) for stored in self._store.get(key, self._host.runtime.now())]
+        await self._offer(newcomer, items)
+
+    async def _offer(self, contact: Contact, items: Sequence[Item]) -> None:
+        """Bring the contact those of these records that it lacks."""
+        for start in range(0, len(items), MAX_OFFERS):
+            chunk = items[start : start + MAX_OFFERS]
+            offers = tuple(Offer(int(stored.kind), key, stored.owner, stored.seq) for key, stored in chunk)
+            try:
+                answer = await self._requester.store(contact, Store(None, offers=offers))
+                for place in answer.wanted:
+                    if place < len(chunk):
+                        await self._bring(contact, *chunk[place])
+            except (*UNREACHABLE, RemoteError, InvalidMessageError):
+                return
+
+    async def _bring(self, contact: Contact, key: Key, stored: StoredRecord) -> None:
+        for name in self._names_under(key, stored):
+            await self._requester.store(contact, Store(stored.record, name))
+
+    def _region_of(self, key: Key) -> list[Contact]:
+        """The others who should have a record: all that we know within the radius, and the k nearest in any case."""
+        k, radius = self._config.lookup.k, self._estimate.region.radius
+        near = self._table.closest_unsuspected(key, REGION_FACTOR * k)
+        point = int.from_bytes(key, "big")
+        inside = sum(contact.point ^ point <= radius for contact in near)
+        return near[: max(k, inside)]
+
+    def _should_offer(self, key: Key, newcomer: Contact) -> bool:
+        # The cheaper question first: most records are another's to offer.
+        nearest = self._table.closest(key, OFFERING_STORERS + 1)
+        others = [contact for contact in nearest if contact.id != newcomer.id]
+        own_distance = distance(self._host.identity.node_id, key)
+        if sum(distance(other.id, key) < own_distance for other in others) >= OFFERING_STORERS:
+            return False
+        if newcomer.point ^ int.from_bytes(key, "big") <= self._estimate.region.radius:
+            return True
+        return newcomer in self._table.closest(key, self._config.lookup.k)
