@@ -41,6 +41,8 @@ from synapse_p2p.peers import Host
 
 NONCE_SIZE_BYTES = 8
 MAX_CHECK_DIALS_AT_ONCE = 4
+MAX_FAREWELLS = 64
+"""Contacts told that we go: our neighbours, and as many with a session as there are idle ones at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ class DHTNode:
             self._config,
             on_candidate=self._on_candidate,
             on_heard=self._presence.on_heard,
+            on_leaving=self._on_leaving,
             on_kept=self._on_kept,
             trust=host.trust,
             estimate=self.estimate,
@@ -217,6 +220,36 @@ class DHTNode:
             maintenance.stop()
         if scope is not None:
             await scope.close()
+
+    async def leave(self) -> None:
+        """Stop, and before that tell our neighbours that we go, so that nobody waits for us in vain.
+
+        It takes no more than `leave_timeout_s` longer than `stop`. Stopped already, it does nothing.
+        """
+        if self._scope is None:
+            return
+        try:
+            if self._host.advertised_addresses:  # a client is in nobody's table
+                await self._say_farewell()
+        finally:
+            await self.stop()
+
+    async def _say_farewell(self) -> None:
+        peers, own_id = self._host.peers, self.id
+        connected = [contact for contact in self.routing_table if peers.is_connected(contact.id)]
+        nearest = self.routing_table.closest(own_id, self._config.lookup.k)
+        # The nearest come first: they are asked for our keys.
+        told = {contact.id: contact for contact in (*nearest, *connected)}
+        async with TaskScope("farewell") as scope:
+            tasks = [
+                scope.spawn_awaited(self._requester.say_farewell(contact))
+                for contact in list(told.values())[:MAX_FAREWELLS]
+            ]
+            if tasks:
+                await asyncio.wait(tasks, timeout=self._config.leave_timeout_s)
+            for task in tasks:
+                if task.done() and not task.cancelled():
+                    task.exception()  # who does not answer finds out by itself
 
     def events(self) -> EventFeed:
         """What happens from now on until the node stops, for one listener: an async iterator of `dht.events`."""
@@ -387,8 +420,16 @@ class DHTNode:
             self._scope.spawn(self._replication.offer_to(contact), name="offer records to a newcomer")
 
     def _on_gone(self, contact: Contact) -> None:
-        self._candidates.forget(contact)
+        self._candidates.forget(contact, self._host.runtime.now())
         self._replication.on_gone(contact)
+
+    def _on_leaving(self, node_id: NodeID) -> None:
+        now = self._host.runtime.now()
+        contact = self.routing_table.remove(node_id, now)
+        if contact is not None:
+            self._candidates.forget(contact, now)
+            self._requester.on_left(contact)
+            self._replication.on_gone(contact)
 
     def _on_kept(self, key: Key, stored: StoredRecord) -> None:
         self._getting.on_stored(key)

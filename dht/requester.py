@@ -25,6 +25,7 @@ from dht.messages import (
     FindNodeAnswer,
     FindValue,
     FindValueAnswer,
+    Ping,
     PingAnswer,
     Store,
     StoreAnswer,
@@ -100,9 +101,13 @@ class Requester:
         answer.
         """
         asked_at = self._host.runtime.now()
-        answer = await self._request(contact, "_dht.ping", {}, PingAnswer.from_map)
+        answer = await self._request(contact, "_dht.ping", Ping().to_map(), PingAnswer.from_map)
         self._presence.note_clock(self.party_of(contact), answer.unix_ms, asked_at)
         return answer
+
+    async def say_farewell(self, contact: Contact) -> None:
+        """Tell `contact` that we go. Raises as every request here."""
+        await self._request(contact, "_dht.ping", Ping(leaving=True).to_map(), PingAnswer.from_map)
 
     def party_of(self, contact: Contact) -> str:
         """Whom it speaks for: the group of its address, and itself alone where addresses are not counted."""
@@ -153,6 +158,11 @@ class Requester:
     def on_heard_from(self, contact: Contact) -> None:
         """A contact called us: it lives, whatever it failed to answer."""
         self._dead.remove(contact)
+
+    def on_left(self, contact: Contact) -> None:
+        """A contact went in good order: lookups that hear of it from others leave it alone for a while."""
+        self._dead.add(contact, self._host.runtime.now())
+        self._estimate.on_lost()
 
     def forgive(self, silent: Iterable[NodeID]) -> None:
         """That these did not answer was not their fault: lookups ask them again, and others are told of them."""

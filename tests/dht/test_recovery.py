@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pytest
 
 from dht.config import DHTConfig, HealthConfig
+from dht.contact import Contact
 from dht.events import (
     Disconnected,
     EventFeed,
@@ -319,5 +320,105 @@ def test_a_nodes_events_tell_of_peers_and_records_and_end_with_it():
             assert kinds.count(RecordStored) == kinds.count(RecordExpired) == 1
             assert kinds.index(PeerJoined) < kinds.index(RecordStored) < kinds.index(RecordExpired)
             assert third.id in {event.contact.id for event in told if isinstance(event, PeerLeft)}
+
+    run(main())
+
+
+# Leaving
+
+
+async def go(place: Place, how: str) -> float:
+    begun = asyncio.get_running_loop().time()
+    if how == "leave":
+        await place.run(place.node.leave())
+    else:
+        await place.node.stop()
+    place.host.stop()
+    return asyncio.get_running_loop().time() - begun
+
+
+@pytest.mark.parametrize(("how", "known"), [("leave", 0), ("stop", 14)])
+def test_a_node_that_leaves_is_out_of_its_neighbours_tables_at_once(how: str, known: int):
+    async def main() -> None:
+        async with Places() as places:
+            leaver, *others = await places.add(15)
+            events = others[0].node.events()
+
+            took_s = await go(leaver, how)
+            await asyncio.sleep(0.1)
+
+            assert took_s < 1.0
+            assert await places.knowing(leaver) == known
+            assert bool(waiting_in(events, PeerLeft)) is (known == 0)
+            for other in others:
+                other.node.routing_table.check_invariants()
+
+    run(main())
+
+
+def test_a_node_that_comes_back_after_it_left_is_known_again():
+    async def main() -> None:
+        async with Places() as places:
+            leaver, *others = await places.add(8)
+            await go(leaver, "leave")
+            await asyncio.sleep(5)
+
+            leaver.host.restart()
+            leaver.node = DHTNode(leaver.host, config=places.config)
+            await leaver.start([others[0].host.address])
+            await asyncio.sleep(10)
+
+            assert await places.knowing(leaver) == 7
+
+    run(main())
+
+
+def test_leaving_does_not_wait_for_those_who_do_not_answer():
+    async def main() -> None:
+        async with Places() as places:
+            leaver, *others = await places.add(8)
+            for other in others[:4]:
+                other.host.fall_silent()
+            begun = asyncio.get_running_loop().time()
+
+            await leaver.run(leaver.node.leave())
+            took_s = asyncio.get_running_loop().time() - begun
+            await leaver.node.leave()
+
+            assert took_s == pytest.approx(places.config.leave_timeout_s, abs=0.01)
+            assert all(leaver.id not in other.known() for other in others[4:])
+
+    run(main())
+
+
+def test_nobody_can_say_that_somebody_else_leaves():
+    async def main() -> None:
+        async with Places() as places:
+            members = await places.add(4)
+            stranger = places.network.host()
+            contact = Contact(members[0].id, (members[0].host.address,))
+
+            for request in ({"leaving": True}, {"leaving": True, "id": members[1].id}):
+                await stranger.peers.call(contact, "_dht.ping", request, timeout_s=5)
+
+            assert members[0].known() == {member.id for member in members[1:]}
+            assert stranger.id not in members[0].known()
+
+    run(main())
+
+
+def test_leaving_and_coming_again_and_again_brings_no_more_dials_than_staying():
+    async def main() -> None:
+        async with Places() as places:
+            [member] = await places.add(1)
+            flapper = places.network.host()
+            contact = Contact(member.id, (member.host.address,))
+            before = places.network.digest.message_count
+
+            for count in range(200):
+                await flapper.peers.call(contact, "_dht.ping", {"leaving": count % 2 == 0}, timeout_s=5)
+
+            # Two messages for each call; its own dial, and the check dials of some virtual seconds.
+            assert places.network.digest.message_count - before < 2 * 200 + 80
 
     run(main())
