@@ -139,7 +139,8 @@ class Lookup:
         # An early lookup asks nobody but the few it waits for: a third fewer requests for the same time.
         is_early = mode is LookupMode.EARLY
         self._wanted = min(EARLY_COUNT, config.k) if is_early else config.k
-        self._max_eligible = self._wanted if is_early else REGION_FACTOR * config.k
+        # All inside a region keep a value, so the k nearest saying no is a no: to ask the rest would cost a half more.
+        self._max_eligible = self._wanted if is_early or mode.seeks_value else REGION_FACTOR * config.k
         self._max_shortlist = SHORTLIST_FACTOR * config.k
         self._max_in_flight = FLIGHT_FACTOR * max(config.alpha, config.paths)
         self._candidates: dict[NodeID, Candidate] = {}

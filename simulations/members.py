@@ -24,7 +24,7 @@ from simulations.faults import MAX_SKEW_S
 from simulations.history import Acknowledged, History, Read
 from simulations.host_clock import HostClock
 from simulations.network import EPOCH_S, VirtualHost
-from simulations.oracle import fill_tables
+from simulations.oracle import introduce_everybody
 from simulations.pool import VirtualPool
 from simulations.watched import WatchedHost, WatchedStore
 from simulations.world import SEEDS_PER_JOIN, World
@@ -265,8 +265,8 @@ class Members:
         """So many new members, which an oracle lets know all others."""
         for _ in range(count):
             self._new_member().begin([])
-        fill_tables(
-            ((member.id, member.node.routing_table) for member in self.all if member.node is not None),
+        introduce_everybody(
+            [member.node for member in self.all if member.node is not None],
             [Contact(member.id, member.host.advertised_addresses) for member in self.all],
             k=self.config.routing.k,
             rng=self.world.rng,

@@ -7,14 +7,20 @@ place of the proof.
 
 from __future__ import annotations
 
+import heapq
 import random
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 from dht.contact import Contact
 from dht.keyspace import ID_BITS
+from dht.node import DHTNode
 from dht.routing import RoutingTable
 from synapse_p2p.identity import NodeID
+
+
+SIZE_POINTS = 8
+"""Random keys that an estimate of the swarm's size rests on: what refreshes of an hour give."""
 
 
 def fill_tables(
@@ -37,6 +43,27 @@ def fill_tables(
             for position in rng.sample(positions, min(k, len(positions))):
                 table.observe(in_order[position], now)
             table.mark_refreshed(index, now)
+
+
+def introduce_everybody(
+    nodes: Sequence[DHTNode], members: Sequence[Contact], *, k: int, rng: random.Random, now: float
+) -> None:
+    """Let every node have a full table, and know how large the swarm is, as if it had long been there."""
+    fill_tables(((node.id, node.routing_table) for node in nodes), members, k=k, rng=rng, now=now)
+    _tell_sizes(nodes, members, k=k, rng=rng)
+
+
+def _tell_sizes(nodes: Iterable[DHTNode], members: Sequence[Contact], *, k: int, rng: random.Random) -> None:
+    """As lookups of its own id and of random keys would tell a node. Cost: O(n log k)."""
+    targets = [rng.randbytes(ID_BITS // 8) for _ in range(SIZE_POINTS)]
+    nearest = []
+    for target in targets:
+        point = int.from_bytes(target, "big")
+        nearest.append(heapq.nsmallest(k + 1, members, key=lambda member, point=point: member.point ^ point))
+    for node in nodes:
+        node.estimate.note(node.id, node.routing_table.closest(node.id, k))
+        for target, closest in zip(targets, nearest, strict=True):
+            node.estimate.note(target, [contact for contact in closest if contact.id != node.id][:k])
 
 
 def nearest_point(points: Sequence[int], target: int, *, apart_from: int) -> int:

@@ -19,7 +19,7 @@ from dht.keyspace import Key
 from dht.node import DHTNode
 from dht.swarm import Swarm, SwarmConfig
 from simulations.network import LISTEN_PORT, ConstantLatency, Digest, Latency, VirtualHost, VirtualNetwork
-from simulations.oracle import fill_tables, nearest_point
+from simulations.oracle import introduce_everybody, nearest_point
 from simulations.streams import VirtualStreams
 from simulations.virtual_loop import VirtualLoop
 from synapse_p2p.agent import AgentNode
@@ -100,13 +100,9 @@ class World:
     async def _grow_at_once(self, count: int) -> None:
         for _ in range(count):
             await self._start_node()
-        fill_tables(
-            ((node.id, node.routing_table) for node in self.nodes),
-            [Contact(host.id, host.advertised_addresses) for host in self.hosts],
-            k=self._config.routing.k,
-            rng=self.rng,
-            now=self.network.loop.time(),
-        )
+        members = [Contact(host.id, host.advertised_addresses) for host in self.hosts]
+        now = self.network.loop.time()
+        introduce_everybody(self.nodes, members, k=self._config.routing.k, rng=self.rng, now=now)
 
     async def _join_node(self, on_joined: Callable[[], None]) -> None:
         node = await self._start_node()
