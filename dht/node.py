@@ -5,6 +5,7 @@ itself.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,18 +23,21 @@ from dht.keyspace import Key
 from dht.lookup import LookupMode, LookupOutcome
 from dht.maintenance import Maintenance
 from dht.messages import FindValue, Store
+from dht.node_memory import NodeMemory
 from dht.own_values import OwnValues
 from dht.owned import MutableValue, PutReport
 from dht.presence import Loss, Presence
 from dht.putting import Parcel, Putting
 from dht.records import RecordKind
 from dht.recovery import Recovery
-from dht.region import RegionEstimate, groups_of
+from dht.region import SPACE, RegionEstimate, groups_of
 from dht.replication import Replication
 from dht.requester import UNREACHABLE, Requester
 from dht.responder import Responder
+from dht.results import SwarmMode
 from dht.routing import Change, RoutingTable
-from dht.store import MemoryRecordStore, RecordStore, StoredRecord
+from dht.status import NodeStatus
+from dht.store import RecordStore, StoredRecord
 from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.identity import NodeID
@@ -41,6 +45,8 @@ from synapse_p2p.peers import Host
 
 NONCE_SIZE_BYTES = 8
 MAX_CHECK_DIALS_AT_ONCE = 4
+CLOCK_SAMPLE = 4
+"""Contacts looked at for each party whose clock is wanted: some are of one party."""
 MAX_FAREWELLS = 64
 """Contacts told that we go: our neighbours, and as many with a session as there are idle ones at most."""
 
@@ -105,13 +111,18 @@ class DHTNode:
         *,
         config: DHTConfig | None = None,
         store: RecordStore | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
     ) -> None:
+        """With `data_dir`, a folder that no other node uses, records and the best peers outlive the process; where a
+        `store` is given, that one holds the records, and whoever gave it closes it. Without both they are in memory.
+        """
         self._host = host
         self._config = config or DHTConfig()
         self.routing_table = RoutingTable(
             host.identity.node_id, self._config.routing, host.trust, on_changed=self._on_changed
         )
-        self.store: RecordStore = MemoryRecordStore(self._config.records) if store is None else store
+        self._memory = NodeMemory(self._config, host.runtime, store, data_dir)
+        self.store: RecordStore = self._memory.store
         self._events = Events()
         self._presence = Presence(
             host.runtime, self.routing_table, self._config.health, events=self._events, on_back=self._on_back
@@ -178,6 +189,7 @@ class DHTNode:
         self._recovery.on_resumed.append(self._own_values.renew_all)
         self._seeds: tuple[SeedAddress, ...] = ()
         self._check_dials = 0
+        self._compare_clocks_at = 0.0
         self._knocking: asyncio.Task[None] | None = None
         self._scope: TaskScope | None = None
         self._maintenance: Maintenance | None = None
@@ -209,17 +221,26 @@ class DHTNode:
             self._maintenance.every("renew", self._config.renew_look_s, self._own_values.renew_due)
             self._presence.start()
             self._maintenance.beat(self._config.health.beat_s, self._beat)
+            self._maintenance.every("clock", self._config.liveness_s, self._compare_clocks)
+            self._maintenance.every("remember", self._config.remember_s, self._remember)
 
     async def stop(self) -> None:
-        """End every task of the node, and with them the events. The table and the store stay as they are."""
+        """End every task of the node, and with them the events. The table and the store stay as they are; what is
+        kept in `data_dir` is saved for the last time.
+        """
         self._presence.stop()
         self._events.close()
         maintenance, self._maintenance = self._maintenance, None
         scope, self._scope = self._scope, None
         if maintenance is not None:
             maintenance.stop()
-        if scope is not None:
-            await scope.close()
+        try:
+            if scope is not None:
+                await scope.close()
+        finally:
+            if scope is not None:
+                self._memory.remember(self.routing_table)
+            self._memory.close()
 
     async def leave(self) -> None:
         """Stop, and before that tell our neighbours that we go, so that nobody waits for us in vain.
@@ -251,6 +272,28 @@ class DHTNode:
                 if task.done() and not task.cancelled():
                     task.exception()  # who does not answer finds out by itself
 
+    def status(self) -> NodeStatus:
+        """A look at this node, without asking anybody. Cost: some microseconds for each contact."""
+        return NodeStatus(
+            id=self.id,
+            mode=SwarmMode.NODE if self._host.advertised_addresses else SwarmMode.CLIENT,
+            contacts=len(self.routing_table),
+            suspects=self.routing_table.suspect_count(),
+            size_estimate=self.estimate.size,
+            region_share=min(1.0, max(0, self.estimate.region.radius + 1) / SPACE),
+            records_held=len(self.store),
+            own_records=len(self._own_values.owned),
+            is_connected=not self._is_alone,
+            clock_ahead_s=self._presence.clock_ahead_s,
+            seeds=tuple(seed.text for seed in self._seeds),
+            join=self.join_report(),
+        )
+
+    @property
+    def is_clock_wrong(self) -> bool:
+        """Whether our wall clock is so far from those of others that records suffer; there is one warning then."""
+        return self._presence.is_clock_wrong
+
     def events(self) -> EventFeed:
         """What happens from now on until the node stops, for one listener: an async iterator of `dht.events`."""
         return self._events.feed()
@@ -267,12 +310,13 @@ class DHTNode:
         """
         asked = tuple(dict.fromkeys(SeedAddress.parse(seed) for seed in seeds))
         self._seeds = tuple(dict.fromkeys((*self._seeds, *asked)))
-        return await self._bootstrap.join(asked)
+        return await self._bootstrap.join(asked, () if len(self.routing_table) else self._memory.peers)
 
     @property
     def has_joined(self) -> bool:
-        """Whether some seed ever let us in."""
-        return self.join_report().joined > 0
+        """Whether anybody ever let us in."""
+        report = self.join_report()
+        return report.joined + report.remembered > 0
 
     def join_report(self) -> JoinReport:
         """How every seed given so far took it, as of now."""
@@ -486,7 +530,7 @@ class DHTNode:
 
     async def _knock_if_alone(self) -> None:
         """Before a search that would ask nobody: the seeds may be back. Many searches at once knock once."""
-        if (len(self.routing_table) and not self._presence.is_network_lost) or not self._seeds or self._scope is None:
+        if not self._is_alone or not (self._seeds or self._memory.peers) or self._scope is None:
             return
         if self._knocking is None or self._knocking.done():
             self._knocking = self._scope.spawn_awaited(self._knock(), name="knock at the seeds")
@@ -501,8 +545,13 @@ class DHTNode:
             if report.state is not SeedState.OURSELVES
             and (report.node_id is None or not peers.is_connected(report.node_id))
         )
-        if missing:
-            await self._bootstrap.join(missing)
+        remembered = self._memory.peers if self._is_alone else ()
+        if missing or remembered:
+            await self._bootstrap.join(missing, remembered)
+
+    @property
+    def _is_alone(self) -> bool:
+        return not len(self.routing_table) or self._presence.is_network_lost
 
     async def _ping_stale(self) -> None:
         for contact in self.routing_table.stale_contacts(self._host.runtime.now()):
@@ -515,6 +564,20 @@ class DHTNode:
         if self.store.expire(self._host.runtime.now()):
             self._replication.forget_expired()
         self.store.flush()
+
+    async def _compare_clocks(self) -> None:
+        """Ask some parties for their time, every hour, and until enough of them have said."""
+        now, health = self._host.runtime.now(), self._config.health
+        if self._presence.clock_ahead_s is not None and now < self._compare_clocks_at:
+            return
+        self._compare_clocks_at = now + health.clock_s
+        sample = self.routing_table.sample(CLOCK_SAMPLE * health.min_clock_parties, self._host.runtime.rng)
+        by_party = {self._requester.party_of(contact): contact for contact in sample}
+        if len(by_party) >= health.min_clock_parties:
+            await self._recovery.ask(list(by_party.values())[: health.min_clock_parties])
+
+    async def _remember(self) -> None:
+        self._memory.remember(self.routing_table)
 
 
 class _Reading:

@@ -18,7 +18,6 @@ from dht.node import DHTNode
 from dht.routing import RoutingTable
 from synapse_p2p.identity import NodeID
 
-
 SIZE_POINTS = 8
 """Random keys that an estimate of the swarm's size rests on: what refreshes of an hour give."""
 

@@ -7,11 +7,12 @@ import logging
 import random
 from collections.abc import Coroutine
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from dht.config import DHTConfig, HealthConfig
+from dht.config import DHTConfig, HealthConfig, RecordConfig
 from dht.contact import Contact
 from dht.events import (
     Disconnected,
@@ -25,9 +26,12 @@ from dht.events import (
     RecordStored,
 )
 from dht.node import DHTNode
+from dht.results import SwarmMode
+from dht.store import MemoryRecordStore
 from simulations.host_clock import HostClock
 from simulations.network import ConstantLatency, Digest, VirtualHost, VirtualNetwork
 from simulations.virtual_loop import run
+from synapse_p2p.exceptions import PeerUnavailable, Timeout
 from tests.dht.test_node import SKILL, make_record
 
 T = TypeVar("T")
@@ -38,12 +42,12 @@ RULE_OFF = HealthConfig(lost_after_s=1e9)
 class Place:
     """A node whose process can stand still, and whose machine can sleep."""
 
-    def __init__(self, network: VirtualNetwork, config: DHTConfig) -> None:
+    def __init__(self, network: VirtualNetwork, config: DHTConfig, *, data_dir: Path | None = None) -> None:
         self.network = network
         self.host: VirtualHost = network.host()
         self.clock = HostClock(network.loop, self.host)
         self.context = network.pauses.context_of(self.host.id)
-        self.node = DHTNode(self.host, config=config)
+        self.node = DHTNode(self.host, config=config, data_dir=data_dir)
 
     @property
     def id(self) -> bytes:
@@ -151,7 +155,7 @@ def test_a_call_from_anybody_ends_a_loss():
         async with Places() as places:
             [node, *others] = await places.add(8)
             events = node.node.events()
-            cut = places.network.links.cut([node.id], one_way=True)
+            cut = places.network.links.cut([node.id])
             await node.look_around(60)
             assert waiting_in(events, Disconnected, Reconnected) == [Disconnected()]
 
@@ -420,5 +424,171 @@ def test_leaving_and_coming_again_and_again_brings_no_more_dials_than_staying():
 
             # Two messages for each call; its own dial, and the check dials of some virtual seconds.
             assert places.network.digest.message_count - before < 2 * 200 + 80
+
+    run(main())
+
+
+# Coming back in another life
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(("-wal", "-shm")))
+
+
+async def reborn(places: Places, place: Place, seeds: list[str], data_dir: Path | None) -> None:
+    place.host.restart()
+    place.node = DHTNode(place.host, config=places.config, data_dir=data_dir)
+    await place.start(seeds)
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+@pytest.mark.parametrize("how", ["in order", "killed"])
+def test_with_all_its_seeds_dead_a_node_comes_back_through_peers_that_it_remembers(
+    how: str, remembers: bool, tmp_path: Path
+):
+    async def main() -> None:
+        async with Places() as places:
+            seed = (await places.add(10))[0]
+            traveller = Place(places.network, places.config, data_dir=tmp_path)
+            places.all.append(traveller)
+            await traveller.start([seed.host.address])
+            await asyncio.sleep(2 * places.config.remember_s)
+            if how == "in order":
+                await traveller.node.leave()
+            traveller.host.crash()
+            files = names_in(tmp_path)
+            if how == "killed":
+                await traveller.node.stop()
+            seed.host.crash()
+            await seed.node.stop()
+            await asyncio.sleep(60)
+
+            await reborn(places, traveller, [seed.host.address], tmp_path if remembers else None)
+            report = traveller.node.join_report()
+            await asyncio.sleep(10)
+
+            assert files == ["known.peers", "records.db"]
+            assert (report.joined, report.remembered > 0, report.is_in) == (0, remembers, remembers)
+            assert len(traveller.known()) == (9 if remembers else 0)
+            assert traveller.node.has_joined is remembers
+
+    run(main())
+
+
+def test_records_kept_for_others_are_there_in_the_next_life(tmp_path: Path):
+    async def main() -> None:
+        async with Places() as places:
+            [first] = await places.add(1)
+            storer = Place(places.network, places.config, data_dir=tmp_path)
+            places.all.append(storer)
+            await storer.start([first.host.address])
+            await asyncio.sleep(5)
+            report = await first.node.put(b"kept")
+            await storer.node.stop()
+
+            await reborn(places, storer, [], tmp_path)
+
+            assert report.stored == 2
+            assert storer.node.status().records_held == 1
+            assert await storer.run(storer.node.get(report.key)) == b"kept"
+
+    run(main())
+
+
+def test_a_store_that_was_given_is_left_to_its_giver(tmp_path: Path):
+    async def main() -> None:
+        async with Places() as places:
+            host = places.network.host()
+            store = MemoryRecordStore(RecordConfig())
+            node = DHTNode(host, store=store, data_dir=tmp_path)
+            await node.start()
+            await node.stop()
+
+            assert node.store is store
+            assert names_in(tmp_path) == []
+
+    run(main())
+
+
+def test_two_swarms_of_twenty_that_share_one_late_seed_become_one():
+    async def main() -> None:
+        config = DHTConfig(health=HealthConfig(beat_s=60))
+        async with Places(config) as left, Places(config) as right:
+            right.network = left.network
+            late = left.network.host()
+            late.crash()
+            for places in (left, right):
+                [first] = await places.add(1)
+                for _ in range(19):
+                    place = Place(left.network, places.config)
+                    await place.start([first.host.address, late.address])
+                    places.all.append(place)
+            bridge = Place.__new__(Place)
+            bridge.network, bridge.host = left.network, late
+            bridge.context = left.network.pauses.context_of(late.id)
+            assert not any(other.id in place.known() for place in left.all for other in right.all)
+
+            late.restart()
+            bridge.node = DHTNode(late, config=left.config)
+            await bridge.start([])
+            await asyncio.sleep(200)
+
+            try:
+                for place, other in list(zip(left.all, reversed(right.all), strict=True))[::3]:
+                    assert (await place.run(place.node.find_node(other.id)))[0].id == other.id
+                    assert (await other.run(other.node.find_node(place.id)))[0].id == place.id
+            finally:
+                await bridge.node.stop()
+
+    run(main())
+
+
+# Clocks, and what a node says of itself
+
+
+def test_a_node_whose_clock_is_wrong_says_so_and_the_others_do_not(caplog: pytest.LogCaptureFixture):
+    async def main() -> None:
+        async with Places() as places:
+            members = await places.add(8)
+            members[3].clock.skew_s = 120.0
+            await asyncio.sleep(200)
+
+            wrong = [place.node.is_clock_wrong for place in members]
+            ahead_s = members[3].node.status().clock_ahead_s
+
+            assert wrong == [place is members[3] for place in members]
+            assert ahead_s == pytest.approx(120.0, abs=0.5)
+            assert all(abs(place.node.status().clock_ahead_s or 99) < 1 for place in members if place is not members[3])
+
+    run(main())
+    assert ["120 s ahead of" in message for message in warnings_in(caplog)] == [True]
+
+
+def test_a_nodes_status_is_what_it_knows_of_itself():
+    async def main() -> None:
+        async with Places() as places:
+            [first, second, third] = await places.add(3)
+            await second.node.put(b"value")
+            client = Place.__new__(Place)
+            client.network, client.host = places.network, places.network.client()
+            client.context, client.node = places.network.pauses.context_of(client.host.id), DHTNode(client.host)
+            alone = client.node.status()
+            await client.start([first.host.address])
+            third.host.fall_silent()
+            with pytest.raises((PeerUnavailable, Timeout)):
+                await second.node._requester.ping(Contact(third.id, (third.host.address,)))
+
+            status = second.node.status()
+            of_client = client.node.status()
+            await client.node.stop()
+
+            assert (status.id, status.mode, of_client.mode) == (second.id, SwarmMode.NODE, SwarmMode.CLIENT)
+            assert (status.contacts, status.suspects, status.is_connected) == (2, 1, True)
+            assert (status.records_held, status.own_records) == (1, 1)
+            assert status.seeds == (first.host.address,)
+            assert (status.join.joined, status.join.is_in) == (1, True)
+            assert status.region_share == 1.0 or 0 <= status.region_share < 1
+            assert (alone.is_connected, alone.contacts, alone.seeds, alone.clock_ahead_s) == (False, 0, (), None)
+            assert of_client.is_connected
 
     run(main())
