@@ -190,6 +190,7 @@ class DHTNode:
         self._seeds: tuple[SeedAddress, ...] = ()
         self._check_dials = 0
         self._compare_clocks_at = 0.0
+        self._known_addresses: tuple[str, ...] = ()
         self._knocking: asyncio.Task[None] | None = None
         self._scope: TaskScope | None = None
         self._maintenance: Maintenance | None = None
@@ -221,6 +222,7 @@ class DHTNode:
             self._maintenance.every("renew", self._config.renew_look_s, self._own_values.renew_due)
             self._presence.start()
             self._maintenance.beat(self._config.health.beat_s, self._beat)
+            self._maintenance.every("address", self._config.liveness_s, self._watch_address)
             self._maintenance.every("clock", self._config.liveness_s, self._compare_clocks)
             self._maintenance.every("remember", self._config.remember_s, self._remember)
 
@@ -564,6 +566,13 @@ class DHTNode:
         if self.store.expire(self._host.runtime.now()):
             self._replication.forget_expired()
         self.store.flush()
+
+    async def _watch_address(self) -> None:
+        """Have our neighbours prove where we are once that has changed; owners of records see to theirs."""
+        addresses = self._host.advertised_addresses
+        had, self._known_addresses = self._known_addresses, addresses
+        if had and addresses and had != addresses:
+            await self._bootstrap.announce()
 
     async def _compare_clocks(self) -> None:
         """Ask some parties for their time, every hour, and until enough of them have said."""

@@ -592,3 +592,32 @@ def test_a_nodes_status_is_what_it_knows_of_itself():
             assert of_client.is_connected
 
     run(main())
+
+
+# Moving
+
+
+def move(place: Place, address: str) -> None:
+    """The same process at another address, as after a change of networks: its connections are gone."""
+    host, network = place.host, place.network
+    host.peers.retire_sessions()
+    del network._hosts[host.address]
+    network._hosts[address] = host
+    host.address, host.advertised_addresses = address, (address,)
+    host.as_caller = replace(host.as_caller, listen_address=address)
+    host.as_listener = replace(host.as_listener, address=address, listen_address=address)
+
+
+def test_a_node_whose_address_changed_is_known_at_the_new_one_without_being_asked():
+    async def main() -> None:
+        async with Places() as places:
+            mover, *others = await places.add(8)
+            await asyncio.sleep(70)
+
+            move(mover, "10.99.0.1:9000")
+            await asyncio.sleep(70)
+
+            for other in others:
+                assert other.node.routing_table.get(mover.id) == Contact(mover.id, ("10.99.0.1:9000",))
+
+    run(main())
