@@ -1,4 +1,4 @@
-"""The programs of docs/how-to/access.md, run as a reader would type them."""
+"""The programs of pages in docs/how-to that need nothing around them, run as a reader would type them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "access.md"
+PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 PROGRAM = re.compile(r"```python\n# (\S+\.py)\n(.*?)```\n+```text\n(.*?)```", re.DOTALL)
 # In development mode asyncio would write what it does beside what the programs print.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDEVMODE"}
 
 
-@pytest.mark.parametrize("program", ["doors.py", "busy.py"])
-def test_program_prints_what_the_page_says(tmp_path: Path, program: str):
-    programs = {name: (source, output) for name, source, output in PROGRAM.findall(PAGE.read_text(encoding="utf-8"))}
+@pytest.mark.parametrize(
+    ("page", "program"), [("access.md", "doors.py"), ("access.md", "busy.py"), ("values.md", "values.py")]
+)
+def test_program_prints_what_the_page_says(tmp_path: Path, page: str, program: str):
+    text = (PAGES / page).read_text(encoding="utf-8")
+    programs = {name: (source, output) for name, source, output in PROGRAM.findall(text)}
     source, promised = programs[program]
     (tmp_path / program).write_text(source, encoding="utf-8")
 
