@@ -153,14 +153,15 @@ def test_a_node_cut_off_for_ten_minutes_keeps_its_contacts_by_the_rule_alone(is_
 def test_a_call_from_anybody_ends_a_loss():
     async def main() -> None:
         async with Places() as places:
-            [node, *others] = await places.add(8)
+            node = (await places.add(8))[0]
             events = node.node.events()
             cut = places.network.links.cut([node.id])
             await node.look_around(60)
             assert waiting_in(events, Disconnected, Reconnected) == [Disconnected()]
 
             places.network.links.heal(cut)
-            await others[0].run(others[0].node.find_node(node.id))
+            stranger = places.network.host()
+            await stranger.peers.call(Contact(node.id, (node.host.address,)), "_dht.ping", {}, timeout_s=5)
 
             assert waiting_in(events, Disconnected, Reconnected) == [Disconnected(), Reconnected()]
 
