@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
+from dht.contact import Contact
 from dht.keyspace import content_key, distance
 from dht.node import DHTNode
+from dht.replication import Replication
 from simulations import virtual_loop
 from simulations.world import Start, World
 from synapse_p2p.exceptions import ConfigError
@@ -174,15 +176,21 @@ def test_values_are_renewed_before_their_time_is_over():
 
 
 @pytest.mark.parametrize("is_replicating", [True, False])
-def test_values_outlive_their_storers_as_long_as_copies_are_made(is_replicating: bool):
+def test_values_outlive_their_storers_as_long_as_copies_are_made(is_replicating: bool, monkeypatch: pytest.MonkeyPatch):
+    async def offer_nothing(_: Replication, __: Contact) -> None:
+        pass
+
+    if not is_replicating:
+        monkeypatch.setattr(Replication, "offer_to", offer_nothing)  # newcomers to a table are offered copies as well
+
     async def main() -> None:
         period_s = 600.0 if is_replicating else 10 * 86_400.0
         config = replace(SMALL_K, replicate_s=period_s, replicate_look_s=30.0 if is_replicating else period_s)
         # With this seed no single crash takes all storers of a record, which no copy could mend.
-        world = await grown(60, config=config, seed=2)
+        world = await grown(40, config=config, seed=2)
         owner = world.nodes[0]
-        reports = await owner.put_many([b"value %d" % number for number in range(20)])
-        alive = list(range(1, 60))
+        reports = await owner.put_many([b"value %d" % number for number in range(60)])
+        alive = list(range(1, 40))
         for _ in range(3):
             for place in world.rng.sample(alive, len(alive) * 3 // 10):
                 alive.remove(place)
@@ -202,18 +210,18 @@ def test_values_outlive_their_storers_as_long_as_copies_are_made(is_replicating:
 
 def test_many_values_are_swept_through_the_key_space():
     async def main() -> None:
-        world = await grown(120, start=Start.ORACLE, settle_s=200.0)
+        world = await grown(80, start=Start.ORACLE, settle_s=1.0)
         owner = world.nodes[7]
         requests = count_requests(owner)
 
-        reports = await owner.put_many([b"%d" % number for number in range(400)])
+        reports = await owner.put_many([b"%d" % number for number in range(200)])
 
         lookups, asked = requests["find_node"], sum(requests.values())
         assert all(report.stored >= 18 for report in reports)
-        assert asked / 400 <= 25
-        assert lookups / 400 <= 1.5  # requests, of some 22 a lookup
-        for number in range(0, 400, 37):
-            assert await world.nodes[number % 120].get(reports[number].key) == b"%d" % number
+        assert asked / 200 <= 25
+        assert lookups / 200 <= 1.5  # requests, of some 22 a lookup
+        for number in range(0, 200, 37):
+            assert await world.nodes[number % 80].get(reports[number].key) == b"%d" % number
         await world.stop()
 
     run(main())
