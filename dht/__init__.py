@@ -8,6 +8,7 @@ from dht.exceptions import JoinFailed, NoAgentFound, RecordRefused, StoreDamaged
 from dht.node import DHTNode
 from dht.owned import MutableValue, PutReport
 from dht.results import Answer, Attempt, AttemptEnd, FindResult, FoundAgent, SwarmMode, SwarmStatus
+from dht.status import NodeStatus
 from dht.swarm import Swarm, SwarmConfig
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LookupConfig",
     "MutableValue",
     "NoAgentFound",
+    "NodeStatus",
     "PutReport",
     "Reach",
     "RecordConfig",

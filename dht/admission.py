@@ -15,6 +15,8 @@ from synapse_p2p.trust import TrustConfig, machine_of
 
 MAX_WAITING = 64
 """Candidates that wait for a check dial; one more is forgotten, and comes again when it asks again."""
+RETURN_PAUSE_S = 2.0
+"""Before who was a contact is dialed again: what one costs us that comes and goes all the time."""
 MAX_REMEMBERED = 1024
 """Addresses, and sources, of which the last check dial is remembered; past it the oldest goes."""
 
@@ -63,6 +65,12 @@ class Candidates:
             self._waiting_sources.discard(source)
             _note(self._source_dialed_at, source, now)
         return contact
+
+    def forget(self, contact: Contact, now: float) -> None:
+        """It was a contact and is none any more: from a moment from now on it may come back, and prove its address."""
+        for address in contact.addresses:
+            if address in self._dialed_at:
+                self._dialed_at[address] = min(self._dialed_at[address], now - self._pause_s + RETURN_PAUSE_S)
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -5,8 +5,8 @@ Source: Kademlia section 2.3 (join); the exchange of random peers spreads the lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -61,10 +61,14 @@ class SeedReport:
 
 @dataclass(frozen=True, slots=True)
 class JoinReport:
-    """How a join went. `contacts` is the size of the routing table after it."""
+    """How a join went. `contacts` is the size of the routing table after it.
+
+    `remembered` is how many peers known from before let us in, where no seed did.
+    """
 
     seeds: tuple[SeedReport, ...]
     contacts: int
+    remembered: int = 0
 
     @property
     def joined(self) -> int:
@@ -76,8 +80,15 @@ class JoinReport:
         """How many seeds there were, without ourselves."""
         return sum(seed.state is not SeedState.OURSELVES for seed in self.seeds)
 
+    @property
+    def is_in(self) -> bool:
+        """Whether anybody let us in, or there was nobody to ask but ourselves: then we are the swarm."""
+        return bool(self.joined or self.remembered or not self.tried)
+
     def __str__(self) -> str:
         lines = [f"joined {self.joined} of {self.tried} seeds, {self.contacts} contacts known"]
+        if self.remembered:
+            lines.append(f"  {self.remembered} peers known from before let us in")
         lines += [f"  {seed.address}: {seed.text or seed.state}" for seed in self.seeds]
         return "\n".join(lines)
 
@@ -94,11 +105,13 @@ class Bootstrap:
         self._config = config
         self._estimate = estimate
         self._reports: dict[SeedAddress, SeedReport] = {}  # the latest of each seed that was ever asked
+        self._remembered = 0  # who let us in the last time that no seed did
 
-    async def join(self, seeds: tuple[SeedAddress, ...]) -> JoinReport:
+    async def join(self, seeds: tuple[SeedAddress, ...], remembered: Sequence[Contact] = ()) -> JoinReport:
         """Ask all seeds at once, then look for our own id and through the rest of the key space.
 
-        Cost: a lookup of about 20 requests for each of the log2(n) - 4 farthest k-buckets, where a seed let us in.
+        Where no seed let us in, peers of before are asked the same. Cost: a lookup of about 20 requests for each of the
+        log2(n) - 4 farthest k-buckets, where anybody let us in.
         """
         named: list[Contact] = []
         async with TaskScope("join") as scope:
@@ -109,7 +122,9 @@ class Bootstrap:
             if not self.report(seeds).joined:
                 for task in asked:
                     await task
-        if self.report(seeds).joined:
+        if remembered and not self.report(seeds).joined:
+            self._remembered = await self._ask_remembered(remembered, named)
+        if named:
             await self._find_neighbours(named)
         return self.report(seeds)
 
@@ -120,13 +135,18 @@ class Bootstrap:
             self._reports.get(seed) or SeedReport(seed.text, unknown, f"no answer yet; {_IS_IT_THERE}")
             for seed in seeds
         )
-        return JoinReport(tuple(reports), len(self._table))
+        return JoinReport(tuple(reports), len(self._table), self._remembered)
 
     async def refresh(self, index: int, mode: LookupMode = LookupMode.STRICT) -> None:
         """Look through one k-bucket's part of the key space."""
         runtime = self._host.runtime
         self._table.mark_refreshed(index, runtime.now())
         await self._look_through(random_key_in_bucket(self._host.identity.node_id, index, runtime.rng), mode)
+
+    async def announce(self) -> None:
+        """Look for our own id: those near it hear of us, and check where we are. Cost: one guarded lookup."""
+        if len(self._table):
+            await self._look_through(self._host.identity.node_id, LookupMode.GUARDED)
 
     async def measure(self) -> None:
         """Make the estimate of the network's size anew if many contacts are gone, and complete one of too few points.
@@ -174,17 +194,27 @@ class Bootstrap:
 
     async def _ask_seed(self, seed: SeedAddress, named: list[Contact]) -> None:
         """Note how the seed took it, and add to `named` whom it told us of."""
+        self._reports[seed] = await self._enter_through(seed, named)
+
+    async def _ask_remembered(self, remembered: Sequence[Contact], named: list[Contact]) -> int:
+        """How many of them let us in. Of each the first address is asked, which is the one that was proved."""
+        seeds = [replace(SeedAddress.parse(contact.addresses[0]), id=contact.id) for contact in remembered]
+        async with TaskScope("join") as scope:
+            asked = [scope.spawn_awaited(self._enter_through(seed, named)) for seed in seeds]
+            reports = [await task for task in asked]
+        return sum(report.state is SeedState.JOINED for report in reports)
+
+    async def _enter_through(self, seed: SeedAddress, named: list[Contact]) -> SeedReport:
         try:
             peer = await self._requester.connect_seed(seed.address, seed.id)
             contact = Contact(peer.id, peer.addresses or (seed.address,))
             answer = await self._requester.exchange(contact, EXCHANGE_COUNT)
         except (*UNREACHABLE, RemoteError, InvalidMessageError) as error:
-            self._reports[seed] = _failed(seed, error)
-            return
+            return _failed(seed, error)
         if peer.addresses:
             self._requester.admit(contact)
         named += (contact, *answer.contacts)
-        self._reports[seed] = SeedReport(seed.text, SeedState.JOINED, "joined", peer.id)
+        return SeedReport(seed.text, SeedState.JOINED, "joined", peer.id)
 
 
 def _failed(seed: SeedAddress, error: Exception) -> SeedReport:

@@ -133,9 +133,12 @@ class HealthConfig:
     beat_s: float = 1.0  # between looks at the clock
     min_stall_s: float = 1.0  # lateness of a beat that is a stall; a busy loop is late by some 0.1 s
     min_sleep_s: float = 10.0  # by which the wall ran ahead of us; a clock that is set jumps by less, mostly
+    announce_after_s: float = 1.5  # of a pause: others have asked us in vain by then, and leave us alone for a while
     drop_sessions_after_s: float = 20.0  # of a pause: peers may have given our sessions up by then
     min_clock_parties: int = 5  # whose clocks are compared with ours; three of them would have to lie
     max_clock_error_s: float = 30.0  # a tenth of what records bear: time to act
+    clock_s: float = 3600.0  # between comparisons; clocks that run free drift by some seconds a day
+    look_s: float = 5.0  # between questions to a few peers while nobody answers
 
     def __post_init__(self) -> None:
         _all_positive(self)
@@ -156,6 +159,8 @@ class DHTConfig:
     check_dial_source_pause_s: float = 1.0  # and one host that is not exempt, whatever ports it announces
     join_retry_min_s: float = 1.0  # after a join that reached no seed, wait this long ...
     join_retry_max_s: float = 60.0  # ... doubling up to this
+    remember_s: float = 300.0  # between looks for the best peers to come back through; a killed node loses one look
+    leave_timeout_s: float = 1.0  # for telling neighbours that we go: those who do not answer find out by themselves
     renew_fraction: float = 0.5  # of the lease: one renewal may be lost and the record still lives
     renew_look_s: float = 60.0  # between looks for values of our own to sign anew
     renew_ahead_s: float = 600.0  # what is due so soon is renewed with what is due: neighbours share a search

@@ -30,26 +30,34 @@ class Job:
     run: Callable[[], Awaitable[None]] = field(compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Something quick that is done often and to the moment: it measures time."""
+
+    period_s: float
+    run: Callable[[], None] = field(compare=False)
+
+
 class Timetable:
     """Which job is due when. A job is planned again once it has ended, so it never overlaps itself."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
-        self._due: list[tuple[float, int, Job]] = []
+        self._due: list[tuple[float, int, Job | Beat]] = []
         self._count = 0
 
     def plan(self, job: Job, now: float) -> None:
         """Run it about one period from now."""
         self.plan_at(job, now + job.period_s * self._rng.uniform(1 - JITTER, 1 + JITTER))
 
-    def plan_at(self, job: Job, when: float) -> None:
+    def plan_at(self, job: Job | Beat, when: float) -> None:
         """Run it at this time."""
         heapq.heappush(self._due, (when, self._count, job))
         self._count += 1
 
-    def take_due(self, now: float) -> list[Job]:
-        """The jobs that are due, in order; each has to be planned again."""
-        jobs: list[Job] = []
+    def take_due(self, now: float) -> list[Job | Beat]:
+        """What is due, in order; each has to be planned again."""
+        jobs: list[Job | Beat] = []
         while self._due and self._due[0][0] <= now:
             jobs.append(heapq.heappop(self._due)[2])
         return jobs
@@ -74,6 +82,11 @@ class Maintenance:
         self._timetable.plan(Job(name, period_s, run), self._runtime.now())
         self._set_timer()
 
+    def beat(self, period_s: float, run: Callable[[], None]) -> None:
+        """Call something quick every `period_s`, at once and without a task. It raises nothing."""
+        self._timetable.plan_at(Beat(period_s, run), self._runtime.now() + period_s)
+        self._set_timer()
+
     def stop(self) -> None:
         """Start nothing more. What runs belongs to the scope."""
         self._is_stopped = True
@@ -89,8 +102,14 @@ class Maintenance:
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
 
     def _on_timer(self) -> None:
-        for job in self._timetable.take_due(self._runtime.now()):
-            self._scope.spawn(self._run(job), name=job.name)
+        self._timer = None
+        now = self._runtime.now()
+        for due in self._timetable.take_due(now):
+            if isinstance(due, Beat):
+                self._timetable.plan_at(due, now + due.period_s)
+                due.run()
+            else:
+                self._scope.spawn(self._run(due), name=due.name)
         self._set_timer()
 
     async def _run(self, job: Job) -> None:

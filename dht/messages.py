@@ -5,7 +5,7 @@ the field names. Unknown keys are ignored; a missing key is the field's default,
 Everything else of a wrong type or size raises InvalidMessageError, which names the field. Layout:
 docs/spec/dht.md.
 
-    _dht.ping        {}          -> PingAnswer
+    _dht.ping        Ping        -> PingAnswer
     _dht.find_node   FindNode    -> FindNodeAnswer
     _dht.find_value  FindValue   -> FindValueAnswer
     _dht.store       Store       -> StoreAnswer
@@ -36,6 +36,20 @@ MAX_NONCE_SIZE_BYTES = 16
 MAX_REFUSAL_CHARS = 64
 MAX_OFFERS = 256
 """In one request: 20 KiB, and a storer with thousands of records does not need a hundred requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there? `leaving` says that the asker goes, and is no contact of anybody's any more."""
+
+    leaving: bool = False
+
+    def to_map(self) -> dict[str, Any]:
+        return {"leaving": self.leaving}
+
+    @classmethod
+    def from_map(cls, mapping: Any) -> Ping:
+        return cls(leaving=_bool(_map(mapping), "leaving", default=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,8 +313,8 @@ def _int(
     return value
 
 
-def _bool(fields: Mapping[str, Any], name: str) -> bool:
-    value = fields.get(name)
+def _bool(fields: Mapping[str, Any], name: str, *, default: bool | None = None) -> bool:
+    value = fields.get(name, default)
     if type(value) is not bool:
         raise InvalidMessageError(f"{name} is true or false")
     return value

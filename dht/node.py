@@ -5,7 +5,8 @@ itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dht.admission import Candidates
@@ -15,22 +16,28 @@ from dht.bootstrap import Bootstrap, JoinReport, SeedAddress, SeedState
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.dial_policy import DialDecision, DialPolicy
+from dht.events import EventFeed, Events
 from dht.exceptions import RecordRefused
 from dht.getting import Getting
 from dht.keyspace import Key
 from dht.lookup import LookupMode, LookupOutcome
 from dht.maintenance import Maintenance
 from dht.messages import FindValue, Store
+from dht.node_memory import NodeMemory
 from dht.own_values import OwnValues
 from dht.owned import MutableValue, PutReport
+from dht.presence import Loss, Presence
 from dht.putting import Parcel, Putting
 from dht.records import RecordKind
-from dht.region import RegionEstimate, groups_of
+from dht.recovery import Recovery
+from dht.region import SPACE, RegionEstimate, groups_of
 from dht.replication import Replication
 from dht.requester import UNREACHABLE, Requester
 from dht.responder import Responder
-from dht.routing import RoutingTable
-from dht.store import MemoryRecordStore, RecordStore, StoredRecord
+from dht.results import SwarmMode
+from dht.routing import Change, RoutingTable
+from dht.status import NodeStatus
+from dht.store import RecordStore, StoredRecord
 from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.identity import NodeID
@@ -38,6 +45,10 @@ from synapse_p2p.peers import Host
 
 NONCE_SIZE_BYTES = 8
 MAX_CHECK_DIALS_AT_ONCE = 4
+CLOCK_SAMPLE = 4
+"""Contacts looked at for each party whose clock is wanted: some are of one party."""
+MAX_FAREWELLS = 64
+"""Contacts told that we go: our neighbours, and as many with a session as there are idle ones at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +111,23 @@ class DHTNode:
         *,
         config: DHTConfig | None = None,
         store: RecordStore | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
     ) -> None:
+        """With `data_dir`, a folder that no other node uses, records and the best peers outlive the process; where a
+        `store` is given, that one holds the records, and whoever gave it closes it. Without both they are in memory.
+        """
         self._host = host
         self._config = config or DHTConfig()
-        self.routing_table = RoutingTable(host.identity.node_id, self._config.routing, host.trust)
-        self.store: RecordStore = MemoryRecordStore(self._config.records) if store is None else store
+        self.routing_table = RoutingTable(
+            host.identity.node_id, self._config.routing, host.trust, on_changed=self._on_changed
+        )
+        self._memory = NodeMemory(self._config, host.runtime, store, data_dir)
+        self.store: RecordStore = self._memory.store
+        self._events = Events()
+        self._presence = Presence(
+            host.runtime, self.routing_table, self._config.health, events=self._events, on_back=self._on_back
+        )
+        self._presence.watch(self.store)
         self._dial_policy = DialPolicy(self._config.dial, host.trust, own_addresses=lambda: host.advertised_addresses)
         self._candidates = Candidates(
             pause_s=self._config.check_dial_pause_s,
@@ -122,6 +145,7 @@ class DHTNode:
             on_added=self._on_added,
             on_gone=self._on_gone,
             on_candidate=self._on_heard,
+            presence=self._presence,
             estimate=self.estimate,
             group_of=group_of,
         )
@@ -131,6 +155,8 @@ class DHTNode:
             self.store,
             self._config,
             on_candidate=self._on_candidate,
+            on_heard=self._presence.on_heard,
+            on_leaving=self._on_leaving,
             on_kept=self._on_kept,
             trust=host.trust,
             estimate=self.estimate,
@@ -151,8 +177,20 @@ class DHTNode:
             names_under=self._capabilities_under,
         )
         self._bootstrap = Bootstrap(host, self.routing_table, self._requester, self._config, self.estimate)
+        self._recovery = Recovery(
+            host,
+            self.routing_table,
+            self._requester,
+            self._bootstrap,
+            self._presence,
+            look_s=self._config.health.look_s,
+            knock=self._knock,
+        )
+        self._recovery.on_resumed.append(self._own_values.renew_all)
         self._seeds: tuple[SeedAddress, ...] = ()
         self._check_dials = 0
+        self._compare_clocks_at = 0.0
+        self._known_addresses: tuple[str, ...] = ()
         self._knocking: asyncio.Task[None] | None = None
         self._scope: TaskScope | None = None
         self._maintenance: Maintenance | None = None
@@ -182,15 +220,90 @@ class DHTNode:
             self._maintenance.every("measure", self._config.liveness_s, self._bootstrap.measure)
             self._maintenance.every("replicate", self._config.replicate_look_s, self._replication.copy_due)
             self._maintenance.every("renew", self._config.renew_look_s, self._own_values.renew_due)
+            self._presence.start()
+            self._maintenance.beat(self._config.health.beat_s, self._beat)
+            self._maintenance.every("address", self._config.liveness_s, self._watch_address)
+            self._maintenance.every("clock", self._config.liveness_s, self._compare_clocks)
+            self._maintenance.every("remember", self._config.remember_s, self._remember)
 
     async def stop(self) -> None:
-        """End every task of the node. The table and the store stay as they are."""
+        """End every task of the node, and with them the events. The table and the store stay as they are; what is
+        kept in `data_dir` is saved for the last time.
+        """
+        self._presence.stop()
+        self._events.close()
         maintenance, self._maintenance = self._maintenance, None
         scope, self._scope = self._scope, None
         if maintenance is not None:
             maintenance.stop()
-        if scope is not None:
-            await scope.close()
+        try:
+            if scope is not None:
+                await scope.close()
+        finally:
+            if scope is not None:
+                self._memory.remember(self.routing_table)
+            self._memory.close()
+
+    async def leave(self) -> None:
+        """Stop, and before that tell our neighbours that we go, so that nobody waits for us in vain.
+
+        It takes no more than `leave_timeout_s` longer than `stop`. Stopped already, it does nothing.
+        """
+        if self._scope is None:
+            return
+        try:
+            if self._host.advertised_addresses:  # a client is in nobody's table
+                await self._say_farewell()
+        finally:
+            await self.stop()
+
+    async def _say_farewell(self) -> None:
+        peers, own_id = self._host.peers, self.id
+        connected = [contact for contact in self.routing_table if peers.is_connected(contact.id)]
+        nearest = self.routing_table.closest(own_id, self._config.lookup.k)
+        # The nearest come first: they are asked for our keys.
+        told = {contact.id: contact for contact in (*nearest, *connected)}
+        async with TaskScope("farewell") as scope:
+            tasks = [
+                scope.spawn_awaited(self._requester.say_farewell(contact))
+                for contact in list(told.values())[:MAX_FAREWELLS]
+            ]
+            if tasks:
+                await asyncio.wait(tasks, timeout=self._config.leave_timeout_s)
+            for task in tasks:
+                if task.done() and not task.cancelled():
+                    task.exception()  # who does not answer finds out by itself
+
+    def status(self) -> NodeStatus:
+        """A look at this node, without asking anybody. Cost: some microseconds for each contact."""
+        return NodeStatus(
+            id=self.id,
+            mode=SwarmMode.NODE if self._host.advertised_addresses else SwarmMode.CLIENT,
+            contacts=len(self.routing_table),
+            suspects=self.routing_table.suspect_count(),
+            size_estimate=self.estimate.size,
+            region_share=min(1.0, max(0, self.estimate.region.radius + 1) / SPACE),
+            records_held=len(self.store),
+            own_records=len(self._own_values.owned),
+            is_connected=not self._is_alone,
+            clock_ahead_s=self._presence.clock_ahead_s,
+            seeds=tuple(seed.text for seed in self._seeds),
+            join=self.join_report(),
+        )
+
+    @property
+    def is_clock_wrong(self) -> bool:
+        """Whether our wall clock is so far from those of others that records suffer; there is one warning then."""
+        return self._presence.is_clock_wrong
+
+    def events(self) -> EventFeed:
+        """What happens from now on until the node stops, for one listener: an async iterator of `dht.events`."""
+        return self._events.feed()
+
+    @property
+    def on_resumed(self) -> list[Callable[[], Awaitable[None]]]:
+        """What is called when others may have given this node up: owners of records put theirs anew."""
+        return self._recovery.on_resumed
 
     async def join(self, seeds: Iterable[str]) -> JoinReport:
         """Enter the swarm through these addresses, `host:port` or `id@host:port`, beside those given before.
@@ -199,12 +312,13 @@ class DHTNode:
         """
         asked = tuple(dict.fromkeys(SeedAddress.parse(seed) for seed in seeds))
         self._seeds = tuple(dict.fromkeys((*self._seeds, *asked)))
-        return await self._bootstrap.join(asked)
+        return await self._bootstrap.join(asked, () if len(self.routing_table) else self._memory.peers)
 
     @property
     def has_joined(self) -> bool:
-        """Whether some seed ever let us in."""
-        return self.join_report().joined > 0
+        """Whether anybody ever let us in."""
+        report = self.join_report()
+        return report.joined + report.remembered > 0
 
     def join_report(self) -> JoinReport:
         """How every seed given so far took it, as of now."""
@@ -324,6 +438,7 @@ class DHTNode:
         now = self._host.runtime.now()
         known = self.routing_table.get(contact.id)
         if known is not None and known.addresses[:1] == contact.addresses[:1]:
+            self._requester.on_heard_from(known)
             self.routing_table.observe(known, now)
         elif self._scope is not None and (known is not None or self.routing_table.has_room(contact)):
             self._candidates.offer(contact, now)
@@ -351,7 +466,16 @@ class DHTNode:
             self._scope.spawn(self._replication.offer_to(contact), name="offer records to a newcomer")
 
     def _on_gone(self, contact: Contact) -> None:
+        self._candidates.forget(contact, self._host.runtime.now())
         self._replication.on_gone(contact)
+
+    def _on_leaving(self, node_id: NodeID) -> None:
+        now = self._host.runtime.now()
+        contact = self.routing_table.remove(node_id, now)
+        if contact is not None:
+            self._candidates.forget(contact, now)
+            self._requester.on_left(contact)
+            self._replication.on_gone(contact)
 
     def _on_kept(self, key: Key, stored: StoredRecord) -> None:
         self._getting.on_stored(key)
@@ -369,6 +493,31 @@ class DHTNode:
             name for name in record.indexed_names() if capability_key(record.network_id, name, record.owner, 0) == key
         ]
 
+    # What becomes of ourselves
+
+    def _on_changed(self, contact: Contact, change: Change) -> None:
+        self._presence.on_changed(contact, change)
+
+    def _on_back(self, loss: Loss) -> None:
+        self._requester.forgive(loss.silent)
+        if self._scope is None:
+            return
+        if loss.lasted_s > self._config.health.drop_sessions_after_s:
+            self._recovery.begin(self._scope)
+        else:
+            self._recovery.begin_asking(self._scope, loss.silent)
+
+    def _beat(self) -> None:
+        pause = self._presence.beat()
+        if self._scope is None:
+            return
+        if pause is not None and self._presence.was_given_up(pause):
+            self._recovery.begin(self._scope)
+        elif pause is not None and self._presence.was_missed(pause):
+            self._recovery.begin_announcing(self._scope)
+        elif self._presence.is_network_lost:
+            self._recovery.begin_looking(self._scope)
+
     # What is done again and again
 
     async def _refresh(self) -> None:
@@ -383,7 +532,7 @@ class DHTNode:
 
     async def _knock_if_alone(self) -> None:
         """Before a search that would ask nobody: the seeds may be back. Many searches at once knock once."""
-        if len(self.routing_table) or not self._seeds or self._scope is None:
+        if not self._is_alone or not (self._seeds or self._memory.peers) or self._scope is None:
             return
         if self._knocking is None or self._knocking.done():
             self._knocking = self._scope.spawn_awaited(self._knock(), name="knock at the seeds")
@@ -398,8 +547,13 @@ class DHTNode:
             if report.state is not SeedState.OURSELVES
             and (report.node_id is None or not peers.is_connected(report.node_id))
         )
-        if missing:
-            await self._bootstrap.join(missing)
+        remembered = self._memory.peers if self._is_alone else ()
+        if missing or remembered:
+            await self._bootstrap.join(missing, remembered)
+
+    @property
+    def _is_alone(self) -> bool:
+        return not len(self.routing_table) or self._presence.is_network_lost
 
     async def _ping_stale(self) -> None:
         for contact in self.routing_table.stale_contacts(self._host.runtime.now()):
@@ -412,6 +566,27 @@ class DHTNode:
         if self.store.expire(self._host.runtime.now()):
             self._replication.forget_expired()
         self.store.flush()
+
+    async def _watch_address(self) -> None:
+        """Have our neighbours prove where we are once that has changed; owners of records see to theirs."""
+        addresses = self._host.advertised_addresses
+        had, self._known_addresses = self._known_addresses, addresses
+        if had and addresses and had != addresses:
+            await self._bootstrap.announce()
+
+    async def _compare_clocks(self) -> None:
+        """Ask some parties for their time, every hour, and until enough of them have said."""
+        now, health = self._host.runtime.now(), self._config.health
+        if self._presence.clock_ahead_s is not None and now < self._compare_clocks_at:
+            return
+        self._compare_clocks_at = now + health.clock_s
+        sample = self.routing_table.sample(CLOCK_SAMPLE * health.min_clock_parties, self._host.runtime.rng)
+        by_party = {self._requester.party_of(contact): contact for contact in sample}
+        if len(by_party) >= health.min_clock_parties:
+            await self._recovery.ask(list(by_party.values())[: health.min_clock_parties])
+
+    async def _remember(self) -> None:
+        self._memory.remember(self.routing_table)
 
 
 class _Reading:

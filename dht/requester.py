@@ -25,10 +25,12 @@ from dht.messages import (
     FindNodeAnswer,
     FindValue,
     FindValueAnswer,
+    Ping,
     PingAnswer,
     Store,
     StoreAnswer,
 )
+from dht.presence import Presence
 from dht.region import SPACE, GroupOf, Region, RegionEstimate, every_one_alone, seeds
 from dht.round_trips import Pauses, RoundTrips, dead_contacts
 from dht.routing import Observation, RoutingTable
@@ -61,8 +63,8 @@ class Requester:
 
     `on_added` is told of every contact that enters the routing table, `on_gone` of every one that failed too often and
     left it, `on_candidate` of one that answered over a session that it dialed itself: where it listens is still to be
-    proved. `estimate` is read for every lookup and told
-    of contacts that are gone.
+    proved. `estimate` is read for every lookup and told of contacts that are gone. `presence` is told of answers and
+    silences, and decides whether a silence counts.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Requester:
         on_added: Callable[[Contact], None],
         on_gone: Callable[[Contact], None],
         on_candidate: Callable[[Contact], None],
+        presence: Presence | None = None,
         estimate: RegionEstimate | None = None,
         group_of: GroupOf = every_one_alone,
     ) -> None:
@@ -85,6 +88,7 @@ class Requester:
         self._on_added = on_added
         self._on_gone = on_gone
         self._on_candidate = on_candidate
+        self._presence = presence or Presence(host.runtime, table, config.health)
         self._estimate = estimate or RegionEstimate(host.identity.node_id, config.lookup)
         self._group_of = group_of
         self._round_trips = RoundTrips(config.lookup)
@@ -96,7 +100,18 @@ class Requester:
         """Raises as every request here: an error of `UNREACHABLE`, RemoteError, or InvalidMessageError for a bad
         answer.
         """
-        return await self._request(contact, "_dht.ping", {}, PingAnswer.from_map)
+        asked_at = self._host.runtime.now()
+        answer = await self._request(contact, "_dht.ping", Ping().to_map(), PingAnswer.from_map)
+        self._presence.note_clock(self.party_of(contact), answer.unix_ms, asked_at)
+        return answer
+
+    async def say_farewell(self, contact: Contact) -> None:
+        """Tell `contact` that we go. Raises as every request here."""
+        await self._request(contact, "_dht.ping", Ping(leaving=True).to_map(), PingAnswer.from_map)
+
+    def party_of(self, contact: Contact) -> str:
+        """Whom it speaks for: the group of its address, and itself alone where addresses are not counted."""
+        return self._group_of(contact.addresses) or contact.id.hex()
 
     async def find_node(self, contact: Contact, target: Key, radius: Key | None = None) -> FindNodeAnswer:
         """Whom `contact` knows near `target`: all within `radius`, a distance, and some more. Of any answer only
@@ -123,7 +138,9 @@ class Requester:
 
     async def connect_seed(self, address: str, expected_id: bytes | None) -> ProvedPeer:
         """A session with whoever listens there. Whether that is a member of a swarm is still to be asked."""
-        return await self._host.peers.connect_address(address, expected_id)
+        peer = await self._host.peers.connect_address(address, expected_id)
+        self._presence.on_heard()
+        return peer
 
     def admit(self, contact: Contact) -> None:
         """Let a contact into the routing table that answered a dial of ours at this address, and a request."""
@@ -135,11 +152,24 @@ class Requester:
             await self._host.peers.check_dial(contact)
         except SynapseError:
             return
+        self._presence.on_heard()
         self._observe(contact)
 
     def on_heard_from(self, contact: Contact) -> None:
         """A contact called us: it lives, whatever it failed to answer."""
         self._dead.remove(contact)
+
+    def on_left(self, contact: Contact) -> None:
+        """A contact went in good order: lookups that hear of it from others leave it alone for a while."""
+        self._dead.add(contact, self._host.runtime.now())
+        self._estimate.on_lost()
+
+    def forgive(self, silent: Iterable[NodeID]) -> None:
+        """That these did not answer was not their fault: lookups ask them again, and others are told of them."""
+        for node_id in silent:
+            self._table.forgive(node_id)
+            if (contact := self._table.get(node_id)) is not None:
+                self._dead.remove(contact)
 
     async def lookup(
         self,
@@ -254,17 +284,23 @@ class Requester:
         asked_at = now()
         try:
             answer = read(await peers.call(contact, endpoint, request, timeout_s=timeout_s))
-        except (*UNREACHABLE, InvalidMessageError) as error:
+        except UNREACHABLE as error:
             if not isinstance(error, PeerUnavailable) or error.was_tried:
-                self._on_silence(contact, was_connected or isinstance(error, InvalidMessageError))
+                self._on_silence(contact, was_connected, asked_at)
+            raise
+        except InvalidMessageError:
+            self._presence.on_heard()
+            self._on_failure(contact)
             raise
         except RemoteError as error:
+            self._presence.on_heard()
             if error.code != Code.BUSY:  # one that has much to do is a good contact all the same
                 self._on_failure(contact)
             raise
         finally:
             if is_hearsay:
                 self._give_back(contact)
+        self._presence.on_heard()
         self._round_trips.on_answer(contact.id, now() - asked_at, was_connected=was_connected)
         addresses = peers.proved_addresses(contact.id)
         if addresses:
@@ -273,9 +309,10 @@ class Requester:
             self._on_candidate(contact)
         return answer
 
-    def _on_silence(self, contact: Contact, was_connected: bool) -> None:
+    def _on_silence(self, contact: Contact, was_connected: bool, asked_at: float) -> None:
         # A dial that succeeded and took all the time there was: slow it is, and no evidence that nobody is there.
-        if was_connected or not self._host.peers.is_connected(contact.id):
+        is_gone = was_connected or not self._host.peers.is_connected(contact.id)
+        if is_gone and self._presence.on_silence(contact.id, asked_at):
             self._on_failure(contact)
 
     def _on_failure(self, contact: Contact) -> None:
@@ -339,7 +376,7 @@ class _Run:
         ask: AskOne,
         scope: TaskScope,
         host: Host,
-        on_silence: Callable[[Contact, bool], None],
+        on_silence: Callable[[Contact, bool, float], None],
     ) -> None:
         self._lookup = lookup
         self._ask = ask
@@ -347,7 +384,8 @@ class _Run:
         self._now = host.runtime.now
         self._is_connected = host.peers.is_connected
         self._on_silence = on_silence
-        self._asked: dict[NodeID, tuple[Contact, bool]] = {}  # whose answers are awaited, and who was connected then
+        # Whose answers are awaited, who was connected then, and since when.
+        self._asked: dict[NodeID, tuple[Contact, bool, float]] = {}
         self._loop = asyncio.get_running_loop()
         self._happened = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -378,12 +416,12 @@ class _Run:
         if not self._asked:
             return
         given_up = {step.contact_id for step in outcome.trace if step.event is TraceEvent.FAILED}
-        for contact, was_connected in self._asked.values():
+        for contact, was_connected, asked_at in self._asked.values():
             if contact.id in given_up:
-                self._on_silence(contact, was_connected)
+                self._on_silence(contact, was_connected, asked_at)
 
     async def _ask_one(self, contact: Contact) -> None:
-        self._asked[contact.id] = contact, self._is_connected(contact.id)
+        self._asked[contact.id] = contact, self._is_connected(contact.id), self._now()
         try:
             closer, is_found, *version = await self._ask(contact)
         except (*UNREACHABLE, RemoteError, InvalidMessageError):

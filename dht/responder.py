@@ -25,6 +25,7 @@ from dht.messages import (
     FindValue,
     FindValueAnswer,
     Offer,
+    Ping,
     PingAnswer,
     Store,
     StoreAnswer,
@@ -37,6 +38,7 @@ from dht.routing import RoutingTable
 from dht.store import ANY_OWNER, RecordStore, StoredRecord
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import CallError
+from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host
 from synapse_p2p.transport.base import parse_address
 from synapse_p2p.trust import TrustConfig
@@ -53,7 +55,8 @@ def _tell_nobody(_key: Key, _record: StoredRecord) -> None:
 
 class Responder:
     """What one node answers. `on_candidate` is told of callers that say they listen and are not known at that
-    address, `on_kept` of every record that is new here. `reader` is what it reads records with.
+    address, `on_heard` of every call, `on_leaving` of callers that go, `on_kept` of every record that is new here.
+    `reader` is what it reads records with.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class Responder:
         config: DHTConfig,
         *,
         on_candidate: Callable[[Contact], None],
+        on_heard: Callable[[], None] | None = None,
+        on_leaving: Callable[[NodeID], None] | None = None,
         on_kept: Callable[[Key, StoredRecord], None] = _tell_nobody,
         trust: TrustConfig | None = None,
         estimate: RegionEstimate | None = None,
@@ -74,6 +79,8 @@ class Responder:
         self._store = store
         self._config = config
         self._on_candidate = on_candidate
+        self._on_heard = on_heard
+        self._on_leaving = on_leaving
         self._trust = trust or TrustConfig()
         self._on_kept = on_kept
         self.reader = RecordReader(host.network_id, config.records, Verdicts())
@@ -91,8 +98,10 @@ class Responder:
         }
 
     def ping(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
-        """Alive, and what our clock says."""
-        self._see(context)
+        """Alive, and what our clock says. A caller that goes is told to whoever keeps contacts."""
+        caller = self._see(context, is_candidate=not (leaving := Ping.from_map(request).leaving))
+        if leaving and self._on_leaving is not None:
+            self._on_leaving(caller)
         return PingAnswer(self._unix_ms()).to_map()
 
     def find_node(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
@@ -263,11 +272,13 @@ class Responder:
             records.append(stored.record)
         return tuple(records)
 
-    def _see(self, context: CallContext) -> bytes:
+    def _see(self, context: CallContext, *, is_candidate: bool = True) -> bytes:
         """Who asks. Plain callers are anonymous and have no place in an overlay."""
         if context.peer is None:
             raise CallError("not_authenticated", "the overlay answers encrypted sessions alone")
-        if context.listen_address is not None:
+        if self._on_heard is not None:
+            self._on_heard()
+        if is_candidate and context.listen_address is not None:
             self._on_candidate(shared_contact(context.peer, (context.listen_address,)))
         return context.peer
 

@@ -49,6 +49,15 @@ NEXT_BITS = 3
 NEVER = float("-inf")
 """When a contact was last seen that came from the waiting."""
 
+
+class Change(Enum):
+    """What became of a live contact."""
+
+    JOINED = "it entered the table"
+    SUSPECTED = "it failed for the first time since it was last seen"
+    LEFT = "it is not in the table any more"
+
+
 Groups: TypeAlias = tuple[str, str] | None
 """The parties of an address, the narrow one first; None where limits of place do not count it."""
 
@@ -135,13 +144,22 @@ class RoutingTable:
     contact exist; of hosts that are not exempt the table never holds more live ones of one place than the limits say.
     Whose k-bucket is near can change, so the limit on next bits holds when a contact comes, and not always.
 
-    The first address of a contact is the one that was proved, and the one that counts.
+    The first address of a contact is the one that was proved, and the one that counts. `on_changed` is told of every
+    change in the middle of it, so it asks nothing of the table.
     """
 
-    def __init__(self, own_id: NodeID, config: RoutingConfig, trust: TrustConfig | None = None) -> None:
+    def __init__(
+        self,
+        own_id: NodeID,
+        config: RoutingConfig,
+        trust: TrustConfig | None = None,
+        *,
+        on_changed: Callable[[Contact, Change], None] | None = None,
+    ) -> None:
         self._own_id = own_id
         self._own_point = int.from_bytes(own_id, "big")
         self._config = config
+        self._on_changed = on_changed or _tell_nobody
         self._groups_of = _grouping(trust or TrustConfig())
         self._kbuckets: dict[int, _KBucket] = {}
         self._indexes: list[int] = []  # of the k-buckets, ascending: few, and hardly ever another
@@ -175,6 +193,7 @@ class RoutingTable:
             insort(self._indexes, index)
         self._stop_waiting(kbucket, contact.id)
         self._let_in(kbucket, contact, now, now)
+        self._on_changed(contact, Change.JOINED)
         return Observation.ADDED
 
     def on_failure(self, node_id: NodeID, now: float) -> Contact | None:
@@ -193,6 +212,8 @@ class RoutingTable:
             kbucket.failures.setdefault(node_id, 1)
         else:
             return self.remove(node_id, now)
+        if failures == 1:
+            self._on_changed(kbucket.contacts[kbucket.places[node_id]], Change.SUSPECTED)
         return None
 
     def hold_evictions(self) -> None:
@@ -202,6 +223,16 @@ class RoutingTable:
     def resume_evictions(self) -> None:
         """Believe failures again: the next one of a suspect may be its last. What failed meanwhile is to be asked."""
         self._evictions_are_held = False
+
+    def forgive(self, node_id: NodeID) -> None:
+        """What this contact failed to do proves nothing any more: it is no suspect. A stranger stays one."""
+        kbucket = self._kbucket_of(node_id)
+        if kbucket is not None:
+            kbucket.failures.pop(node_id, None)
+
+    def suspect_count(self) -> int:
+        """How many live contacts failed since they were last seen."""
+        return sum(len(kbucket.failures) for kbucket in self._kbuckets.values())
 
     def remove(self, node_id: NodeID, now: float) -> Contact | None:
         """Forget this node, live or waiting. The contact if it was live; a waiting one takes its place."""
@@ -361,6 +392,7 @@ class RoutingTable:
         if refusal is None:
             self._let_in(kbucket, contact, now, since)
             return Observation.SEEN
+        self._on_changed(contact, Change.LEFT)
         self._after_leaving(index, kbucket, now)
         self._wait(kbucket, contact)
         return refusal
@@ -372,6 +404,7 @@ class RoutingTable:
     def _take_out(self, index: int, kbucket: _KBucket, node_id: NodeID, now: float) -> Contact:
         contact = kbucket.pop(node_id)
         self._count(contact, -1)
+        self._on_changed(contact, Change.LEFT)
         self._after_leaving(index, kbucket, now)
         return contact
 
@@ -381,6 +414,7 @@ class RoutingTable:
             if self._refusal(index, kbucket, contact) is None:
                 self._stop_waiting(kbucket, contact.id)
                 self._let_in(kbucket, contact, NEVER, now)
+                self._on_changed(contact, Change.JOINED)
                 return
         if not kbucket.contacts:
             for node_id in tuple(kbucket.waiting or ()):
@@ -503,6 +537,10 @@ class RoutingTable:
         yield from reversed(unset)
         for index in reversed(indexes[:place]):
             yield kbuckets[index]
+
+
+def _tell_nobody(contact: Contact, change: Change) -> None:
+    pass
 
 
 def _change(sizes: dict[str, int], group: str, change: int) -> None:

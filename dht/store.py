@@ -118,6 +118,12 @@ class RecordStore(Protocol):
         """Forget what is in this slot; the record if there was one."""
         ...
 
+    def watch(self, on_stored: Callable[[Key, NodeID], None], on_expired: Callable[[Key, NodeID], None]) -> None:
+        """Tell from now on, and nobody else: the key and owner of every record that is new or in a newer version, and
+        of every one that is gone because its time was over.
+        """
+        ...
+
     def flush(self) -> None:
         """Return when all that was put is as safe as this store makes it. Acknowledge nothing before. Never raises."""
         ...
@@ -150,6 +156,8 @@ class MemoryRecordStore:
         """`on_changed` is told of every slot that was filled, replaced or emptied."""
         self._config = config
         self._on_changed = on_changed or _tell_nobody
+        self._on_stored: Callable[[Key, NodeID], None] = _tell_nobody
+        self._on_expired: Callable[[Key, NodeID], None] = _tell_nobody
         self._records: dict[Key, dict[Slot, _Held]] = {}
         self._quotas = Quotas(config)
         self._expiries = SortedList()  # of _Expiry
@@ -175,12 +183,15 @@ class MemoryRecordStore:
         if refusal is not None:
             return refusal
         held = self.find(key, new.slot)
-        if held is not None and held.record == new.record:
+        is_held = held is not None and held.record == new.record
+        if held is not None and is_held:
             new = self._welcomed_again(key, held, new)
             if new == held:
                 return None
         self.remove(key, new.slot)
         self._insert(key, new, now)
+        if not is_held:
+            self._on_stored(key, new.owner)
         return None
 
     def holds(self, key: Key, new: StoredRecord) -> bool:
@@ -230,7 +241,9 @@ class MemoryRecordStore:
         count = 0
         while self._expiries and self._expiries[0][0] <= now:
             _, key, slot = self._expiries[0]
-            self.remove(key, slot)
+            stored = self.remove(key, slot)
+            assert stored is not None, "every entry in the order of expiry has its record"
+            self._on_expired(key, stored.owner)
             count += 1
         return count
 
@@ -247,6 +260,10 @@ class MemoryRecordStore:
         self._quotas.give_back(stored)
         self._on_changed(key, slot)
         return stored
+
+    def watch(self, on_stored: Callable[[Key, NodeID], None], on_expired: Callable[[Key, NodeID], None]) -> None:
+        """See RecordStore."""
+        self._on_stored, self._on_expired = on_stored, on_expired
 
     def flush(self) -> None:
         """There is nothing safer than memory here."""

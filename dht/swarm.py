@@ -119,14 +119,14 @@ class Swarm:
             scope = self._scope = TaskScope("swarm")
             try:
                 report = await self._start(scope, join_timeout)
-                if wait_joined and not _is_in(report):
+                if wait_joined and not report.is_in:
                     raise JoinFailed(report)
             except BaseException:
                 # Failed or cancelled: nobody else knows that there is something to stop.
                 self._scope = None
                 await self._end(scope, grace=0)
                 raise
-        if not _is_in(report) and not scope.is_closed:
+        if not report.is_in and not scope.is_closed:
             logger.warning("not joined yet, still trying: %s", report)
 
     async def stop(self, *, grace: float = 5) -> None:
@@ -189,13 +189,14 @@ class Swarm:
         if self._is_node:
             await self._server.start()
         server = self._server
-        node = self._node = DHTNode(server, config=self._config.dht)
+        node = self._node = DHTNode(server, config=self._config.dht, data_dir=self.data_dir)
         if not scope.is_closed:
             await node.start()
             joining = scope.spawn(self._join_until_joined(node), name="join")
             if self._agent is not None:
                 self._agent._swarm = self
                 lease_s = self._config.dht.records.lease_s * self._config.dht.renew_fraction
+                node.on_resumed.append(self._publish)
                 node.maintenance.every("renew", lease_s, self._publish)
                 node.maintenance.every("publish", self._config.watch_address_s, self._publish_if_due)
             await wait_at_most(joining, join_timeout)
@@ -210,7 +211,9 @@ class Swarm:
         """May be cancelled and called again: what is done is not done twice."""
         if scope is not None:
             await scope.close()
-        if self._node is not None:
+        if self._node is not None and grace > 0:
+            await self._node.leave()
+        elif self._node is not None:
             await self._node.stop()
         await self._server.stop(grace=grace)
         self._node = None
@@ -382,7 +385,7 @@ class Swarm:
         except Exception:
             logger.exception("joining failed; what is missing will be tried again")
             return bool(node.join_report().joined) or not self._seeds
-        return _is_in(report)
+        return report.is_in
 
     def _offer(self) -> Offer:
         return Offer(self._server.advertised_addresses, _claims(self._agent))
@@ -491,11 +494,6 @@ def _parse_seeds(bootstrap: Iterable[str]) -> tuple[SeedAddress, ...]:
     if isinstance(bootstrap, str):
         raise ConfigError(f"bootstrap is a list of addresses: write [{bootstrap!r}]")
     return tuple(dict.fromkeys(SeedAddress.parse(seed) for seed in bootstrap))
-
-
-def _is_in(report: JoinReport) -> bool:
-    """Whether a seed let us in, or there was none but ourselves: then we are the swarm."""
-    return bool(report.joined) or not report.tried
 
 
 def _claims(agent: AgentNode | None) -> tuple[CapabilityClaim, ...]:

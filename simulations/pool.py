@@ -113,6 +113,13 @@ class VirtualPool:
                 return session.proved_addresses()
         return ()
 
+    def retire_sessions(self) -> None:
+        """As the real pool has it."""
+        for session in [*self._sessions.values(), *self._aside]:
+            if session.takes_calls:
+                session.retire()
+        self._backoff.forget()
+
     def peer_ids(self) -> list[NodeID]:
         """Who has a session with this host, least recently used first."""
         return list(self._sessions)

@@ -90,6 +90,9 @@ class WatchedCaller:
         with self._history.request(self._id, endpoint, timeout_s):
             return await self._peers.call(peer, endpoint, request, timeout_s=timeout_s)
 
+    def retire_sessions(self) -> None:
+        self._peers.retire_sessions()
+
     def is_connected(self, node_id: NodeID) -> bool:
         return self._peers.is_connected(node_id)
 

@@ -66,6 +66,12 @@ class PeerCaller(Protocol):
         """
         ...
 
+    def retire_sessions(self) -> None:
+        """Start no new call over what is open now, for the peers may have given it up, and forget which addresses
+        failed: the next call to each dials anew. Calls that run go on; what has none is closed in good order.
+        """
+        ...
+
     def is_connected(self, node_id: NodeID) -> bool:
         """Whether a call would need no dial."""
         ...

@@ -263,6 +263,7 @@ def test_dht_exports_exactly_these_names():
         "LookupConfig",
         "MutableValue",
         "NoAgentFound",
+        "NodeStatus",
         "PutReport",
         "Reach",
         "RecordConfig",

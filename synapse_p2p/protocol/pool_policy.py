@@ -211,6 +211,10 @@ class DialBackoff:
         """The address answers."""
         self._rests.pop(address, None)
 
+    def forget(self) -> None:
+        """Failures prove nothing any more: no address rests."""
+        self._rests.clear()
+
     def is_resting(self, address: str, now: float) -> bool:
         """Whether to answer `unavailable` without a dial."""
         until, _ = self._rests.get(address, (now, 0.0))

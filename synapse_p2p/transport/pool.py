@@ -126,6 +126,13 @@ class SessionPool:
                 return (connection.address,)
         return ()
 
+    def retire_sessions(self) -> None:
+        for sessions in list(self._by_id.values()):
+            for connection in list(sessions):
+                if connection.is_open:
+                    connection.retire("closing", "this node was away")
+        self._backoff.forget()
+
     # What else a node's owner needs
 
     async def call_with(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht.admission import MAX_REMEMBERED, MAX_WAITING, Candidates
+from dht.admission import MAX_REMEMBERED, MAX_WAITING, RETURN_PAUSE_S, Candidates
 from dht.contact import Contact
 from synapse_p2p.trust import TrustConfig
 
@@ -29,6 +31,32 @@ def test_an_address_is_dialed_again_only_after_the_pause():
 
     assert not candidates.offer(make_contact(1), now=599)
     assert candidates.offer(make_contact(1), now=600)
+
+
+def test_a_contact_that_was_given_up_is_dialed_again_as_soon_as_it_asks():
+    candidates = Candidates(pause_s=600)
+    candidates.offer(make_contact(1), now=0)
+    candidates.take(now=0)
+
+    candidates.forget(make_contact(1), now=100)
+    candidates.forget(make_contact(2), now=100)
+
+    assert not candidates.offer(make_contact(1), now=100 + RETURN_PAUSE_S - 0.1)
+    assert candidates.offer(make_contact(1), now=100 + RETURN_PAUSE_S)
+
+
+def test_who_comes_and_goes_all_the_time_is_dialed_after_a_pause_each_time():
+    candidates = Candidates(pause_s=600)
+    dialed_at = []
+    for step in range(2_000):
+        now = step / 10
+        candidates.forget(make_contact(1), now)
+        if candidates.offer(make_contact(1), now):
+            candidates.take(now)
+            dialed_at.append(now)
+
+    assert len(dialed_at) > 50
+    assert all(later - earlier >= RETURN_PAUSE_S for earlier, later in pairwise(dialed_at))
 
 
 def test_another_id_at_the_same_address_does_not_get_round_the_pause():

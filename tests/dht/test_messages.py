@@ -11,6 +11,7 @@ from dht.messages import (
     FindValue,
     FindValueAnswer,
     Offer,
+    Ping,
     PingAnswer,
     Store,
     StoreAnswer,
@@ -30,6 +31,7 @@ OFFERS = st.lists(st.builds(Offer, COUNTS, KEYS, KEYS, COUNTS), max_size=3).map(
 WANTED = st.sets(st.integers(0, 255), max_size=5).map(lambda places: tuple(sorted(places)))
 
 MESSAGES = st.one_of(
+    st.builds(Ping, st.booleans()),
     st.builds(PingAnswer, COUNTS),
     st.builds(FindNode, KEYS, st.none() | KEYS),
     st.builds(FindNodeAnswer, CONTACTS),
@@ -50,7 +52,8 @@ MESSAGES = st.one_of(
     st.builds(ExchangeAnswer, CONTACTS),
 )
 KINDS = [
-    PingAnswer, FindNode, FindNodeAnswer, FindValue, FindValueAnswer, Store, StoreAnswer, Exchange, ExchangeAnswer,
+    Ping, PingAnswer, FindNode, FindNodeAnswer, FindValue, FindValueAnswer, Store, StoreAnswer, Exchange,
+    ExchangeAnswer,
 ]  # fmt: skip
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),

@@ -380,13 +380,14 @@ BAD_FIELDS = [
     ("_dht.store", "record", [MISSING, None, 5, "record", [b"record"], b"r" * 17_409]),
     ("_dht.store", "capability", [5, b"code-review", "x" * 129, [], {}]),
     ("_dht.store", "depth", [None, False, -1, 65, 2**64 - 1, 0.5, "0"]),
+    ("_dht.ping", "leaving", [None, 0, 1, "true", b"", []]),
     ("_dht.exchange", "count", [MISSING, None, True, 0, -1, 21, 2**64 - 1, 1.5, "5", b"5", []]),
 ]
 
 
 def good_request(endpoint: str) -> dict[str, Any]:
     return {
-        "_dht.ping": {},
+        "_dht.ping": {"leaving": False},
         "_dht.find_node": {"target": bytes(32), "radius": None},
         "_dht.find_value": {"key": bytes(32), "capability": SKILL, "depth": 0, "prefix": b"", "nonce": b"", "limit": 0},
         "_dht.store": {"record": sealed(), "capability": SKILL, "depth": 0},

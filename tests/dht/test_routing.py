@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from dht.config import RoutingConfig
 from dht.contact import Contact
 from dht.keyspace import common_prefix_length, distance, random_key_in_bucket
-from dht.routing import Observation, RoutingTable
+from dht.routing import Change, Observation, RoutingTable
 from synapse_p2p.trust import TrustConfig
 
 OWN_ID = bytes(32)
@@ -398,6 +398,19 @@ def test_while_evictions_are_held_whoever_fails_is_suspect_and_stays():
     assert list(table) == [waiting]
 
 
+def test_who_is_forgiven_has_all_its_chances_again():
+    contact = contact_in(0)
+    table = table_of(contact)
+    table.on_failure(contact.id, 1.0)
+
+    table.forgive(contact.id)
+
+    assert table.closest_unsuspected(OWN_ID, 5) == [contact]
+    assert table.on_failure(contact.id, 2.0) is None
+    assert table.on_failure(contact.id, 3.0) == contact
+    table.forgive(contact.id)  # a stranger by now
+
+
 @pytest.mark.parametrize("max_failures", [1, 2, 3])
 def test_after_holding_evictions_a_contact_that_answers_is_as_good_as_before(max_failures: int):
     contact = contact_in(0)
@@ -504,11 +517,22 @@ class RoutingModel(RuleBasedStateMachine):
         )
         self.counted = set() if has_network_key else set(FEW_HOSTS) - (set() if counts_private else {"10.0.0.1"})
         trust = TrustConfig.everybody() if has_network_key else TrustConfig(private=not counts_private)
-        self.table = RoutingTable(OWN_ID, config, trust)
+        self.table = RoutingTable(OWN_ID, config, trust, on_changed=self.note)
+        self.told: dict[Contact, bool] = {}  # by what it said: who is in it, and whether suspect
         self.held: list[ModelContact] = []
         self.waiting: list[ModelContact] = []  # as last seen
         self.is_holding = False
         self.now = 0
+
+    def note(self, contact: Contact, change: Change) -> None:
+        assert (contact.id in [told.id for told in self.told]) is (change is not Change.JOINED)
+        if change is Change.LEFT:
+            self.forget(contact.id)
+        else:
+            self.told[contact] = change is Change.SUSPECTED
+
+    def forget(self, node_id: bytes) -> None:
+        self.told = {contact: suspect for contact, suspect in self.told.items() if contact.id != node_id}
 
     @staticmethod
     def host_of(item: ModelContact) -> str:
@@ -642,6 +666,21 @@ class RoutingModel(RuleBasedStateMachine):
         assert self.table.closest(wanted, count) == [item.contact for item in by_distance][:count]
         unsuspected = [item.contact for item in by_distance if not item.failures]
         assert self.table.closest_unsuspected(wanted, count) == unsuspected[:count]
+
+    @rule(node_id=st.sampled_from(FEW_IDS))
+    def forgive(self, node_id: bytes) -> None:
+        item = self.item_of(self.held, node_id)
+        if item is not None:
+            item.failures = 0
+
+        self.table.forgive(node_id)
+
+    @invariant()
+    def tells_what_changes(self) -> None:
+        assert {contact.id for contact in self.told} == {item.contact.id for item in self.held}
+        suspects = {item.contact.id for item in self.held if item.failures}
+        assert suspects <= {contact.id for contact, is_suspect in self.told.items() if is_suspect}
+        assert self.table.suspect_count() == len(suspects)
 
     @invariant()
     def holds_what_the_model_holds(self) -> None:

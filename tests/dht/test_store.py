@@ -148,6 +148,41 @@ def test_expired_records_are_neither_taken_nor_shown_nor_counted(make_store):
     assert store.held_keys() == [KEYS[2]]
 
 
+def test_a_store_tells_of_what_is_new_and_of_what_has_expired_once_each(make_store):
+    told: list[tuple[str, bytes, bytes]] = []
+    store = make_store()
+    store.watch(
+        lambda key, owner: told.append(("stored", key, owner)), lambda key, owner: told.append(("expired", key, owner))
+    )
+
+    store.put(KEYS[0], a_record(), 0.0)
+    store.put(KEYS[0], a_record(), 1.0)
+    store.put(KEYS[0], a_record(b"new", seq=2), 2.0)
+    store.put(KEYS[0], a_record(), 2.0)
+    store.put(KEYS[1], a_record(owner=OWNERS[1], kind=RecordKind.IMMUTABLE), 3.0)
+    store.put(KEYS[2], a_record(), 4.0)
+    store.remove(KEYS[2], OWNERS[0])
+    store.expire(10.0)
+    store.expire(11.0)
+
+    assert told == [
+        ("stored", KEYS[0], OWNERS[0]), ("stored", KEYS[0], OWNERS[0]), ("stored", KEYS[1], OWNERS[1]),
+        ("stored", KEYS[2], OWNERS[0]), ("expired", KEYS[0], OWNERS[0]), ("expired", KEYS[1], OWNERS[1]),
+    ]  # fmt: skip
+
+
+def test_an_owner_that_is_seen_later_makes_no_new_record(make_store):
+    told: list[bytes] = []
+    store = make_store()
+    store.watch(lambda key, owner: told.append(owner), lambda key, owner: None)
+
+    store.put(KEYS[0], a_record(group=None), 0.0)
+    store.put(KEYS[0], a_record(group="g"), 1.0)
+
+    assert store.find(KEYS[0], OWNERS[0]).group == "g"
+    assert told == [OWNERS[0]]
+
+
 def test_a_replaced_record_may_come_back_after_it_expired(make_store):
     store = make_store()
     store.put(KEYS[0], a_record(seq=9, expires_at=10.0), 0.0)

@@ -1127,3 +1127,21 @@ async def test_a_network_key_for_an_agent_that_listens_already_is_refused_and_no
             await Client(port=agent.port).call("_synapse.ping")
     finally:
         await swarm.stop()
+
+
+@simulated
+async def test_an_agent_whose_seed_is_dead_comes_back_through_peers_in_its_data_directory(world: World, tmp_path: Path):
+    seed = await world.start(world.agent("Seed"))
+    seed_address = seed_of(seed)
+    other = await world.start(world.agent("Other", "python"), bootstrap=[seed_address])
+    first = await world.start(world.keeping_agent("one", "go"), bootstrap=[seed_address], data_dir=tmp_path)
+    await asyncio.sleep(5)
+    await first.stop()
+    gone = [agent.name for agent in await other.find("go")]
+    await seed.stop(grace=0)
+
+    again = await world.start(world.keeping_agent("one", "go"), bootstrap=[seed_address], data_dir=tmp_path)
+
+    assert gone == []
+    assert [agent.name for agent in await again.find("python")] == ["Other"]
+    assert [agent.name for agent in await other.find("go")] == ["one"]

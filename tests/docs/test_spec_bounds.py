@@ -17,6 +17,7 @@ from dht import (
     quotas,
     reading,
     records,
+    recovery,
     region,
     replication,
     responder,
@@ -25,7 +26,7 @@ from dht import (
     values,
 )
 from dht.agents import index, record
-from dht.config import DHTConfig, DialConfig, LookupConfig, RecordConfig, RoutingConfig
+from dht.config import DHTConfig, DialConfig, HealthConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
 from synapse_p2p.protocol import channel, handshake, session, wire
@@ -48,6 +49,7 @@ MODULES = (
     reading,
     record,
     records,
+    recovery,
     region,
     replication,
     responder,
@@ -58,7 +60,17 @@ MODULES = (
     values,
     wire,
 )
-CONFIGS = (DHTConfig, DialConfig, LookupConfig, PoolConfig, RecordConfig, RoutingConfig, ServerConfig, SessionConfig)
+CONFIGS = (
+    DHTConfig,
+    DialConfig,
+    HealthConfig,
+    LookupConfig,
+    PoolConfig,
+    RecordConfig,
+    RoutingConfig,
+    ServerConfig,
+    SessionConfig,
+)
 OWNERS = {module.__name__.rpartition(".")[2]: module for module in MODULES} | {cls.__name__: cls() for cls in CONFIGS}
 UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}
 

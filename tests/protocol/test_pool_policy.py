@@ -230,6 +230,17 @@ def test_a_success_ends_the_rest_and_starts_again_from_the_shortest():
     assert not dials.is_resting("a", 1.0)
 
 
+def test_once_failures_prove_nothing_no_address_rests():
+    dials = backoff()
+    for address in "ab":
+        dials.on_failure(address, 0.0)
+
+    dials.forget()
+
+    assert len(dials) == 0
+    assert not dials.is_resting("a", 0.5)
+
+
 def test_an_address_that_never_failed_does_not_rest():
     dials = backoff()
     dials.on_failure("a", 0.0)

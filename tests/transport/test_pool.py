@@ -376,6 +376,39 @@ def test_a_call_that_crosses_the_retirement_of_its_session_is_made_over_another(
     assert virtually(main()) == (2, ["crossing", "later", True][: 2 + is_in_use])
 
 
+def test_a_node_that_was_away_dials_anew_and_the_calls_that_run_come_back():
+    async def main() -> None:
+        network = Network()
+        gate = asyncio.Event()
+        a, b = await Node(network, 1).listen(), await Node(network, 2, handlers=Handlers(wait=gate.wait)).listen()
+        c = Node(network, 3)
+        await asyncio.gather(a.echo(b), c.echo(a))
+        with pytest.raises(PeerUnavailable):
+            await a.pool.connect_address(f"{HOST}:9")
+        running = asyncio.create_task(a.call(b, "wait"))
+        await asyncio.sleep(1)
+        network.dialed.clear()
+
+        a.pool.retire_sessions()
+        open_now = a.pool.peer_ids()
+        with pytest.raises(PeerUnavailable):
+            await a.pool.connect_address(f"{HOST}:9")
+        answers = [await a.echo(b, "again")]
+        gate.set()
+        answers.append(await running)
+        await asyncio.sleep(2)
+        kept_counts = [len(node.pool._connections) for node in (a, b, c)]
+        a.pool.retire_sessions()
+        await asyncio.gather(a.stop(), b.stop(), c.stop())
+
+        assert open_now == []
+        assert network.dialed == [f"{HOST}:9", b.address]
+        assert answers == ["again", True]
+        assert kept_counts == [1, 1, 0]
+
+    virtually(main())
+
+
 def test_a_stream_that_closes_under_a_call_before_it_was_written_is_no_answer():
     async def main() -> None:
         a, b = await two_nodes()
