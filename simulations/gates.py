@@ -232,8 +232,8 @@ GATES = (
         full=_settings("poisoned-20", 10_000, _HOURS),
         budget_s=480,
     ),
-    _hostile("30 % collude, tables poisoned 4x", "poisoned-30", 0.99, sabotage="one-path"),
-    _hostile("50 % collude, tables poisoned 4x", "poisoned-50", 0.90, sabotage="one-path"),
+    _hostile("30 % collude, tables poisoned 4x", "poisoned-30", 0.99),
+    _hostile("50 % collude, tables poisoned 4x", "poisoned-50", 0.90),
     _hostile(
         "20 % of 10,000 collude, tables poisoned 4x",
         "poisoned-20",

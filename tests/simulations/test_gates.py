@@ -55,7 +55,7 @@ def test_every_defence_that_can_be_taken_away_is_the_affair_of_some_gate():
         "no-replication",
         "no-density",
         "no-diversity",
-        "one-path",
+        "narrow",
         "trust-all",
     }
 
