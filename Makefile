@@ -20,9 +20,10 @@ demo: $(VENV)/.core
 test: check types
 	PYTHONDEVMODE=1 $(PY) -m pytest -n 2
 
-# The proofs that take minutes, which `make test` leaves out.
+# The proofs that take minutes, which `make test` leaves out; what is finished is kept in build/gates and not played again.
 gates: $(VENV)/.dev
 	$(PY) -m pytest -n 2 -m gates
+	$(PY) -m simulations.gates --page docs/explanation/simulation_results.md
 
 # What users write against the wheel as they install it; apart from the rest, which runs in parallel.
 types: $(VENV)/.dev

@@ -24,6 +24,7 @@ class LookupConfig:
     max_paths: int = 8  # where too few answered, or storers contradict each other
     path_seeds: int = 10  # own contacts that a path starts from: one that is a liar, or dead, must not end it
     max_per_group: int = 2  # contacts of one party (a /24) in an answer or among those a lookup asks
+    density_deviations: float = 3.0  # above what chance brings, and a list is crowded; infinite: none ever is
     min_points: int = 4  # lookups behind an estimate of the network's size that decides what we store; spread 11 %
     min_timeout_s: float = 0.2  # floor of the wait before somebody else is asked beside a slow contact
     max_timeout_s: float = 5.0  # ceiling of every wait; who needs more is of no use to a lookup

@@ -435,6 +435,9 @@ class Lookup:
 
     def _path_count_to_add(self) -> int:
         """Over how many more paths to go on; 0 for none."""
+        if self._mode is LookupMode.GUARDED:
+            # Whoever stores and met few of those who should keep the record was kept from them.
+            return self._config.max_paths if not self._widened and self._is_thin() else 0
         if not self._mode.seeks_value:
             return 0
         if self._holders:

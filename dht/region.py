@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from operator import gt
 from typing import TypeAlias
 
@@ -35,6 +35,7 @@ ACCEPT_FACTOR = 2
 COVERAGE = 0.75
 """The part of those expected within the radius that has to answer before silence means that nobody has it: an honest
 miss sees 14 to 28 of 20 in 90 % of cases, one among colluders 2 to 10."""
+DENSITY_DEVIATIONS = LookupConfig().density_deviations
 MAX_POINTS = 16  # random keys and our own id; the estimate's spread is 5 % then, and more change nothing
 GROWTH = 2  # a neighbourhood so many times as dense is no chance: its k-th distance has a deviation of 22 %
 FAILED_PART = 0.25  # of the contacts gone since the estimate was made, and it is made anew
@@ -89,9 +90,9 @@ class Region:
         return cls(SPACE, size, (-1,) * _list_length(k))
 
     @classmethod
-    def of_radius(cls, radius: int, k: int) -> Region:
-        """The region within which k nodes are expected."""
-        return cls(radius, k, tuple(_floor(count, radius, k) for count in range(_list_length(k))))
+    def of_radius(cls, radius: int, k: int, deviations: float = DENSITY_DEVIATIONS) -> Region:
+        """The region within which k nodes are expected; see `LookupConfig.density_deviations`."""
+        return cls(radius, k, tuple(_floor(count, radius, k, deviations) for count in range(_list_length(k))))
 
     def without_radius(self) -> Region:
         """The same density, for a lookup of nodes alone: it needs nobody beyond the k nearest."""
@@ -316,7 +317,7 @@ class RegionEstimate:
         radius = self._k * sum(points) // max(1, len(points) * self._k - 1)
         if radius >= SPACE:
             return Region.everything(self._k, self._k)
-        return Region.of_radius(radius, self._k)
+        return Region.of_radius(radius, self._k, self._config.density_deviations)
 
 
 def _list_length(k: int) -> int:
@@ -324,14 +325,16 @@ def _list_length(k: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _density_of(count: int) -> float:
+def _density_of(count: int, deviations: float) -> float:
     """The lambda, nodes expected nearer than a contact, from which on a list that holds `count` takes it."""
-    # 3 + x^2 + 3 x > count, solved for x = sqrt(lambda): three deviations above what chance brings, and three.
-    return 0.0 if count < 3 else ((sqrt(4 * count - 3) - 3) / 2) ** 2
+    # 3 + x^2 + d x > count, solved for x = sqrt(lambda): d deviations above what chance brings, and three.
+    return 0.0 if count < 3 else ((sqrt(deviations**2 + 4 * (count - 3)) - deviations) / 2) ** 2
 
 
-def _floor(count: int, radius: int, k: int) -> int:
-    return -1 if count < 3 else int(_density_of(count) / k * (1 << 64)) * radius >> 64
+def _floor(count: int, radius: int, k: int, deviations: float) -> int:
+    if count < 3 or deviations == inf:
+        return -1
+    return int(_density_of(count, deviations) / k * (1 << 64)) * radius >> 64
 
 
 def _is_crowded(groups: Sequence[str | None], max_per_group: int) -> bool:

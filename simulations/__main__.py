@@ -45,13 +45,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list(_: argparse.Namespace) -> int:
+    width = max(len(name) for name in SCENARIOS)
     for scenario in SCENARIOS.values():
-        print(f"{scenario.name:12} {scenario.summary}")
+        print(f"{scenario.name:{width}} {scenario.summary}")
+        for name, summary in scenario.variants.items():
+            print(f"  --variant {name:{width}} {summary}")
+        if scenario.sabotages:
+            print(f"  --sabotage {' or '.join(scenario.sabotages)}")
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = Settings(options.nodes, options.lookups, options.seed, options.hours, options.start, options.wire)
+    settings = Settings(
+        options.nodes,
+        options.lookups,
+        options.seed,
+        options.hours,
+        options.start,
+        options.wire,
+        options.variant,
+        options.sabotage,
+    )
+    SCENARIOS[options.scenario].check(settings)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)  # what cannot work is said before the run, not after
     line = ProgressLine(sys.stderr)
@@ -78,7 +93,18 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    cells = Grid(options.nodes, options.seeds, options.lookups, options.hours, options.start, options.wire).cells()
+    cells = Grid(
+        options.nodes,
+        options.seeds,
+        options.lookups,
+        options.hours,
+        options.start,
+        options.wire,
+        options.variant,
+        options.sabotage,
+    ).cells()
+    for settings in cells:
+        SCENARIOS[options.scenario].check(settings)
     ends: dict[Settings, CellEnd] = {}
     is_interrupted = False
     line = ProgressLine(sys.stderr)
@@ -181,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=DEFAULT_SEED, help="where all chance comes from (default %(default)s)")
     run.add_argument("--hours", type=float, help="virtual hours that the swarm lives once it stands")
     run.add_argument("--start", type=_start, default=Start.PROTOCOL, metavar="|".join(start.value for start in Start))
+    run.add_argument("--variant", default="", help="one of those that `list` names (default: the scenario's first)")
     run.add_argument("--out", type=Path, metavar="DIR", help="keep the figures, and the trace of a failure, in files")
     _add_shared(run)
 
@@ -193,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--seeds", type=numbers, default=[DEFAULT_SEED], help="such as 1,2,3 or 1-200")
     many.add_argument("--hours", type=_listed(lambda text: [float(text)]), default=[None], help="such as 1,24")
     many.add_argument("--start", type=_listed(lambda text: [_start(text)]), default=[Start.PROTOCOL])
+    many.add_argument("--variant", type=lambda text: text.split(","), default=[""], help="such as 30,50")
     many.add_argument("--workers", type=int, default=_cores(), help="processes at once (default: one a core)")
     many.add_argument("--out", type=Path, metavar="DIR", required=True, help="a folder; it keeps finished cells")
     _add_shared(many)
@@ -201,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wire", action="store_true", help="seal and frame messages as the real wire does")
+    parser.add_argument("--sabotage", default="", help="a defence that nodes go without; `list` names them")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 

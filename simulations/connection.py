@@ -44,6 +44,8 @@ from synapse_p2p.runtime import Runtime
 logger = logging.getLogger(__name__)
 
 PING_ENDPOINT = "_synapse.ping"
+WITHHELD = object()
+"""What a handler returns that gives no answer: the caller waits until its time is up. Only hostile hosts do so."""
 
 # What the digest says of messages that belong to no call.
 CONFIRM = "confirm"
@@ -343,16 +345,23 @@ class VirtualSession:
             body = encode_message(Fail(call.id, Code.UNAVAILABLE, NODE_IS_STOPPING, details))
         else:
             self._host.sessions.on_used(self)
-            body = self._answer(call)
+            answer = self._answer(call)
+            if answer is None:
+                return
+            body = answer
         self._send(endpoint, body, other._receive_answer)
 
-    def _answer(self, call: Call) -> bytes:
+    def _answer(self, call: Call) -> bytes | None:
+        """The answer, or the failure; None where the handler withholds it."""
         handler = self._host.mounted(call.endpoint)
         if handler is None:
             text = f"Unregistered endpoint called: {call.endpoint}"
             return encode_message(Fail(call.id, Code.NOT_FOUND, text))
         try:
-            body = encode_result(call.id, handler(call.kwargs, self.context))
+            result = handler(call.kwargs, self.context)
+            if result is WITHHELD:
+                return None
+            body = encode_result(call.id, result)
             self._check_size(call.endpoint, body)
         except RemoteError as error:
             return encode_message(Fail(call.id, error.code, error.message, error.details))

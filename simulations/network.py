@@ -62,12 +62,20 @@ class VirtualNetwork(Delivery):
         self._hosts: dict[str, VirtualHost] = {}
         self._host_count = 0
 
-    def host(self, *, network: str = "") -> VirtualHost:
-        """A new host that others can dial."""
-        ip = self._next_ip()
-        host = self._make_host(ip, f"{ip}:{LISTEN_PORT}", network)
-        self._hosts[host.address] = host
+    def host(self, *, network: str = "", ip: str | None = None, identity: Identity | None = None) -> VirtualHost:
+        """A new host that others can dial: at the next private address and with a key that chance draws, where nothing
+        is said. Raises ConfigError for an address that is taken.
+        """
+        ip = self._next_ip() if ip is None else ip
+        address = f"{ip}:{LISTEN_PORT}"
+        if address in self._hosts:
+            raise ConfigError(f"somebody lives at {address} already")
+        host = self._hosts[address] = self._make_host(ip, address, network, identity)
         return host
+
+    def remove(self, host: VirtualHost) -> None:
+        """Its machine is gone for good: from now on the address leads nowhere, and dials of it time out."""
+        del self._hosts[host.address]
 
     def client(self, *, network: str = "") -> VirtualHost:
         """A new host that nobody can dial; who is dialed by it can call it back."""
@@ -88,7 +96,7 @@ class VirtualNetwork(Delivery):
         a, b, c = self._host_count.to_bytes(3, "big")
         return f"10.{a}.{b}.{c}"
 
-    def _make_host(self, ip: str, address: str, network: str) -> VirtualHost:
+    def _make_host(self, ip: str, address: str, network: str, identity: Identity | None = None) -> VirtualHost:
         rng = random.Random(self._rng.getrandbits(64))
         loop = self.loop
         runtime = Runtime(
@@ -97,7 +105,8 @@ class VirtualNetwork(Delivery):
             rng=rng,
             token_bytes=rng.randbytes,
         )
-        identity = Identity.from_seed(self._rng.randbytes(SEED_SIZE_BYTES))
+        if identity is None:
+            identity = Identity.from_seed(self._rng.randbytes(SEED_SIZE_BYTES))
         return VirtualHost(self, identity, runtime, f"{ip}:{SOURCE_PORT}", address, network)
 
 

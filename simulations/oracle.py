@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import random
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dht.contact import Contact
 from dht.keyspace import ID_BITS
@@ -29,27 +29,68 @@ def fill_tables(
     k: int,
     rng: random.Random,
     now: float,
+    weight_of: Callable[[Contact], float] | None = None,
 ) -> None:
     """Let every table know the members, at most k of a k-bucket; no k-bucket is due for a refresh then.
 
-    The tables come with the ids of their nodes, which may be members or not. Cost: O(n k log n).
+    The tables come with the ids of their nodes, which may be members or not. A member of weight 4 is four times as
+    likely to be drawn next as one of weight 1, which all have by default. Cost: O(n k log n); with weights O(n^2).
     """
     in_order = sorted(members, key=lambda member: member.point)
     points = [member.point for member in in_order]
     for own_id, table in tables:
         for index, start, stop in _kbucket_ranges(points, int.from_bytes(own_id, "big")):
             positions = range(start, stop)
-            for position in rng.sample(positions, min(k, len(positions))):
-                table.observe(in_order[position], now)
+            if weight_of is None:
+                drawn = [in_order[position] for position in rng.sample(positions, min(k, len(positions)))]
+            else:
+                drawn = _draw(in_order[start:stop], k, weight_of, rng)
+            for member in drawn:
+                table.observe(member, now)
             table.mark_refreshed(index, now)
 
 
 def introduce_everybody(
-    nodes: Sequence[DHTNode], members: Sequence[Contact], *, k: int, rng: random.Random, now: float
+    nodes: Sequence[DHTNode],
+    members: Sequence[Contact],
+    *,
+    k: int,
+    rng: random.Random,
+    now: float,
+    weight_of: Callable[[Contact], float] | None = None,
 ) -> None:
-    """Let every node have a full table, and know how large the swarm is, as if it had long been there."""
-    fill_tables(((node.id, node.routing_table) for node in nodes), members, k=k, rng=rng, now=now)
+    """Let every node have a full table, and know how large the swarm is, as if it had long been there.
+
+    `weight_of` is as in `fill_tables`.
+    """
+    tables = ((node.id, node.routing_table) for node in nodes)
+    fill_tables(tables, members, k=k, rng=rng, now=now, weight_of=weight_of)
     _tell_sizes(nodes, members, k=k, rng=rng)
+
+
+def offer(tables: Iterable[RoutingTable], newcomers: Sequence[Contact], *, rng: random.Random, now: float) -> None:
+    """Show every table all newcomers, each in an order of its own; it takes those for whom it has room."""
+    for table in tables:
+        for newcomer in rng.sample(newcomers, len(newcomers)):
+            table.observe(newcomer, now)
+
+
+def nearest_points(points: Sequence[int], target: int, count: int) -> list[int]:
+    """The `count` of `points`, which ascend, that are nearest to `target` by XOR, nearest first; fewer if there are.
+
+    Cost: O(log n + count log count) with n random points.
+    """
+    start, stop, prefix = 0, len(points), 0
+    bit = 1 << (ID_BITS - 1)
+    while bit and stop - start > count:
+        middle = bisect_left(points, prefix | bit, start, stop)
+        near = (middle, stop) if target & bit else (start, middle)
+        if near[1] - near[0] < count:
+            break
+        start, stop = near
+        prefix |= target & bit
+        bit >>= 1
+    return sorted(points[start:stop], key=lambda point: point ^ target)[:count]
 
 
 def _tell_sizes(nodes: Iterable[DHTNode], members: Sequence[Contact], *, k: int, rng: random.Random) -> None:
@@ -103,3 +144,12 @@ def _kbucket_ranges(points: Sequence[int], own_point: int) -> Iterator[tuple[int
         else:
             yield index, middle, stop
             stop = middle
+
+
+def _draw(
+    members: Sequence[Contact], count: int, weight_of: Callable[[Contact], float], rng: random.Random
+) -> list[Contact]:
+    # Efraimidis and Spirakis (2006): the largest u^(1/weight) are a weighted sample without replacement, in order.
+    keys = [rng.random() ** (1 / weight_of(member)) for member in members]
+    order = sorted(range(len(members)), key=keys.__getitem__, reverse=True)
+    return [members[place] for place in order[:count]]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from simulations.connection import PING_ENDPOINT, Station, VirtualSession, expire
@@ -29,6 +30,9 @@ from synapse_p2p.protocol.pool_policy import (
     sessions_to_close,
 )
 from synapse_p2p.transport.open_connections import SETTLE_S
+
+REQUESTS: ContextVar[list[str] | None] = ContextVar("requests", default=None)
+"""Where an onlooker has set it, every request of that task and of those that it began puts its endpoint in here."""
 
 
 class VirtualPool:
@@ -87,6 +91,8 @@ class VirtualPool:
 
     async def call(self, peer: KnownPeer, endpoint: str, request: Mapping[str, Any], *, timeout_s: float) -> Any:
         deadline_us = self._loop.now_us + round(timeout_s * MICROSECONDS)
+        if (requests := REQUESTS.get()) is not None:
+            requests.append(endpoint)
         for is_last_try in (False, True):
             session = self._open_session(peer.id) or await self._dial(peer, deadline_us)
             if self._loop.now_us >= deadline_us:

@@ -96,6 +96,7 @@ def file_stem(scenario_name: str, settings: Settings) -> str:
         parts.append(settings.start.value)
     if settings.wire:
         parts.append("wire")
+    parts += [word for word in (settings.variant, settings.sabotage) if word]
     return "-".join([*parts, f"s{settings.seed}"])
 
 

@@ -1,4 +1,4 @@
-"""Many runs of one scenario, each in a process of its own, and the folder that keeps what they found.
+"""Many runs, of one scenario or of several, each in a process of its own, and the folder that keeps what they found.
 
 Owns which cells there are, which of them are finished already, and the life of the workers. What one run is, and the
 file it leaves, is in report.py. A cell depends on its settings alone: not on who runs it, with what, or after which.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
@@ -37,15 +38,18 @@ class Grid:
     hours: Sequence[float | None] = (None,)
     starts: Sequence[Start] = (Start.PROTOCOL,)
     wire: bool = False
+    variants: Sequence[str] = ("",)
+    sabotage: str = ""
 
     def cells(self) -> list[Settings]:
         """Each once, the seeds of one place next to each other. Raises ConfigError for one that is refused."""
-        count = len(self.nodes) * len(self.lookups) * len(self.hours) * len(self.starts) * len(self.seeds)
+        axes = (self.nodes, self.lookups, self.hours, self.starts, self.variants, self.seeds)
+        count = math.prod(len(axis) for axis in axes)
         if count > MAX_CELLS:
             raise ConfigError(f"a sweep of {count} runs is more than {MAX_CELLS}")
-        places = itertools.product(self.nodes, self.lookups, self.hours, self.starts, self.seeds)
         settings = (
-            Settings(nodes, lookups, seed, hours, start, self.wire) for nodes, lookups, hours, start, seed in places
+            Settings(nodes, lookups, seed, hours, start, self.wire, variant, self.sabotage)
+            for nodes, lookups, hours, start, variant, seed in itertools.product(*axes)
         )
         return list(dict.fromkeys(settings))
 
@@ -64,10 +68,30 @@ class CellEnd:
         return self.figures is not None and self.figures["passed"] is True
 
 
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run: what is played, and with which settings."""
+
+    scenario: Playable
+    settings: Settings
+
+    def __hash__(self) -> int:
+        return hash((self.scenario.name, self.settings))
+
+
 def sweep(
     scenario: Playable, cells: Sequence[Settings], folder: Path, *, workers: int
 ) -> Generator[CellEnd, None, None]:
+    """As `play_cells`, of one scenario."""
+    with closing(play_cells([Cell(scenario, settings) for settings in cells], folder, workers=workers)) as playing:
+        for _, end in playing:
+            yield end
+
+
+def play_cells(cells: Sequence[Cell], folder: Path, *, workers: int) -> Generator[tuple[Cell, CellEnd], None, None]:
     """The end of every cell, in the order in which they end; first those that `folder` has finished.
+
+    The others begin in the order given.
 
     A run that failed is finished too, for it would fail again; one whose worker died is not. Whoever stops asking,
     or is interrupted, ends the workers: what ended before stays in the folder. Raises OSError for a folder that
@@ -76,23 +100,23 @@ def sweep(
     if workers < 1:
         raise ConfigError(f"--workers is {workers}; it has to be 1 or more")
     folder.mkdir(parents=True, exist_ok=True)
-    waiting: deque[Settings] = deque()
-    for settings in cells:
-        figures = _kept_figures(_figures_path(folder, scenario, settings), scenario, settings)
+    waiting: deque[Cell] = deque()
+    for cell in cells:
+        figures = _kept_figures(_figures_path(folder, cell), cell)
         if figures is None:
-            waiting.append(settings)
+            waiting.append(cell)
         else:
-            yield CellEnd(settings, figures, was_kept=True)
-    running: dict[Any, tuple[SpawnProcess, Settings]] = {}  # by what is ready when the process has ended
+            yield cell, CellEnd(cell.settings, figures, was_kept=True)
+    running: dict[Any, tuple[SpawnProcess, Cell]] = {}  # by what is ready when the process has ended
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                settings = waiting.popleft()
-                process = _start(scenario, settings, folder)
-                running[process.sentinel] = process, settings
+                cell = waiting.popleft()
+                process = _start(cell, folder)
+                running[process.sentinel] = process, cell
             for sentinel in connection.wait(list(running)):
-                process, settings = running.pop(sentinel)
-                yield _end_of(process, settings, _figures_path(folder, scenario, settings))
+                process, cell = running.pop(sentinel)
+                yield cell, _end_of(process, cell.settings, _figures_path(folder, cell))
     finally:
         for process, _ in running.values():
             process.terminate()
@@ -100,14 +124,16 @@ def sweep(
             process.join()
 
 
-def _figures_path(folder: Path, scenario: Playable, settings: Settings) -> Path:
-    return folder / f"{file_stem(scenario.name, settings)}.json"
+def _figures_path(folder: Path, cell: Cell) -> Path:
+    return folder / f"{file_stem(cell.scenario.name, cell.settings)}.json"
 
 
-def _start(scenario: Playable, settings: Settings, folder: Path) -> SpawnProcess:
-    _figures_path(folder, scenario, settings).unlink(missing_ok=True)  # what is there afterwards is of this run
+def _start(cell: Cell, folder: Path) -> SpawnProcess:
+    _figures_path(folder, cell).unlink(missing_ok=True)  # what is there afterwards is of this run
     # Spawned, not forked: a worker that began as a copy of this process could give another digest than a plain run.
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(scenario, settings, folder), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_work, args=(cell.scenario, cell.settings, folder), daemon=True
+    )
     with _no_interrupts():
         process.start()
     return process
@@ -145,13 +171,13 @@ def _read_figures(path: Path) -> dict[str, Any] | None:
     return figures if isinstance(figures, dict) else None
 
 
-def _kept_figures(path: Path, scenario: Playable, settings: Settings) -> dict[str, Any] | None:
+def _kept_figures(path: Path, cell: Cell) -> dict[str, Any] | None:
     """The figures of a run of these settings by this code that came to its end; None if there is none."""
     figures = _read_figures(path)
     if figures is None or figures.get("interrupted") is not False:
         return None
     kept = (figures.get("scenario"), figures.get("settings"), figures.get("code"))
-    return figures if kept == (scenario.name, settings.as_map(), code_version()) else None
+    return figures if kept == (cell.scenario.name, cell.settings.as_map(), code_version()) else None
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from simulations.streams import VirtualStreams
 from simulations.virtual_loop import VirtualLoop
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope
+from synapse_p2p.config import ServerConfig
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.peers import Host
 from synapse_p2p.runtime import Runtime
@@ -62,10 +63,11 @@ class World:
         wire: bool = False,
         latency: Latency | None = None,
         config: DHTConfig | None = None,
+        server_config: ServerConfig | None = None,
     ) -> None:
         self.rng = random.Random(seed)
         self.digest = Digest()
-        self.network = VirtualNetwork(loop, self.rng, latency or ConstantLatency(), self.digest)
+        self.network = VirtualNetwork(loop, self.rng, latency or ConstantLatency(), self.digest, config=server_config)
         self.hosts: list[VirtualHost] = []
         self.nodes: list[DHTNode] = []
         self._host_at: dict[int, VirtualHost] = {}  # by id as a number

@@ -4,8 +4,12 @@ from simulations.scenarios.base import Outcome, Scenario, Settings
 from simulations.scenarios.churn import CHURN
 from simulations.scenarios.faults import FAULTS
 from simulations.scenarios.lookups import LOOKUPS
+from simulations.scenarios.overlay_churn import CHURN as OVERLAY_CHURN
+from simulations.scenarios.overlay_churn import FLASH_CROWD, MASSACRE, PARTITION, ROLLING
+from simulations.scenarios.overlay_hostile import HOSTILE, RESTART, SYBILS
 from simulations.scenarios.planted import PLANTED
 
-SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (LOOKUPS, CHURN, FAULTS, *PLANTED)}
+_OVERLAY = (OVERLAY_CHURN, MASSACRE, PARTITION, FLASH_CROWD, ROLLING, HOSTILE, SYBILS, RESTART)
+SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (LOOKUPS, CHURN, FAULTS, *_OVERLAY, *PLANTED)}
 
 __all__ = ["SCENARIOS", "Outcome", "Scenario", "Settings"]

@@ -34,7 +34,8 @@ class Settings:
     """What a run is made of. The same settings give the same digest.
 
     `hours` is virtual time, counted from when the swarm stands; None leaves it to the scenario. With `wire` the
-    bytes between nodes are those of the real wire, sealed and framed; without it, what they seal.
+    bytes between nodes are those of the real wire, sealed and framed; without it, what they seal. `variant` is one that
+    the scenario names, empty for its first, and `sabotage` a defence that nodes go without.
     """
 
     nodes: int = DEFAULT_NODES
@@ -43,6 +44,8 @@ class Settings:
     hours: float | None = None
     start: Start = Start.PROTOCOL
     wire: bool = False
+    variant: str = ""
+    sabotage: str = ""
 
     def __post_init__(self) -> None:
         if self.nodes < 2:
@@ -65,6 +68,10 @@ class Settings:
             words.append(f"--start {self.start.value}")
         if self.wire:
             words.append("--wire")
+        if self.variant:
+            words.append(f"--variant {self.variant}")
+        if self.sabotage:
+            words.append(f"--sabotage {self.sabotage}")
         return " ".join(words)
 
     def as_map(self) -> dict[str, int | float | str | bool | None]:
@@ -76,6 +83,8 @@ class Settings:
             "hours": None if self.hours is None else float(self.hours),
             "start": self.start.value,
             "wire": self.wire,
+            "variant": self.variant,
+            "sabotage": self.sabotage,
         }
 
 
@@ -153,11 +162,21 @@ Play: TypeAlias = Callable[[World, Settings, Progress], Awaitable[Outcome]]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One way for a world to live."""
+    """One way for a world to live, or several alike: `variants` has what each is by name, the usual one first.
+
+    `sabotages` are the defences that its nodes can be made to go without.
+    """
 
     name: str
     summary: str
     play: Play
+    variants: Mapping[str, str] = field(default_factory=dict)
+    sabotages: Sequence[str] = ()
+
+    def check(self, settings: Settings) -> None:
+        """Raises ConfigError for settings that are not for this scenario."""
+        _check_word("--variant", settings.variant, tuple(self.variants), self.name)
+        _check_word("--sabotage", settings.sabotage, tuple(self.sabotages), self.name)
 
     def new_world(self, loop: VirtualLoop, settings: Settings) -> World:
         """The world it is played in."""
@@ -165,6 +184,7 @@ class Scenario:
 
     def run(self, settings: Settings, watch: Watch) -> Ended:
         """Play it on a virtual loop of its own."""
+        self.check(settings)
         life = _Life(self, settings, watch)
         error: Exception | None = None
         try:
@@ -173,6 +193,11 @@ class Scenario:
             # An interrupted loop raises because its main task did not end. Whatever else breaks then is no verdict.
             error = None if watch.is_interrupted else failure
         return life.ended(error)
+
+
+def _check_word(option: str, word: str, known: Sequence[str], name: str) -> None:
+    if word and word not in known:
+        raise ConfigError(f"{name} has no {option} {word}; it has {', '.join(known) or 'none'}")
 
 
 class _Life:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from simulations.churn import BITTORRENT, Exponential, LogNormal, SessionLength, Weibull
+from simulations.churn import BITTORRENT, Exponential, LogNormal, SessionLength, Weibull, crowd_times, struck
 
 DISTRIBUTIONS = [BITTORRENT, Weibull(0.59, 2520.0), Exponential(600.0), LogNormal(1800.0, 1.5)]
 
@@ -34,3 +34,29 @@ def test_measured_sessions_are_mostly_short_and_a_few_are_very_long():
     assert sum(session < 60 for session in sessions) > 600
     assert sum(sessions[-400:]) > sum(sessions[:-400])
     assert 950 < BITTORRENT.median_s < 1050
+
+
+@pytest.mark.parametrize("length", [Weibull(0.59, 2520.0), Exponential(600.0), LogNormal(1800.0, 0.8)])
+def test_the_rest_of_a_session_is_what_is_left_at_a_random_moment(length: SessionLength):
+    rng = random.Random(3)
+    sessions = [length.draw(rng) for _ in range(100_000)]
+    # A moment falls into a session as likely as that is long, and anywhere in it.
+    met = rng.choices(sessions, weights=sessions, k=20_000)
+    rests = sorted(session * rng.random() for session in met)
+
+    drawn = sorted(length.draw_rest(rng) for _ in range(20_000))
+
+    for share in (0.1, 0.5, 0.9):
+        place = round(share * 20_000)
+        assert drawn[place] == pytest.approx(rests[place], rel=0.08)
+
+
+def test_a_massacre_strikes_its_share_and_a_crowd_comes_within_its_time():
+    rng = random.Random(1)
+
+    dead = struck(list(range(100)), 0.3, rng)
+    times = crowd_times(50, 10.0, rng)
+
+    assert len(set(dead)) == 30
+    assert times == sorted(times)
+    assert 0 <= times[0] < times[-1] <= 10

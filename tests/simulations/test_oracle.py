@@ -12,7 +12,7 @@ from dht.config import RoutingConfig
 from dht.contact import Contact
 from dht.keyspace import ID_BITS
 from dht.routing import RoutingTable
-from simulations.oracle import fill_tables, nearest_point
+from simulations.oracle import fill_tables, nearest_point, nearest_points, offer
 
 K = 4
 
@@ -94,3 +94,47 @@ def test_the_nearest_point_to_a_stranger_may_be_any(points: list[int], target: i
     stranger = next(point for point in range(100) if point not in points)
 
     assert nearest_point(sorted(points), target, apart_from=stranger) == min(points, key=lambda point: point ^ target)
+
+
+@given(
+    points=st.lists(POINTS, max_size=60, unique=True),
+    target=POINTS,
+    count=st.integers(1, 25),
+)
+def test_the_nearest_points_are_those_of_a_sort(points: list[int], target: int, count: int):
+    assert nearest_points(sorted(points), target, count) == sorted(points, key=lambda point: point ^ target)[:count]
+
+
+def test_who_weighs_four_times_as_much_is_in_a_far_kbucket_four_times_as_often():
+    rng = random.Random(7)
+    own, *others = (contact(rng.getrandbits(ID_BITS)) for _ in range(2001))
+    heavy = {other.point for other in others[:400]}
+    held = {True: 0, False: 0}
+
+    for seed in range(200):
+        table = RoutingTable(own.id, RoutingConfig(k=20))
+        fill_tables(
+            [(own.id, table)],
+            others,
+            k=20,
+            rng=random.Random(seed),
+            now=0.0,
+            weight_of=lambda each: 4.0 if each.point in heavy else 1.0,
+        )
+        for known in table:
+            if shared_bits(own, known) < 4:  # farther in there is room for all
+                held[known.point in heavy] += 1
+
+    assert held[True] / held[False] == pytest.approx(4 * 400 / 1600, rel=0.15)
+
+
+def test_whom_a_table_was_offered_first_is_in_it():
+    rng = random.Random(7)
+    own, *others = (contact(rng.getrandbits(ID_BITS)) for _ in range(41))
+    table = RoutingTable(own.id, RoutingConfig(k=2))
+
+    offer([table], others[:20], rng=rng, now=0.0)
+    first = set(table)
+    offer([table], others[20:], rng=rng, now=0.0)
+
+    assert first <= set(table)

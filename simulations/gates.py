@@ -1,0 +1,375 @@
+"""The gates of the overlay: what it has to stand, in figures, each with a defence without which it must not.
+
+A gate is some runs of one scenario, the cells, whose figures are put together and compared with limits; then the same
+with a sabotage, which has to miss. `python -m simulations.gates` plays them all, `--only NAME` some; finished cells are
+kept in a folder, so that the same command goes on where it was stopped. `make gates` writes the page of results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import operator
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from simulations.gates_page import GateResult, write_page
+from simulations.scenarios import SCENARIOS, Settings
+from simulations.scenarios.base import Start
+from simulations.statistics import wilson_low
+from simulations.sweep import Cell, CellEnd, play_cells
+
+FOLDER = Path("build/gates")
+WORKERS = 2
+_SIGNS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a figure is compared with: a number, or another figure of the same runs."""
+
+    figure: str
+    sign: str
+    bound: float | str
+
+    def bound_in(self, figures: Mapping[str, Any]) -> float:
+        """The number."""
+        return float(figures[self.bound]) if isinstance(self.bound, str) else self.bound
+
+    def is_met(self, figures: Mapping[str, Any]) -> bool:
+        """Whether these figures keep it; not where the figure is missing, for nothing was measured then."""
+        if figures.get(self.figure) is None or (isinstance(self.bound, str) and figures.get(self.bound) is None):
+            return False
+        return _SIGNS[self.sign](float(figures[self.figure]), self.bound_in(figures))
+
+    def __str__(self) -> str:
+        return f"{self.figure} {self.sign} {self.bound}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """`full` is one cell of the full gate, played with so many seeds; `short` the form that the tests play, None where
+    that of another gate tells as much.
+
+    `budget_s` is what a cell of it may take of a core. A gate without limits is a report. `sabotage` is the defence
+    without which both miss; `sabotaged` is played without it, where `full` would take long or is not hard enough.
+    """
+
+    name: str
+    scenario: str
+    full: Settings
+    short: Settings | None
+    limits: tuple[Limit, ...]
+    short_limits: tuple[Limit, ...]
+    budget_s: float
+    seeds: int = 1
+    sabotage: str = ""
+    sabotaged: Settings | None = None
+    is_short_sabotaged: bool = True
+
+    def cells(self) -> list[Settings]:
+        """The runs of the full gate."""
+        return [replace(self.full, seed=seed) for seed in range(1, self.seeds + 1)]
+
+    def sabotaged_cell(self) -> Settings | None:
+        """The one run that has to miss."""
+        if not self.sabotage:
+            return None
+        return replace(self.sabotaged or replace(self.full, lookups=SABOTAGED_LOOKUPS), sabotage=self.sabotage)
+
+    def missed(self, figures: Mapping[str, Any], *, short: bool = False) -> list[Limit]:
+        """The limits that these figures do not keep."""
+        return [limit for limit in (self.short_limits if short else self.limits) if not limit.is_met(figures)]
+
+
+def put_together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of several runs as if of one: counts are added, the smallest of the `fewest_` counts, and means are
+    weighted by the number of gets, as are quantiles, of which that is an approximation.
+    """
+    together: dict[str, Any] = {}
+    for name in dict.fromkeys(name for run in runs for name in run):
+        values = [run[name] for run in runs if isinstance(run.get(name), int | float)]
+        if not values or len(values) < len(runs):
+            continue
+        if name.startswith("fewest_"):
+            together[name] = min(values)
+        elif "_mean" in name or "_p99" in name:
+            weights = [max(1, run.get("gets", 1)) for run in runs]
+            pairs = zip(values, weights, strict=True)
+            together[name] = round(sum(value * weight for value, weight in pairs) / sum(weights), 4)
+        elif name.endswith("_max"):
+            together[name] = max(values)
+        elif not name.endswith("_low"):
+            together[name] = sum(values)
+    for low, good, tried in (
+        ("get_success_low", "gets_found", "gets"),
+        ("restart_success_low", "restarts_good", "restarts"),
+        ("join_success_low", "joined_in_time", "newcomers"),
+    ):
+        if tried in together:
+            together[low] = round(wilson_low(together[good], together[tried]), 5)
+    return together
+
+
+SABOTAGED_LOOKUPS = 2000
+MAX_SABOTAGED_S = 200.0
+"""Budget of a cell that only has to miss."""
+_NODES = 1000
+_HOURS = 2.0
+_SHORT_NODES = 200
+
+
+def _settings(variant: str, lookups: int, hours: float | None = None, nodes: int = _NODES) -> Settings:
+    return Settings(nodes, lookups, 1, hours, Start.ORACLE, variant=variant)
+
+
+def _gets(at_least: float) -> Limit:
+    return Limit("get_success_low", ">=", at_least)
+
+
+_NOTHING_LOST = Limit("values_lost", "<=", 0)
+_ONE_STRICT = Limit("get_messages_mean", "<=", "strict_messages_mean")
+_SHORT_GETS = _gets(0.97)
+"""Of 200 reads of which none fails, the lower bound is 0.981; of those under a sabotage it is far below this."""
+
+
+def _hostile(name: str, variant: str, at_least: float, **changes: Any) -> Gate:
+    gate = Gate(
+        name,
+        "overlay-hostile",
+        _settings(variant, 10_000),
+        _settings(variant, 400, nodes=_SHORT_NODES),
+        (_gets(at_least),),
+        (_gets(0.97 if at_least >= 0.99 else at_least - 0.02),),
+        budget_s=150,
+        sabotage="narrow",
+        sabotaged=_settings(variant, SABOTAGED_LOOKUPS),
+    )
+    return replace(gate, **changes)
+
+
+def _sybils(name: str, variant: str, sabotage: str, *more: Limit) -> Gate:
+    return Gate(
+        name,
+        "overlay-sybils",
+        _settings(variant, 2500),
+        _settings(variant, 200, nodes=_SHORT_NODES),
+        (_gets(0.99), _ONE_STRICT, *more),
+        (_SHORT_GETS, _ONE_STRICT, *more),
+        budget_s=45,
+        seeds=4,
+        sabotage=sabotage,
+    )
+
+
+GATES = (
+    Gate(
+        "churn as in BitTorrent",
+        "overlay-churn",
+        _settings("weibull-40", 10_000, 24.0),
+        _settings("half-life-10", 200, 0.5, nodes=60),
+        (_gets(0.995), _NOTHING_LOST, Limit("fewest_storers_p01", ">=", 8)),
+        (_SHORT_GETS, _NOTHING_LOST, Limit("fewest_storers_p01", ">=", 8)),
+        budget_s=5400,
+        sabotage="no-replication",
+        sabotaged=_settings("weibull-40", 1000, 24.0, nodes=100),
+    ),
+    Gate(
+        "half-life of 10 min",
+        "overlay-churn",
+        _settings("half-life-10", 10_000, 1.0),
+        None,
+        (_gets(0.99),),
+        (),
+        budget_s=1200,
+        sabotage="no-replication",
+        sabotaged=_settings("half-life-10", 1000, 4.0, nodes=100),
+    ),
+    Gate(
+        "30 % killed at once",
+        "overlay-massacre",
+        _settings("30", 10_000),
+        _settings("30", 300, nodes=_SHORT_NODES),
+        (_gets(0.99), _NOTHING_LOST),
+        (_SHORT_GETS, _NOTHING_LOST),
+        budget_s=60,
+    ),
+    Gate(
+        "30 % killed, six times",
+        "overlay-massacre",
+        _settings("30-six-times", 10_000),
+        None,
+        (_gets(0.99), _NOTHING_LOST, Limit("fewest_storers_p01", ">=", 8)),
+        (),
+        budget_s=700,
+        sabotage="no-replication",
+        sabotaged=_settings("30-six-times", 1000, nodes=200),
+    ),
+    Gate(
+        "partition of 10 min, healed",
+        "overlay-partition",
+        _settings("halves", 10_000),
+        _settings("halves", 200, nodes=120),
+        (_gets(0.99), _NOTHING_LOST),
+        (_SHORT_GETS, _NOTHING_LOST),
+        budget_s=120,
+        sabotage="forgetful",
+        sabotaged=_settings("halves", 1000, nodes=200),
+        is_short_sabotaged=False,  # half of a small swarm finds the other again, and a large one takes 40 s
+    ),
+    _hostile("10 % collude", "colluders-10", 0.999),
+    _hostile("20 % collude", "colluders-20", 0.995),
+    _hostile("30 % collude", "colluders-30", 0.99),
+    _hostile("50 % collude", "colluders-50", 0.95),
+    _hostile(
+        "20 % collude, tables poisoned 4x, for two hours",
+        "poisoned-20",
+        0.99,
+        full=_settings("poisoned-20", 10_000, _HOURS),
+        budget_s=480,
+    ),
+    _hostile("30 % collude, tables poisoned 4x", "poisoned-30", 0.99),
+    _hostile("50 % collude, tables poisoned 4x", "poisoned-50", 0.90),
+    _hostile(
+        "20 % of 10,000 collude, tables poisoned 4x",
+        "poisoned-20",
+        0.99,
+        full=_settings("poisoned-20", 10_000, nodes=10_000),
+        short=None,
+        budget_s=450,
+        sabotage="",
+    ),
+    _hostile("20 % are silent", "silent-20", 0.99, full=_settings("silent-20", 10_000), budget_s=120, sabotage=""),
+    _hostile("20 % lie", "liars-20", 0.99, full=_settings("liars-20", 10_000), budget_s=240, sabotage=""),
+    _hostile("2 % flood", "flooders-2", 0.99, full=_settings("flooders-2", 10_000), budget_s=240, sabotage=""),
+    _sybils("20 ids in two /24s, honest nodes first", "two-honest-first", ""),
+    _sybils("20 ids in twenty /24s, honest nodes first", "twenty-honest-first", ""),
+    _sybils(
+        "60 ids in as many /24s, honest first", "many-honest-first", "no-density", Limit("fewest_storers", ">=", 8)
+    ),
+    _sybils("20 ids in two /24s, Sybils first", "two-sybils-first", "no-diversity"),
+    replace(
+        _sybils("20 ids in twenty /24s, Sybils first: report only", "twenty-sybils-first", ""), limits=(), short=None
+    ),
+    replace(_sybils("20 ids spread thinly, Sybils first: report only", "thin-sybils-first", ""), limits=(), short=None),
+    Gate(
+        "restart with one of three seeds hostile",
+        "overlay-restart",
+        _settings("", 100, nodes=60),
+        _settings("", 40, nodes=60),
+        (Limit("restart_success_low", ">=", 0.99),),
+        (Limit("restart_success_low", ">=", 0.91),),
+        budget_s=60,
+        seeds=4,
+        sabotage="trust-all",
+        sabotaged=_settings("", 100, nodes=60),
+    ),
+    Gate(
+        "flash crowd: all join within 120 s",
+        "overlay-flash-crowd",
+        _settings("", 1000),
+        _settings("", 200, nodes=60),
+        (Limit("join_success_low", ">=", 0.99), _gets(0.99)),
+        (Limit("join_success_low", ">=", 0.93), _SHORT_GETS),
+        budget_s=450,
+    ),
+    Gate(
+        "rolling restart, nothing but keys left",
+        "overlay-rolling",
+        _settings("without-state", 10_000, _HOURS),
+        _settings("without-state", 200, _HOURS, nodes=40),
+        (_gets(0.999), _NOTHING_LOST),
+        (_SHORT_GETS, _NOTHING_LOST),
+        budget_s=450,
+        sabotage="no-replication",
+        sabotaged=_settings("without-state", 1000, _HOURS, nodes=100),
+    ),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0 when every gate is passed and every sabotage misses, 1 when not."""
+    options = _parser().parse_args(arguments)
+    gates = [gate for gate in GATES if not options.only or any(word in gate.name for word in options.only)]
+    if options.list:
+        _list(gates)
+        return 0
+    began_at = time.monotonic()
+    ends = _play(gates, options.out, options.workers)
+    took_s = time.monotonic() - began_at
+    results = [_judge(gate, ends) for gate in gates]
+    for result in results:
+        print(result.line())
+    if options.page is not None and not options.only:
+        write_page(options.page, results, took_s=took_s, workers=options.workers)
+    return 0 if all(result.is_good for result in results) else 1
+
+
+def _play(gates: Iterable[Gate], folder: Path, workers: int) -> dict[Cell, CellEnd]:
+    """Every cell of every gate, the longest first, so that no core waits for another at the end."""
+    budgets: dict[Cell, float] = {}
+    for gate in gates:
+        sabotaged = gate.sabotaged_cell()
+        for settings in [*gate.cells(), *([] if sabotaged is None else [sabotaged])]:
+            budget_s = gate.budget_s if settings is not sabotaged else min(gate.budget_s, MAX_SABOTAGED_S)
+            budgets[Cell(SCENARIOS[gate.scenario], settings)] = budget_s
+    cells = sorted(budgets, key=lambda cell: -budgets[cell])
+    ends: dict[Cell, CellEnd] = {}
+    with closing(play_cells(cells, folder, workers=workers)) as playing:
+        for cell, end in playing:
+            ends[cell] = end
+            took_s = "kept" if end.was_kept else f"{(end.figures or {}).get('cpu_s', 0):.0f} s"
+            print(
+                f"{len(ends)} of {len(cells)}: {cell.scenario.name} {cell.settings.arguments()}: "
+                f"{took_s} of {budgets[cell]:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+    return ends
+
+
+def _judge(gate: Gate, ends: Mapping[Cell, CellEnd]) -> GateResult:
+    scenario = SCENARIOS[gate.scenario]
+    own = [ends[Cell(scenario, settings)] for settings in gate.cells()]
+    runs = [end.figures for end in own if end.figures is not None and end.figures.get("error") is None]
+    figures = put_together(runs) if len(runs) == len(own) else {}
+    sabotaged = gate.sabotaged_cell()
+    sabotaged_end = None if sabotaged is None else ends[Cell(scenario, sabotaged)].figures or {}
+    return GateResult(
+        name=gate.name,
+        command=f"python -m simulations run {gate.scenario} {gate.full.arguments()}",
+        cells=len(own),
+        figures=figures,
+        limits=[(str(limit), figures.get(limit.figure), limit.is_met(figures)) for limit in gate.limits],
+        sabotage=gate.sabotage,
+        is_sabotage_noticed=sabotaged_end is None or bool(gate.missed(put_together([sabotaged_end]))),
+        cpu_s=sum(run["cpu_s"] for run in runs),
+        budget_s=gate.budget_s * gate.seeds,
+    )
+
+
+def _list(gates: Sequence[Gate]) -> None:
+    total_s = 0.0
+    for gate in gates:
+        total_s += gate.seeds * gate.budget_s + bool(gate.sabotage) * min(gate.budget_s, MAX_SABOTAGED_S)
+        limits = ", ".join(map(str, gate.limits)) or "report only"
+        print(f"{gate.name}: {gate.seeds} cells of {gate.budget_s:.0f} s; {limits}; misses: {gate.sabotage or '-'}")
+    print(f"in all {total_s / 60:.0f} min of a core, {total_s / WORKERS / 60:.0f} min on {WORKERS}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m simulations.gates", description="What the overlay has to stand.")
+    parser.add_argument("--only", action="append", metavar="WORDS", help="gates whose name has these words; repeatable")
+    parser.add_argument("--list", action="store_true", help="what there is, with the budget of each cell")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="keeps finished cells (%(default)s)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of results here, if all were played")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="processes at once (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

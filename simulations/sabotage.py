@@ -1,0 +1,78 @@
+"""Defences taken away by name: a gate that still passes without the one that it is about proves nothing.
+
+Pure: each is a change of a node's settings that a user could make.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from dht.config import DHTConfig
+from synapse_p2p.config import PoolConfig, ServerConfig
+from synapse_p2p.trust import TrustConfig
+
+TRUST_ALL = "trust-all"
+NO_LIMIT = 1_000_000
+NEVER_S = 365 * 24 * 3600.0
+
+
+def _one_path(config: DHTConfig) -> DHTConfig:
+    return replace(config, lookup=replace(config.lookup, paths=1, max_paths=1))
+
+
+def _narrow(config: DHTConfig) -> DHTConfig:
+    # What few liars break: a value at two nodes, and one of them asked after the other on a single path.
+    return replace(config, lookup=replace(config.lookup, k=2, alpha=1, paths=1, max_paths=1, path_seeds=1))
+
+
+def _no_density(config: DHTConfig) -> DHTConfig:
+    return replace(config, lookup=replace(config.lookup, density_deviations=math.inf))
+
+
+def _no_diversity(config: DHTConfig) -> DHTConfig:
+    return replace(
+        config,
+        lookup=replace(config.lookup, max_per_group=NO_LIMIT),
+        routing=replace(
+            config.routing,
+            max_per_next_bits=NO_LIMIT,
+            max_group_per_bucket=NO_LIMIT,
+            max_group=NO_LIMIT,
+            max_wide_group=NO_LIMIT,
+        ),
+    )
+
+
+def _no_replication(config: DHTConfig) -> DHTConfig:
+    return replace(config, replicate_s=NEVER_S, replicate_look_s=NEVER_S)
+
+
+def _forgetful(config: DHTConfig) -> DHTConfig:
+    # Whoever does not answer once is gone, and everybody is asked within a minute.
+    return replace(config, routing=replace(config.routing, max_failures=1, stale_after_s=30.0), liveness_s=15.0)
+
+
+_CHANGES: dict[str, Callable[[DHTConfig], DHTConfig]] = {
+    "one-path": _one_path,
+    "narrow": _narrow,
+    "no-density": _no_density,
+    "no-diversity": _no_diversity,
+    "no-replication": _no_replication,
+    "forgetful": _forgetful,
+    TRUST_ALL: _no_diversity,  # and every address is exempt, see `server_config`
+}
+SABOTAGES = tuple(_CHANGES)
+
+
+def dht_config(config: DHTConfig, sabotage: str) -> DHTConfig:
+    """The settings of a node that goes without a defence; as they are, where the word is empty."""
+    return _CHANGES[sabotage](config) if sabotage else config
+
+
+def server_config(sabotage: str) -> ServerConfig:
+    """Those of what it stands on: with TRUST_ALL every address in the world is exempt from limits of place."""
+    if sabotage != TRUST_ALL:
+        return ServerConfig()
+    return ServerConfig(pool=PoolConfig(trust=TrustConfig(networks=("0.0.0.0/0", "::/0"))))

@@ -1,0 +1,205 @@
+"""What the scenarios of the overlay share: a swarm that stands at once, values put into it, and reads that are counted.
+
+They ask how the overlay stands what is done to it, so everybody knows everybody at the start as an oracle has it, and
+hosts have public addresses, which limits of place count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from dht.config import DHTConfig
+from dht.lookup import LookupMode
+from simulations import sabotage, values
+from simulations.custody import Custody
+from simulations.pool import REQUESTS
+from simulations.population import Population, Resident
+from simulations.scenarios.base import MAX_NOTES, Outcome, Progress, Scenario, Settings, Start
+from simulations.statistics import quantile, wilson_low
+from simulations.values import Value
+from simulations.virtual_loop import VirtualLoop
+from simulations.world import World
+from synapse_p2p.background import TaskScope
+from synapse_p2p.exceptions import ConfigError
+
+SECONDS_PER_HOUR = 3600.0
+PUT_PAUSE_S = 0.05
+GET_PAUSE_S = 0.02
+"""Between the beginnings of two reads where no hours are said; each takes a second at most, so dozens are under way."""
+MAX_VALUES = 1000
+MIN_VALUES = 20
+GETS_PER_VALUE = 10
+"""A value is read so often on average: reads of one value go well or badly together, so there have to be many."""
+STRICT_LOOKUPS = 100
+"""Of random keys, for the messages of one strict lookup in the same swarm."""
+SETTLE_S = 5.0
+
+Figures = dict[str, int | float | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Swarm:
+    """A population, and who looks after its values."""
+
+    settings: Settings
+    population: Population
+    custody: Custody
+    progress: Progress
+
+    @property
+    def loop(self) -> VirtualLoop:
+        return self.population.world.network.loop
+
+
+class OverlayScenario(Scenario):
+    """A scenario that starts by oracle, without encryption, and can go without a defence."""
+
+    def check(self, settings: Settings) -> None:
+        """See Scenario."""
+        super().check(settings)
+        if settings.start is not Start.ORACLE or settings.wire:
+            raise ConfigError(f"{self.name} starts by oracle and has no wire: say --start oracle, without --wire")
+
+    def new_world(self, loop: VirtualLoop, settings: Settings) -> World:
+        """See Scenario."""
+        return World(
+            loop, seed=settings.seed, start=settings.start, server_config=sabotage.server_config(settings.sabotage)
+        )
+
+    def variant(self, settings: Settings) -> str:
+        """The one that is meant."""
+        return settings.variant or next(iter(self.variants))
+
+
+def new_swarm(world: World, settings: Settings, progress: Progress, config: DHTConfig | None = None) -> Swarm:
+    """Nobody yet, set as the settings say."""
+    config = sabotage.dht_config(config or values.config(), settings.sabotage)
+    population = Population(world, config)
+    return Swarm(settings, population, Custody(population), progress)
+
+
+class Gets:
+    """Reads by residents who do not keep the value, and how they went."""
+
+    def __init__(self, swarm: Swarm, *, phase: str = "gets", of: int | None = None) -> None:
+        self.count = 0
+        self.found = 0
+        self.of_lost = 0  # values that nobody honest kept
+        self.notes: list[str] = []
+        self._messages: list[int] = []
+        self._seconds: list[float] = []
+        self._swarm = swarm
+        self._phase = phase
+        self._of = swarm.settings.lookups if of is None else of
+
+    async def get_one(self, among: Sequence[Value] | None = None) -> None:
+        """One read of a random value; nothing where there is none. It counts if the reader lived to its end."""
+        population, custody, rng = self._swarm.population, self._swarm.custody, self._swarm.population.world.rng
+        choice = custody.values if among is None else among
+        if not choice:
+            return
+        value = rng.choice(choice)
+        reader = population.any_living()
+        for _ in range(8):  # in a small swarm everybody keeps everything, and then anybody will do
+            if not custody.holds(reader, value):
+                break
+            reader = population.any_living()
+        await self.get(reader, value)
+
+    async def get(self, reader: Resident, value: Value) -> None:
+        """One read."""
+        began_at = self._swarm.loop.time()
+        requests: list[str] = []
+        REQUESTS.set(requests)  # of this task alone: whoever calls gives every read a task of its own
+        is_found = await values.get(reader, value)
+        if reader.node is None:
+            return
+        self.count += 1
+        self.found += is_found
+        self.of_lost += self._swarm.custody.is_lost(value)
+        self._messages.append(len(requests))
+        self._seconds.append(self._swarm.loop.time() - began_at)
+        if not is_found and len(self.notes) < MAX_NOTES:
+            self.notes.append(f"at {began_at:.3f} s {reader.host.id.hex()[:16]} did not get value {value.number}")
+        self._swarm.progress(self._phase, self.count, self._of, self.outcome(0.0, {}))
+
+    def figures(self, prefix: str = "get") -> Figures:
+        """How they went."""
+        figures: Figures = {
+            f"{prefix}s": self.count,
+            f"{prefix}s_found": self.found,
+            f"{prefix}s_of_lost": self.of_lost,
+            f"{prefix}_success_low": round(wilson_low(self.found, self.count), 5),
+        }
+        if self.count:
+            figures |= {
+                f"{prefix}_messages_mean": round(fmean(self._messages), 3),
+                f"{prefix}_messages_p99": quantile(self._messages, 0.99),
+                f"{prefix}_seconds_mean": round(fmean(self._seconds), 4),
+                f"{prefix}_seconds_p99": round(quantile(self._seconds, 0.99), 4),
+            }
+        return figures
+
+    def outcome(self, required: float, figures: Figures) -> Outcome:
+        """So far. Reads have no hops to tell of."""
+        return Outcome(self.count, self.found, (), self.notes, required, {**self.figures(), **figures})
+
+
+def value_count(settings: Settings) -> int:
+    """How many values a scenario of these settings stores."""
+    return max(MIN_VALUES, min(MAX_VALUES, settings.lookups // GETS_PER_VALUE))
+
+
+async def put_values(swarm: Swarm, count: int, *, first: int = 0, putters: Sequence[Resident] | None = None) -> None:
+    """Store so many values, each by a random resident; those whose owner knows them to be kept are looked after."""
+    rng = swarm.population.world.rng
+
+    async def put_one(number: int) -> None:
+        putter = swarm.population.any_living() if putters is None else rng.choice(putters)
+        value = await values.put(putter, number)
+        if value is not None:
+            swarm.custody.add(value)
+
+    numbers = iter(range(first, first + count))
+    await paced(count, PUT_PAUSE_S, lambda: put_one(next(numbers)))
+    swarm.progress("puts", count, count)
+
+
+async def read_values(swarm: Swarm, gets: Gets, *, among: Sequence[Value] | None = None) -> None:
+    """As many reads as the settings say, spread over their hours, or in quick succession."""
+    settings = swarm.settings
+    pause_s = GET_PAUSE_S if settings.hours is None else settings.hours * SECONDS_PER_HOUR / settings.lookups
+    await paced(settings.lookups, pause_s, lambda: gets.get_one(among))
+
+
+async def paced(count: int, pause_s: float, one: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Begin `count` of these, `pause_s` apart, and wait for the last to end."""
+    loop = asyncio.get_running_loop()
+    first_at = loop.time()
+    async with TaskScope("paced") as scope:
+        under_way: list[asyncio.Task[None]] = []
+        for number in range(1, count + 1):
+            under_way.append(scope.spawn_awaited(one()))
+            await asyncio.sleep(max(0.0, first_at + number * pause_s - loop.time()))
+            if len(under_way) > 1000:  # a long run begins very many
+                under_way = [each for each in under_way if not each.done() or each.exception() is not None]
+        for each in under_way:
+            await each
+
+
+async def strict_messages(swarm: Swarm) -> float:
+    """The requests of one strict lookup of a random key in this swarm, on average."""
+    asked: list[int] = []
+
+    async def look_up() -> None:
+        node = swarm.population.any_living().node
+        if node is not None:
+            key = swarm.population.world.random_key()
+            asked.append((await node.lookup(key, LookupMode.STRICT)).asked)
+
+    await paced(STRICT_LOOKUPS, GET_PAUSE_S, look_up)
+    return round(fmean(asked), 3)

@@ -1,0 +1,62 @@
+"""The overlay as its users see it, put a value and get it back: the one place where scenarios touch that interface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dht.config import DHTConfig
+from dht.keyspace import Key, content_key
+from dht.values import ImmutableRecord
+from simulations.network import VirtualHost
+from simulations.population import Resident
+
+LIFE_S = 48 * 3600.0
+"""Of a value: as long as the protocol allows, and longer than any scenario."""
+NEVER_S = 365 * 24 * 3600.0
+SIZE_BYTES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One that is stored: its number, and the key, which follows from it."""
+
+    number: int
+    key: Key
+
+
+def config() -> DHTConfig:
+    """What nodes are set to: owners renew nothing, so that what is kept is kept by its storers."""
+    return replace(DHTConfig(), renew_look_s=NEVER_S)
+
+
+def key_of(number: int) -> Key:
+    """Where value number n is stored."""
+    return content_key(_bytes_of(number))
+
+
+async def put(resident: Resident, number: int) -> Value | None:
+    """Store value number n; None where its owner is not told that others keep it."""
+    node = resident.node
+    if node is None:
+        return None
+    report = await node.put(_bytes_of(number), ttl_s=LIFE_S)
+    return Value(number, report.key) if report.is_stored else None
+
+
+async def get(resident: Resident, value: Value) -> bool:
+    """Whether a plain read finds the value."""
+    node = resident.node
+    return node is not None and await node.get(value.key) == _bytes_of(value.number)
+
+
+def sealed(host: VirtualHost, number: int) -> bytes:
+    """Value number n as this host would have it stored."""
+    unix_ms = round(host.runtime.unix_now() * 1000)
+    record = ImmutableRecord(
+        host.identity.public_key, unix_ms, unix_ms + round(LIFE_S * 1000), host.network_id, _bytes_of(number)
+    )
+    return record.seal(host.identity)
+
+
+def _bytes_of(number: int) -> bytes:
+    return b"value %d " % number + bytes(SIZE_BYTES)
