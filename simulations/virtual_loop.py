@@ -115,7 +115,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._is_running = False
         self._is_stopping = False
         self._is_closed = False
-        self._debug = sys.flags.dev_mode  # as in every asyncio loop
+        # Not as other loops do in development mode: where a task came from costs more than all that it does here.
+        self._debug = False
         self._kept_out = KeptOut()
 
     def __repr__(self) -> str:
