@@ -470,12 +470,10 @@ class DHTNode:
         self._replication.on_gone(contact)
 
     def _on_leaving(self, node_id: NodeID) -> None:
-        now = self._host.runtime.now()
-        contact = self.routing_table.remove(node_id, now)
+        contact = self.routing_table.remove(node_id, self._host.runtime.now())
         if contact is not None:
-            self._candidates.forget(contact, now)
             self._requester.on_left(contact)
-            self._replication.on_gone(contact)
+            self._on_gone(contact)
 
     def _on_kept(self, key: Key, stored: StoredRecord) -> None:
         self._getting.on_stored(key)
