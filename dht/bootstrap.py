@@ -149,18 +149,15 @@ class Bootstrap:
             await self._look_through(self._host.identity.node_id, LookupMode.GUARDED)
 
     async def measure(self) -> None:
-        """Make the estimate of the network's size anew if many contacts are gone, and complete one of too few points.
+        """Make the estimate of the network's size anew if many contacts are gone, and add a point to one of too few.
 
-        Cost: nothing mostly, else a lookup for each point that is missing.
+        Cost: nothing mostly, else a lookup.
         """
         estimate = self._estimate
         if estimate.is_outdated(len(self._table)):
             estimate.forget()
-        runtime = self._host.runtime
-        for _ in range(self._config.lookup.min_points):
-            if estimate.is_sure or not len(self._table):
-                return
-            target = runtime.rng.getrandbits(ID_BITS).to_bytes(KEY_SIZE_BYTES, "big")
+        if not estimate.is_sure and len(self._table):
+            target = self._host.runtime.rng.getrandbits(ID_BITS).to_bytes(KEY_SIZE_BYTES, "big")
             await self._look_through(target, LookupMode.STRICT)
 
     async def _look_through(self, target: Key, mode: LookupMode, seeds: Iterable[Contact] = ()) -> None:
@@ -172,12 +169,12 @@ class Bootstrap:
     async def _find_neighbours(self, named: list[Contact]) -> None:
         # Those that seeds named at random are asked beside those that we know: no seed alone decides whom we meet.
         await self._look_through(self._host.identity.node_id, LookupMode.GUARDED, named)
-        # The nearest k-buckets are full of whom that lookup met; only those that could hold more are searched. Once the
-        # size of the network is known, to hear of some members is enough: half the requests, and no more hops after it.
+        # The nearest k-buckets are full of whom that lookup met; only those that could hold more are searched. To hear
+        # of some members is enough: half the requests, and no more hops after it.
         now = self._host.runtime.now()
         for index in self._table.stale_buckets(now, self._config.refresh_s):
             if index < self._depth_of_neighbours():
-                await self.refresh(index, LookupMode.EARLY if self._estimate.is_sure else LookupMode.STRICT)
+                await self.refresh(index, LookupMode.EARLY)
             else:
                 self._table.mark_refreshed(index, now)
 

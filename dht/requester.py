@@ -368,7 +368,7 @@ class _Standing:
 
 
 class _Run:
-    """One lookup under way: polls the machine, sends what it says, wakes when something came back."""
+    """One lookup under way: polls the machine, sends what it says, and polls again when something came back."""
 
     def __init__(
         self,
@@ -387,29 +387,38 @@ class _Run:
         # Whose answers are awaited, who was connected then, and since when.
         self._asked: dict[NodeID, tuple[Contact, bool, float]] = {}
         self._loop = asyncio.get_running_loop()
-        self._happened = asyncio.Event()
+        self._stop: asyncio.Future[Widen | LookupOutcome] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = 0.0
 
     async def next_stop(self) -> Widen | LookupOutcome:
         """Run until the machine is at its end, or wants to widen."""
+        self._stop = self._loop.create_future()
         try:
-            while True:
-                match self._lookup.poll(self._now()):
-                    case Ask(contacts):
-                        for contact in contacts:
-                            self._scope.spawn(self._ask_one(contact))
-                    case Wait(until):
-                        await self._wait(until)
-                    case Widen() as widen:
-                        return widen
-                    case Finished(outcome):
-                        self._report_silent(outcome)
-                        return outcome
+            self._go_on()
+            return await self._stop
         finally:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+
+    def _go_on(self) -> None:
+        """Do what the machine says until it has to wait. Whoever brings it something calls this: no task waits for it
+        to happen, of which there would be one more for every answer.
+        """
+        while not self._stop.done():
+            match self._lookup.poll(self._now()):
+                case Ask(contacts):
+                    for contact in contacts:
+                        self._scope.spawn(self._ask_one(contact))
+                case Wait(until):
+                    self._wake_at(until)
+                    return
+                case Widen() as widen:
+                    self._stop.set_result(widen)
+                case Finished(outcome):
+                    self._report_silent(outcome)
+                    self._stop.set_result(outcome)
 
     def _report_silent(self, outcome: LookupOutcome) -> None:
         """Tell of those that the machine gave up on and whose requests end now, before their own time is up."""
@@ -433,9 +442,9 @@ class _Run:
                 self._lookup.on_found(contact.id, closer, self._now(), version=version[0] if version else 0)
             else:
                 self._lookup.on_reply(contact.id, closer, self._now())
-        self._happened.set()
+        self._go_on()
 
-    async def _wait(self, until: float) -> None:
+    def _wake_at(self, until: float) -> None:
         # A timer that is early only has the machine say again when; one that is late must not be.
         if self._timer is not None and self._wakes_at > until:
             self._timer.cancel()
@@ -443,9 +452,7 @@ class _Run:
         if self._timer is None:
             self._wakes_at = until
             self._timer = self._loop.call_later(max(0.0, until - self._now()), self._on_timer)
-        await self._happened.wait()
-        self._happened.clear()
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._happened.set()
+        self._go_on()

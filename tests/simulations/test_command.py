@@ -95,7 +95,7 @@ def test_list_names_every_scenario_with_what_it_does(capsys: pytest.CaptureFixtu
     lines = capsys.readouterr().out.splitlines()
     assert code == 0
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == list(SCENARIOS)
-    assert "strict lookups" in lines[0]
+    assert "then lookups of random keys" in lines[0]
 
 
 @pytest.mark.parametrize(
