@@ -159,8 +159,8 @@ def test_any_node_is_found_by_its_id():
 def test_after_a_third_is_gone_lookups_find_the_nearest_that_live_and_tables_shed_the_dead():
     async def main() -> None:
         async with Swarm(seed=5) as swarm:
-            await swarm.add(60)
-            for count, host in enumerate(swarm.rng.sample(swarm.hosts, 18)):
+            await swarm.add(40)
+            for count, host in enumerate(swarm.rng.sample(swarm.hosts, 12)):
                 await swarm.end(host, "crash" if count % 2 else "fall_silent")
             live = [(host, node) for host, node in swarm.members if host.is_up]
 

@@ -16,7 +16,7 @@ from dht.lookup import LookupMode
 from dht.replication import Replication
 from synapse_p2p import Server
 
-SHORT_S = 2.0
+SHORT_S = 1.0
 """What stands for half an hour between two copies."""
 QUICK = DHTConfig(
     lookup=LookupConfig(k=5),
@@ -26,6 +26,8 @@ QUICK = DHTConfig(
     replicate_look_s=0.5,
 )
 NEVER_S = 10 * 86_400.0
+ENOUGH_STORERS = 3
+"""Of the k = 5 that are wanted: so many are there when the next crash comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +168,17 @@ async def test_values_outlive_three_crashes_as_long_as_copies_are_made(
                 alive = [member for member in group if member in swarm.members and member not in surely]
                 surely += alive[: -(-len(alive) // left)]
             await swarm.kill(draw_victims(swarm, surely, keys if is_replicating else [], rng))
-            await asyncio.sleep(2 * SHORT_S)
+            if is_replicating:
+                await wait_for_copies(swarm, keys)
         found = await read_all(swarm, rng, keys)
 
     assert found.count(None) == 0 if is_replicating else found.count(None) > 0
+
+
+async def wait_for_copies(swarm: Swarm, keys: Sequence[bytes]) -> None:
+    async with asyncio.timeout(60):
+        while any(len(swarm.storers_of(key)) < ENOUGH_STORERS for key in keys):
+            await asyncio.sleep(0.1)
 
 
 async def offer_nothing(_: Replication, __: Contact) -> None:

@@ -42,9 +42,10 @@ async def stop_all(swarms: list[Swarm]) -> None:
     await asyncio.gather(*(swarm.stop(grace=0) for swarm in swarms))
 
 
-async def test_every_find_from_every_one_of_forty_agents_is_exact():
-    rng = random.Random(40)
-    offered = {f"agent-{number}": rng.sample(CAPABILITIES, 3) for number in range(40)}
+@pytest.mark.parametrize("count", [22, pytest.param(40, marks=pytest.mark.gates)])  # more than k
+async def test_every_find_from_every_agent_is_exact(count: int):
+    rng = random.Random(count)
+    offered = {f"agent-{number}": rng.sample(CAPABILITIES, 3) for number in range(count)}
     swarms = await start_swarm(*(make_agent(name, capabilities) for name, capabilities in offered.items()))
 
     wrong = []

@@ -125,7 +125,7 @@ def assert_the_same(recipe: Recipe) -> None:
     assert wire.digest != plain.digest
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.gates)])
 @pytest.mark.parametrize(("start", "nodes", "pool"), [(Start.PROTOCOL, 15, FEW_SESSIONS), (Start.ORACLE, 40, None)])
 def test_over_the_wire_the_same_is_found_held_and_admitted_in_the_same_time(
     start: Start, nodes: int, pool: PoolConfig | None, seed: int
