@@ -165,7 +165,12 @@ class DHTNode:
         self._putting = Putting(host, self._config, self._requester, self.estimate)
         self._getting = Getting(host, self._config, self._requester, self._putting, self.store)
         self._own_values = OwnValues(
-            host, self._config, putting=self._putting, responder=self._responder, reader=self._responder.reader
+            host,
+            self._config,
+            putting=self._putting,
+            responder=self._responder,
+            reader=self._responder.reader,
+            is_clock_wrong=lambda: self._presence.is_clock_wrong,
         )
         self._replication = Replication(
             host,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dht.config import DHTConfig
 from dht.exceptions import RecordRefused
@@ -18,19 +18,30 @@ from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.peers import Host
 
 FOR_EVER_S = float("inf")
+CLOCK = "clock"
+"""What a report says of a refusal that is our own clock's fault."""
+_REFUSALS_OF_TIME = (Refusal.EXPIRED, Refusal.FROM_THE_FUTURE)
 
 
 class OwnValues:
     """One node's values. What it puts it renews until it is deleted, for as long as the node lives."""
 
     def __init__(
-        self, host: Host, config: DHTConfig, *, putting: Putting, responder: Responder, reader: RecordReader
+        self,
+        host: Host,
+        config: DHTConfig,
+        *,
+        putting: Putting,
+        responder: Responder,
+        reader: RecordReader,
+        is_clock_wrong: Callable[[], bool] = lambda: False,
     ) -> None:
         self._host = host
         self._config = config
         self._putting = putting
         self._responder = responder
         self._reader = reader
+        self._is_clock_wrong = is_clock_wrong
         self.owned = OwnedRecords(host.identity, host.network_id, config.records, renew_fraction=config.renew_fraction)
 
     async def put(self, values: Iterable[bytes], *, ttl_s: float | None) -> list[PutReport]:
@@ -108,7 +119,10 @@ class OwnValues:
             self.owned.on_newer(newest, next(iter(placing.newer)), now, unix_ms)
         if not placing.stored:
             self.owned.retry_at(owned.key, now + self._config.join_retry_max_s)
-        return PutReport(owned.key, placing.asked, placing.stored, placing.refusals, placing.region_size)
+        refusals = placing.refusals
+        if self._is_clock_wrong():
+            refusals = tuple(CLOCK if refusal in _REFUSALS_OF_TIME else refusal for refusal in refusals)
+        return PutReport(owned.key, placing.asked, placing.stored, refusals, placing.region_size)
 
     def _newest_of(self, key: Key, placing: Placing) -> MutableRecord | None:
         """The newest version of ours that storers were proved to hold; it goes first in `placing.newer` then."""

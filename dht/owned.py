@@ -20,7 +20,9 @@ from synapse_p2p.identity import Identity
 class PutReport:
     """What became of a record: how many nodes were asked, how many keep it, and a word for each that does not.
 
-    `region_size` is how many nodes should keep it, as far as was found out.
+    `region_size` is how many nodes should keep it, as far as was found out. The words are those of
+    `dht.records.Refusal`, and `unreachable`, `bad_answer`, and `clock`: it is too old or from the future for them, and
+    our clock is wrong.
     """
 
     key: Key

@@ -565,6 +565,23 @@ def test_a_node_whose_clock_is_wrong_says_so_and_the_others_do_not(caplog: pytes
     assert ["120 s ahead of" in message for message in warnings_in(caplog)] == [True]
 
 
+@pytest.mark.parametrize("skew_s", [600.0, -7200.0])
+def test_a_value_put_by_a_wrong_clock_is_refused_for_the_clock(skew_s: float):
+    async def main() -> None:
+        async with Places() as places:
+            members = await places.add(8)
+            members[3].clock.skew_s = skew_s
+
+            early = await members[3].run(members[3].node.put(b"before the others were asked", ttl_s=3600))
+            await asyncio.sleep(200)
+            late = await members[3].run(members[3].node.put(b"after", ttl_s=3600))
+
+            assert set(early.refused) == {"from_the_future" if skew_s > 0 else "expired"}
+            assert late.refused == ("clock",) * 7
+
+    run(main())
+
+
 def test_a_nodes_status_is_what_it_knows_of_itself():
     async def main() -> None:
         async with Places() as places:
