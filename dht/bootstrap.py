@@ -33,6 +33,8 @@ SeedAddress: TypeAlias = PeerAddress
 """An address to join through. With an id, whoever else answers there is not joined."""
 
 EXCHANGE_COUNT = 20
+LARGE_FACTOR = 10
+"""From so many times k nodes on a network is large: in a smaller one a join asks nearly everybody anyway."""
 PATIENCE_S = 4.0
 """How long the slow seeds hold up a join that another seed has answered."""
 _IS_IT_THERE = "is it running, and is the way to it open?"
@@ -105,6 +107,7 @@ class Bootstrap:
         self._config = config
         self._estimate = estimate
         self._reports: dict[SeedAddress, SeedReport] = {}  # the latest of each seed that was ever asked
+        self._measure_at = host.runtime.now() + config.measure_s
         self._remembered = 0  # who let us in the last time that no seed did
 
     async def join(self, seeds: tuple[SeedAddress, ...], remembered: Sequence[Contact] = ()) -> JoinReport:
@@ -149,15 +152,20 @@ class Bootstrap:
             await self._look_through(self._host.identity.node_id, LookupMode.GUARDED)
 
     async def measure(self) -> None:
-        """Make the estimate of the network's size anew if many contacts are gone, and add a point to one of too few.
+        """Look whether the network has another size by now, and add a point to an estimate of too few, the first at
+        once.
 
-        Cost: nothing mostly, else a lookup.
+        Cost: nothing mostly, else a lookup, one in `measure_s`.
         """
-        estimate = self._estimate
+        estimate, runtime = self._estimate, self._host.runtime
+        estimate.on_neighbours(self._table.closest_unsuspected(self._host.identity.node_id, self._config.lookup.k))
         if estimate.is_outdated(len(self._table)):
             estimate.forget()
-        if not estimate.is_sure and len(self._table):
-            target = self._host.runtime.rng.getrandbits(ID_BITS).to_bytes(KEY_SIZE_BYTES, "big")
+        if estimate.is_sure or not len(self._table):
+            return
+        if estimate.size is None or runtime.now() >= self._measure_at:
+            self._measure_at = runtime.now() + self._config.measure_s
+            target = runtime.rng.getrandbits(ID_BITS).to_bytes(KEY_SIZE_BYTES, "big")
             await self._look_through(target, LookupMode.STRICT)
 
     async def _look_through(self, target: Key, mode: LookupMode, seeds: Iterable[Contact] = ()) -> None:
@@ -169,12 +177,15 @@ class Bootstrap:
     async def _find_neighbours(self, named: list[Contact]) -> None:
         # Those that seeds named at random are asked beside those that we know: no seed alone decides whom we meet.
         await self._look_through(self._host.identity.node_id, LookupMode.GUARDED, named)
-        # The nearest k-buckets are full of whom that lookup met; only those that could hold more are searched. To hear
-        # of some members is enough: half the requests, and no more hops after it.
+        # The nearest k-buckets are full of whom that lookup met; only those that could hold more are searched. In a large
+        # network to hear of some members is enough: half the requests, and no more hops after it.
+        size = self._estimate.size
+        is_large = size is not None and size > LARGE_FACTOR * self._config.lookup.k
+        mode = LookupMode.EARLY if is_large else LookupMode.STRICT
         now = self._host.runtime.now()
         for index in self._table.stale_buckets(now, self._config.refresh_s):
             if index < self._depth_of_neighbours():
-                await self.refresh(index, LookupMode.EARLY)
+                await self.refresh(index, mode)
             else:
                 self._table.mark_refreshed(index, now)
 

@@ -154,7 +154,7 @@ class DHTConfig:
     records: RecordConfig = field(default_factory=RecordConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     refresh_s: float = 3600.0  # a k-bucket that no lookup went through this long gets one; section 2.3
-    measure_s: float = 300.0  # between lookups of a random key, as long as the size of the network is not known well
+    measure_s: float = 900.0  # between lookups of a random key, as long as the size of the network is not known well
     liveness_s: float = 60.0  # between looks for stale contacts to ask
     check_dial_pause_s: float = 600.0  # one address is check-dialed at most this often, whoever announces it
     check_dial_source_pause_s: float = 1.0  # and one host that is not exempt, whatever ports it announces

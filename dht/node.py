@@ -222,7 +222,7 @@ class DHTNode:
             self._maintenance.every("liveness", self._config.liveness_s, self._ping_stale)
             self._maintenance.every("seeds", self._config.liveness_s, self._knock_while_few)
             self._maintenance.every("expire", self._config.expire_s, self._expire)
-            self._maintenance.every("measure", self._config.measure_s, self._bootstrap.measure)
+            self._maintenance.every("measure", self._config.liveness_s, self._bootstrap.measure)
             self._maintenance.every("replicate", self._config.replicate_look_s, self._replication.copy_due)
             self._maintenance.every("renew", self._config.renew_look_s, self._own_values.renew_due)
             self._presence.start()
