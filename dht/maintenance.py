@@ -30,34 +30,23 @@ class Job:
     run: Callable[[], Awaitable[None]] = field(compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """Something quick that is done often and to the moment: it measures time."""
-
-    period_s: float
-    run: Callable[[], None] = field(compare=False)
-
-
 class Timetable:
     """Which job is due when. A job is planned again once it has ended, so it never overlaps itself."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
-        self._due: list[tuple[float, int, Job | Beat]] = []
+        self._due: list[tuple[float, int, Job]] = []
         self._count = 0
 
     def plan(self, job: Job, now: float) -> None:
         """Run it about one period from now."""
-        self.plan_at(job, now + job.period_s * self._rng.uniform(1 - JITTER, 1 + JITTER))
-
-    def plan_at(self, job: Job | Beat, when: float) -> None:
-        """Run it at this time."""
+        when = now + job.period_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
         heapq.heappush(self._due, (when, self._count, job))
         self._count += 1
 
-    def take_due(self, now: float) -> list[Job | Beat]:
+    def take_due(self, now: float) -> list[Job]:
         """What is due, in order; each has to be planned again."""
-        jobs: list[Job | Beat] = []
+        jobs: list[Job] = []
         while self._due and self._due[0][0] <= now:
             jobs.append(heapq.heappop(self._due)[2])
         return jobs
@@ -75,6 +64,7 @@ class Maintenance:
         self._scope = scope
         self._timetable = Timetable(runtime.rng)
         self._timer: asyncio.TimerHandle | None = None
+        self._beat_timer: asyncio.TimerHandle | None = None
         self._is_stopped = False
 
     def every(self, name: str, period_s: float, run: Callable[[], Awaitable[None]]) -> None:
@@ -83,15 +73,15 @@ class Maintenance:
         self._set_timer()
 
     def beat(self, period_s: float, run: Callable[[], None]) -> None:
-        """Call something quick every `period_s`, at once and without a task. It raises nothing."""
-        self._timetable.plan_at(Beat(period_s, run), self._runtime.now() + period_s)
-        self._set_timer()
+        """Call something quick every `period_s`, to the moment, for it measures time. It raises nothing."""
+        self._beat_timer = asyncio.get_running_loop().call_later(period_s, self._on_beat, period_s, run)
 
     def stop(self) -> None:
         """Start nothing more. What runs belongs to the scope."""
         self._is_stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._beat_timer):
+            if timer is not None:
+                timer.cancel()
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -105,12 +95,12 @@ class Maintenance:
         self._timer = None
         now = self._runtime.now()
         for due in self._timetable.take_due(now):
-            if isinstance(due, Beat):
-                self._timetable.plan_at(due, now + due.period_s)
-                due.run()
-            else:
-                self._scope.spawn(self._run(due), name=due.name)
+            self._scope.spawn(self._run(due), name=due.name)
         self._set_timer()
+
+    def _on_beat(self, period_s: float, run: Callable[[], None]) -> None:
+        self.beat(period_s, run)
+        run()
 
     async def _run(self, job: Job) -> None:
         try:

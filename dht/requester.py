@@ -231,7 +231,8 @@ class Requester:
     def _nearest(self, target: Key, count: int, region: Region) -> list[Contact]:
         max_per_group = self._config.lookup.max_per_group
         closest = partial(self._table.closest, target)
-        return seeds(closest, target, count, region, self._group_of, max_per_group=max_per_group)
+        group_of = self._group_of if self._table.counts_places else every_one_alone
+        return seeds(closest, target, count, region, group_of, max_per_group=max_per_group)
 
     @asynccontextmanager
     async def _turn(self, key: Key) -> AsyncGenerator[None]:

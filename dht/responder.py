@@ -290,7 +290,7 @@ class Responder:
             target,
             self._estimate.region.radius if radius is None else radius,
             self._estimate.region,
-            self._group_of,
+            self._group_of if self._table.counts_places else every_one_alone,
             k=lookup.k,
             max_count=MAX_CONTACTS,
             max_per_group=lookup.max_per_group,

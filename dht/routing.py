@@ -286,6 +286,11 @@ class RoutingTable:
                 break
         return [found[distance] for distance in sorted(found)[:count]]
 
+    @property
+    def counts_places(self) -> bool:
+        """Whether limits of place count any live contact: in many networks all are exempt."""
+        return bool(self._live_sizes)
+
     def has_room(self, contact: Contact) -> bool:
         """Whether this contact, seen alive now, would be added: it is worth a check dial."""
         index = self._index(contact.point)
