@@ -177,8 +177,8 @@ class Bootstrap:
     async def _find_neighbours(self, named: list[Contact]) -> None:
         # Those that seeds named at random are asked beside those that we know: no seed alone decides whom we meet.
         await self._look_through(self._host.identity.node_id, LookupMode.GUARDED, named)
-        # The nearest k-buckets are full of whom that lookup met; only those that could hold more are searched. In a large
-        # network to hear of some members is enough: half the requests, and no more hops after it.
+        # The nearest k-buckets are full of whom that lookup met; only those that could hold more are searched. In a
+        # large network to hear of some members is enough: half the requests, and no more hops after it.
         size = self._estimate.size
         is_large = size is not None and size > LARGE_FACTOR * self._config.lookup.k
         mode = LookupMode.EARLY if is_large else LookupMode.STRICT

@@ -1,7 +1,7 @@
 """Ours: a DHTNode on a Server, encrypted TCP; about 20 replicas.
 
-Requests are the calls that an operation made, and whatever it set off at its node; what nodes do of their own accord, such
-as looking through the key space after a join, is left out. A handshake is an encrypted connection that some node
+Requests are the calls that an operation made, and whatever it set off at its node; what nodes do of their own accord,
+such as looking through the key space after a join, is left out. A handshake is an encrypted connection that some node
 accepted. A killed node's connections break without a goodbye, and its port closes.
 """
 
