@@ -8,8 +8,11 @@ from simulations.scenarios.overlay_churn import CHURN as OVERLAY_CHURN
 from simulations.scenarios.overlay_churn import FLASH_CROWD, MASSACRE, PARTITION, ROLLING
 from simulations.scenarios.overlay_hostile import HOSTILE, RESTART, SYBILS
 from simulations.scenarios.planted import PLANTED
+from simulations.scenarios.steps import STEPS
 
 _OVERLAY = (OVERLAY_CHURN, MASSACRE, PARTITION, FLASH_CROWD, ROLLING, HOSTILE, SYBILS, RESTART)
-SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (LOOKUPS, CHURN, FAULTS, *_OVERLAY, *PLANTED)}
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario for scenario in (LOOKUPS, STEPS, CHURN, FAULTS, *_OVERLAY, *PLANTED)
+}
 
 __all__ = ["SCENARIOS", "Outcome", "Scenario", "Settings"]

@@ -57,6 +57,30 @@ def test_whatever_is_changed_changes_the_digest(change: dict[str, int]):
     assert play()["digest"] != play(**change)["digest"]
 
 
+def test_a_strict_lookup_finds_as_often_and_asks_everybody_who_is_near():
+    early = play(nodes=30, lookups=40)
+    strict = run_scenario(LOOKUPS, Settings(nodes=30, lookups=40, seed=1, variant="strict")).figures
+
+    assert early["lookup_success"] == strict["lookup_success"] == 1.0
+    assert early["messages"] < strict["messages"]
+
+
+def test_the_steps_of_lookups_are_told_apart_by_mode_and_by_how_warm_they_are():
+    figures = play("steps", nodes=60, lookups=60)
+
+    assert (figures["lookups"], figures["lookup_success"], figures["early_lookups"]) == (60, 1.0, 30)
+    assert 20 <= figures["strict_requests_mean"] <= 24  # all of the k = 20 nearest
+    assert figures["early_to_strict_mean"] == pytest.approx(
+        figures["early_requests_mean"] / figures["strict_requests_mean"], abs=1e-3
+    )
+    for mode in ("early", "strict"):
+        assert 0 < figures[f"{mode}_warm_ms_mean"] < figures[f"{mode}_cold_ms_mean"]
+    assert figures["early_warm_ms_mean"] < figures["strict_warm_ms_mean"]
+    assert figures["hops_to_formula_mean"] == pytest.approx(
+        figures["mean_hops"] / (0.38 + 0.149 * math.log2(60)), abs=1e-3
+    )
+
+
 def test_progress_is_told_of_every_join_and_every_lookup():
     steps: list[Step] = []
 
