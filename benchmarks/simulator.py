@@ -1,11 +1,15 @@
 """What a simulation costs: callbacks of the virtual loop, and messages of whole runs, beside those of a bare heap.
 
     python -m benchmarks.simulator [--rounds 7] [--callbacks 200000] [--nodes 100] [--lookups 200] [--json]
+    python -m benchmarks.simulator --swarms
 
 The bare loop is the least that an order by (when, seq) can cost: no handles, no cancelling, no contexts, no look-out
 for livelocks, and nothing is done in a callback. A whole run is the scenario `lookups`: all that nodes do with a
 message, and that they join first, is in its time; the bare loop has one callback for each message that it delivered.
 All take turns on one core within every round; times are CPU time, a ratio is the median of the ratios of the rounds.
+
+With `--swarms` whole runs of 1,000 and 10,000 nodes follow, each in a process of its own, with limits on what they may
+take; the exit status is 1 when one is missed. That takes a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import heapq
 import itertools
 import json
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +34,11 @@ from simulations.virtual_loop import VirtualLoop
 IN_FLIGHT = 1000  # timers in the heap at any time: a swarm that waits for as many answers
 DELAYS_S = tuple(((number * 7919) % 1000 + 1) / 10_000 for number in range(1009))  # 0.1 to 100 ms, in no order
 ENTRIES = 200  # into a run, to know what keeping the real world out costs
+
+LOOKUPS = 10_000
+SWARMS = ((1_000, 60.0, 0.5), (10_000, 600.0, 2.0))
+"""Nodes, and the wall seconds and GiB that a run may take in which they join by protocol and make `LOOKUPS` lookups."""
+_GIB = 1 << 30
 
 CallLater = Callable[[float, Callable[..., object]], object]
 
@@ -71,14 +82,15 @@ class WholeRun:
     bare_per_s: float
 
 
-def main() -> None:
-    """Measure, and print the medians."""
+def main() -> int:
+    """Measure, and print the medians. The exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulator", description="What a simulation costs.")
     parser.add_argument("--rounds", type=int, default=7, help="how often both loops take their turn (default 7)")
     parser.add_argument("--callbacks", type=int, default=200_000, help="in each turn (default 200000)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--nodes", type=int, default=100, help="of a whole run (default 100)")
     parser.add_argument("--lookups", type=int, default=200, help="of a whole run (default 200)")
+    parser.add_argument("--swarms", action="store_true", help="play 1,000 and 10,000 nodes as well, within limits")
     options = parser.parse_args()
     settings = Settings(nodes=options.nodes, lookups=options.lookups)
     measure(options.callbacks // 10, Settings(nodes=10, lookups=10))  # warms up
@@ -97,9 +109,25 @@ def main() -> None:
     }
     if options.json:
         print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        print(f"{name:22} {value}")
+    else:
+        for name, value in figures.items():
+            print(f"{name:22} {value}")
+    missed = sum(not play_swarm(*swarm) for swarm in SWARMS) if options.swarms else 0
+    return 1 if missed else 0
+
+
+def play_swarm(nodes: int, max_s: float, max_gib: float) -> bool:
+    """Whether one run keeps within its limits; a line is printed."""
+    command = ["-m", "simulations", "run", "lookups", "--nodes", str(nodes), "--lookups", str(LOOKUPS), "--json"]
+    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=False)
+    figures = json.loads(done.stdout)
+    wall_s, gib = figures["wall_s"], figures["peak_rss_bytes"] / _GIB
+    is_kept = figures["passed"] and wall_s <= max_s and gib <= max_gib
+    print(
+        f"{'pass' if is_kept else 'MISS'}: {nodes} nodes, {LOOKUPS} lookups, {figures['messages']} messages: "
+        f"{wall_s:.1f} s, wanted at most {max_s:g} s; {gib:.2f} GiB, at most {max_gib:g} GiB"
+    )
+    return is_kept
 
 
 def measure(callbacks: int, settings: Settings) -> Round:
@@ -167,4 +195,4 @@ def entry_s() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
