@@ -132,6 +132,7 @@ def _gets(at_least: float) -> Limit:
 
 
 _NOTHING_LOST = Limit("values_lost", "<=", 0)
+_EIGHT_STORERS = Limit("fewest_storers_p01", ">=", 8)
 _ONE_STRICT = Limit("get_messages_mean", "<=", "strict_messages_mean")
 _SHORT_GETS = _gets(0.97)
 """Of 200 reads of which none fails, the lower bound is 0.981; of those under a sabotage it is far below this."""
@@ -172,8 +173,8 @@ GATES = (
         "overlay-churn",
         _settings("weibull-40", 10_000, 24.0),
         _settings("half-life-10", 200, 0.5, nodes=60),
-        (_gets(0.995), _NOTHING_LOST, Limit("fewest_storers_p01", ">=", 8)),
-        (_SHORT_GETS, _NOTHING_LOST, Limit("fewest_storers_p01", ">=", 8)),
+        (_gets(0.995), _NOTHING_LOST, _EIGHT_STORERS),
+        (_SHORT_GETS, _NOTHING_LOST, _EIGHT_STORERS),
         budget_s=5400,
         sabotage="no-replication",
         sabotaged=_settings("weibull-40", 1000, 24.0, nodes=100),
@@ -203,7 +204,7 @@ GATES = (
         "overlay-massacre",
         _settings("30-six-times", 10_000),
         None,
-        (_gets(0.99), _NOTHING_LOST, Limit("fewest_storers_p01", ">=", 8)),
+        (_gets(0.99), _NOTHING_LOST, _EIGHT_STORERS),
         (),
         budget_s=700,
         sabotage="no-replication",
@@ -280,13 +281,13 @@ GATES = (
     Gate(
         "rolling restart, nothing but keys left",
         "overlay-rolling",
-        _settings("without-state", 10_000, _HOURS),
-        _settings("without-state", 200, _HOURS, nodes=40),
-        (_gets(0.999), _NOTHING_LOST),
-        (_SHORT_GETS, _NOTHING_LOST),
+        _settings("without-state", 10_000, 0.5),
+        _settings("without-state", 200, 0.5, nodes=30),
+        (_gets(0.999), _NOTHING_LOST, _EIGHT_STORERS),
+        (_SHORT_GETS, _NOTHING_LOST, _EIGHT_STORERS),
         budget_s=450,
-        sabotage="no-replication",
-        sabotaged=_settings("without-state", 1000, _HOURS, nodes=100),
+        sabotage="no-offers",
+        sabotaged=_settings("without-state", 1000, 0.5, nodes=100),
     ),
 )
 

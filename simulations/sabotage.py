@@ -46,7 +46,11 @@ def _no_diversity(config: DHTConfig) -> DHTConfig:
 
 
 def _no_replication(config: DHTConfig) -> DHTConfig:
-    return replace(config, replicate_s=NEVER_S, replicate_look_s=NEVER_S)
+    return _no_offers(replace(config, replicate_s=NEVER_S, replicate_look_s=NEVER_S))
+
+
+def _no_offers(config: DHTConfig) -> DHTConfig:
+    return replace(config, offering_storers=0)
 
 
 def _forgetful(config: DHTConfig) -> DHTConfig:
@@ -60,6 +64,7 @@ _CHANGES: dict[str, Callable[[DHTConfig], DHTConfig]] = {
     "no-density": _no_density,
     "no-diversity": _no_diversity,
     "no-replication": _no_replication,
+    "no-offers": _no_offers,
     "forgetful": _forgetful,
     TRUST_ALL: _no_diversity,  # and every address is exempt, see `server_config`
 }

@@ -273,5 +273,5 @@ ROLLING = OverlayScenario(
     "every node is restarted in turn, over some hours, while values are read",
     _play_rolling,
     _ROLLINGS,
-    REPLICATION,
+    (*REPLICATION, "no-offers"),
 )
