@@ -45,6 +45,15 @@ def _no_diversity(config: DHTConfig) -> DHTConfig:
     )
 
 
+def _crowded(config: DHTConfig) -> DHTConfig:
+    return _no_density(_no_diversity(config))
+
+
+def _patient(config: DHTConfig) -> DHTConfig:
+    # Whoever does not answer is waited for to the end before another is asked beside him.
+    return replace(config, lookup=replace(config.lookup, min_timeout_s=config.lookup.max_timeout_s))
+
+
 def _no_replication(config: DHTConfig) -> DHTConfig:
     return _no_offers(replace(config, replicate_s=NEVER_S, replicate_look_s=NEVER_S))
 
@@ -63,6 +72,8 @@ _CHANGES: dict[str, Callable[[DHTConfig], DHTConfig]] = {
     "narrow": _narrow,
     "no-density": _no_density,
     "no-diversity": _no_diversity,
+    "crowded": _crowded,
+    "patient": _patient,
     "no-replication": _no_replication,
     "no-offers": _no_offers,
     "forgetful": _forgetful,
