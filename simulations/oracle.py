@@ -17,6 +17,8 @@ from dht.node import DHTNode
 from dht.routing import RoutingTable
 from synapse_p2p.identity import NodeID
 
+RARE_FACTOR = 4
+"""Where so many times as many are there as are drawn, one is seldom drawn twice."""
 SIZE_POINTS = 8
 """Random keys that an estimate of the swarm's size rests on: what refreshes of an hour give."""
 
@@ -33,19 +35,22 @@ def fill_tables(
     """Let every table know the members, at most k of a k-bucket; no k-bucket is due for a refresh then.
 
     The tables come with the ids of their nodes, which may be members or not. A member of weight 4 is four times as
-    likely to be drawn next as one of weight 1, which all have by default. Cost: O(n k log n); with weights O(n^2).
+    likely to be drawn next as one of weight 1, which all have by default. Cost: O(n k log n), with weights a few times
+    that.
     """
     in_order = sorted(members, key=lambda member: member.point)
     points = [member.point for member in in_order]
+    weights = [1.0 if weight_of is None else weight_of(member) for member in in_order]
+    heaviest = max(weights, default=1.0)
     for own_id, table in tables:
         for index, start, stop in _kbucket_ranges(points, int.from_bytes(own_id, "big")):
             positions = range(start, stop)
             if weight_of is None:
-                drawn = [in_order[position] for position in rng.sample(positions, min(k, len(positions)))]
+                drawn = rng.sample(positions, min(k, len(positions)))
             else:
-                drawn = _draw(in_order[start:stop], k, weight_of, rng)
-            for member in drawn:
-                table.observe(member, now)
+                drawn = _draw(positions, k, weights, heaviest, rng)
+            for position in drawn:
+                table.observe(in_order[position], now)
             table.mark_refreshed(index, now)
 
 
@@ -147,10 +152,16 @@ def _kbucket_ranges(points: Sequence[int], own_point: int) -> Iterator[tuple[int
             stop = middle
 
 
-def _draw(
-    members: Sequence[Contact], count: int, weight_of: Callable[[Contact], float], rng: random.Random
-) -> list[Contact]:
-    # Efraimidis and Spirakis (2006): the largest u^(1/weight) are a weighted sample without replacement, in order.
-    keys = [rng.random() ** (1 / weight_of(member)) for member in members]
-    order = sorted(range(len(members)), key=keys.__getitem__, reverse=True)
-    return [members[place] for place in order[:count]]
+def _draw(positions: range, count: int, weights: Sequence[float], heaviest: float, rng: random.Random) -> list[int]:
+    """A weighted sample without replacement, in the order of drawing."""
+    if len(positions) > RARE_FACTOR * count:
+        # Of many it is quicker to draw any, and to take it as often as its weight says.
+        drawn: dict[int, None] = {}
+        while len(drawn) < count:
+            position = rng.choice(positions)
+            if rng.random() * heaviest < weights[position]:
+                drawn[position] = None
+        return list(drawn)
+    # Efraimidis and Spirakis (2006): the largest u^(1/weight) are such a sample, in order.
+    keys = {position: rng.random() ** (1 / weights[position]) for position in positions}
+    return sorted(positions, key=keys.__getitem__, reverse=True)[:count]
