@@ -148,7 +148,7 @@ def _hostile(name: str, variant: str, at_least: float, **changes: Any) -> Gate:
         _settings(variant, 10_000),
         _settings(variant, 200, nodes=_FEW_NODES),
         (_gets(at_least),),
-        (_gets(0.97 if at_least >= 0.99 else at_least - 0.02),),
+        (_gets(0.97 if at_least >= 0.99 else round(at_least - 0.02, 2)),),
         budget_s=150,
         sabotage="narrow",
         sabotaged=_settings(variant, SABOTAGED_LOOKUPS),
