@@ -166,11 +166,16 @@ class DHTConfig:
     renew_look_s: float = 60.0  # between looks for values of our own to sign anew
     renew_ahead_s: float = 600.0  # what is due so soon is renewed with what is due: neighbours share a search
     replicate_s: float = 1800.0  # a record is offered to its region this long after the last time; copies keep its end
+    offering_storers: int = 3  # nearest storers that offer a newcomer its records: one may be dead; 0, and nobody does
+    offer_pause_s: float = 60.0  # a contact that comes back is offered them again this long after the last time ...
+    max_offer_pause_s: float = 7200.0  # ... doubling up to this: who looks for itself every hour has lost nothing
     replicate_look_s: float = 60.0  # between looks for records to offer, for they have lost storers or it is time
     expire_s: float = 60.0  # between sweeps of expired records; readers and writers see none in any case
 
     def __post_init__(self) -> None:
-        _all_positive(self)
+        _all_positive(self, or_zero="offering_storers")
+        if self.offer_pause_s > self.max_offer_pause_s:
+            raise ConfigError("DHTConfig.offer_pause_s has to be at most max_offer_pause_s")
         if self.join_retry_min_s > self.join_retry_max_s:
             raise ConfigError("DHTConfig.join_retry_min_s has to be at most join_retry_max_s")
         if self.renew_fraction >= 1:
@@ -180,10 +185,10 @@ class DHTConfig:
 
 
 def _all_positive(
-    config: LookupConfig | RoutingConfig | DialConfig | RecordConfig | HealthConfig | DHTConfig,
+    config: LookupConfig | RoutingConfig | DialConfig | RecordConfig | HealthConfig | DHTConfig, *, or_zero: str = ""
 ) -> None:
     for knob in fields(config):
         value = getattr(config, knob.name)
         # `not value > 0` rather than `value <= 0`: it refuses NaN as well.
-        if isinstance(value, (int, float)) and not value > 0:
+        if isinstance(value, (int, float)) and not value > 0 and not (knob.name == or_zero and value == 0):
             raise ConfigError(f"{type(config).__name__}.{knob.name} is {value}; it has to be above 0")

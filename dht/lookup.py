@@ -25,12 +25,15 @@ Whom a path may ask is in `shortlist.py`. The lookup itself ends once:
     any         `max_requests` are spent and nothing is in flight: then it is incomplete
 
 To widen is to go on, over `paths` more paths that start from contacts of our own that nobody was asked for yet. A miss
-widens; and once more, over `max_paths`, where fewer answered inside the region than have to be there. So does a fresh
-lookup whose storers contradict each other.
+widens. It and a guarded lookup go on over `max_paths` where those that answered lie too thinly round the target, and
+again while they lie much too thinly, `MAX_DOUBTS` times: some may name each other alone, and one more contact who does
+not is enough. A fresh lookup whose storers contradict each other goes on once. Such a path knows who has answered the
+others, so where all is well it is over after one request.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Protocol
@@ -50,7 +53,7 @@ from dht.outcome import (
     Why,
     Widen,
 )
-from dht.region import REGION_FACTOR, Region, fill, thin
+from dht.region import DOUBTED_COVERAGE, REGION_FACTOR, THIN_COVERAGE, Region, fill, thin
 from dht.shortlist import Candidate, Path, State
 from synapse_p2p.identity import NodeID
 
@@ -60,6 +63,9 @@ EARLY_COUNT = 3
 """Closest candidates that must have answered before an early lookup ends; it asks no others."""
 FRESH_GROUPS = 3
 """A fresh value is the newest that storers of so many groups hold: two of one party prove no more than one."""
+MAX_DOUBTS = 3
+"""How often a lookup goes on because too few answered: where one in five of our contacts is honest, and 24 more are
+asked, one lookup in 200 has met nobody honest."""
 FLIGHT_FACTOR = 4
 """At most this many times alpha are in flight, slow ones among them."""
 
@@ -352,6 +358,10 @@ class Lookup:
         path = Path(len(self._paths), alpha)
         self._paths.append(path)
         self._add(path, contacts, depth=1)
+        path.seeds = list(path.candidates)
+        for candidate in self._candidates.values():
+            if candidate.state is State.ANSWERED:
+                path.insert(candidate)
 
     def _open_paths(self, contacts: Sequence[Contact], count: int) -> None:
         """Deal the contacts to `count` paths, nearest first, to each its number of seeds at most."""
@@ -437,34 +447,45 @@ class Lookup:
         """Over how many more paths to go on; 0 for none."""
         if self._mode is LookupMode.GUARDED:
             # Whoever stores and met few of those who should keep the record was kept from them.
-            return self._config.max_paths if not self._widened and self._is_thin() else 0
+            return self._config.max_paths if self._is_doubted(self._widened) else 0
         if not self._mode.seeks_value:
             return 0
         if self._holders:
             return self._config.max_paths if not self._widened and self._is_conflicting() else 0
         if not self._widened:
             return self._config.paths
-        return self._config.max_paths if self._widened == 1 and self._is_thin() else 0
+        return self._config.max_paths if self._is_doubted(self._widened - 1) else 0
+
+    def _is_doubted(self, doubts: int) -> bool:
+        """Whether some may have been hidden from us, after we have looked for them so many times."""
+        if doubts >= MAX_DOUBTS:
+            return False
+        return self._region.coverage(self._answered_distances()) < (THIN_COVERAGE if doubts else DOUBTED_COVERAGE)
 
     def _is_thin(self) -> bool:
-        """Whether fewer answered inside the region than have to be there."""
-        return self._answered_inside() < self._region.needed
+        """Whether those that answered cannot be all that are there."""
+        return self._region.coverage(self._answered_distances()) < THIN_COVERAGE
 
-    def _answered_inside(self) -> int:
-        """How many answered inside the region, those left out that lie too densely."""
-        radius, floors = self._region.radius, self._region.floors
-        kept = 0
+    def _answered_distances(self) -> list[int]:
+        """Of those that answered, ascending; those left out that lie too densely."""
+        floors = self._region.floors
+        kept: list[int] = []
         for distance in sorted(
             candidate.distance for candidate in self._candidates.values() if candidate.state is State.ANSWERED
         ):
-            if distance > radius or kept >= len(floors):
+            if len(kept) == len(floors):
                 break
-            kept += distance > floors[kept]
+            if distance > floors[len(kept)]:
+                kept.append(distance)
         return kept
 
     def _is_conflicting(self) -> bool:
         """Whether some have a value, fewer than were wanted, and others inside the region deny it."""
-        return bool(self._holders) and self._answered_inside() > len(self._holders)
+        return bool(self._holders) and self._inside_count() > len(self._holders)
+
+    def _inside_count(self) -> int:
+        """How many answered inside the region, those left out that lie too densely."""
+        return bisect_right(self._answered_distances(), self._region.radius)
 
     def _thinned(self) -> tuple[list[Contact], list[Contact]]:
         """Those that answered, nearest first: whom density and diversity let into a list, and whom not."""

@@ -157,6 +157,7 @@ class DHTNode:
             on_candidate=self._on_candidate,
             on_heard=self._presence.on_heard,
             on_leaving=self._on_leaving,
+            on_returning=self._on_returning,
             on_kept=self._on_kept,
             trust=host.trust,
             estimate=self.estimate,
@@ -479,6 +480,11 @@ class DHTNode:
         if contact is not None:
             self._requester.on_left(contact)
             self._on_gone(contact)
+
+    def _on_returning(self, node_id: NodeID) -> None:
+        contact = self.routing_table.get(node_id)
+        if contact is not None and self._scope is not None and len(self.store):
+            self._scope.spawn(self._replication.offer_again_to(contact), name="offer records to one that is back")
 
     def _on_kept(self, key: Key, stored: StoredRecord) -> None:
         self._getting.on_stored(key)

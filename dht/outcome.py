@@ -71,9 +71,9 @@ class LookupOutcome:
     h + 1; None if nobody answered.
 
     `complete` is False where the search cannot speak for the network: requests ran out, everyone asked failed, or a
-    value was not found and fewer answered inside the region than have to be there (`is_thin`). `newest` is the largest
-    version that `on_found` told of, and `stale` are those inside the region that hold an older one, or none. `slow`
-    counts those whose short time passed.
+    value was not found and those that answered lie too thinly to be all that are there (`is_thin`). `newest` is the
+    largest version that `on_found` told of, and `stale` are those inside the region that hold an older one, or none.
+    `slow` counts those whose short time passed.
     """
 
     target: Key

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, inf, sqrt
+from math import inf, sqrt
 from operator import gt
 from typing import TypeAlias
 
@@ -32,9 +32,13 @@ REGION_FACTOR = 3
 ACCEPT_FACTOR = 2
 """A storer accepts within so many radii of its own, or with fewer than so many times k nodes nearer. Two estimates of
 4 points differ so much that at 1.0 a third of the outer storers would refuse; at 2 none does."""
-COVERAGE = 0.75
-"""The part of those expected within the radius that has to answer before silence means that nobody has it: an honest
-miss sees 14 to 28 of 20 in 90 % of cases, one among colluders 2 to 10."""
+DOUBTED_COVERAGE = 0.8
+"""Where those that answered lie thinner than this part of what is expected, some may have been hidden. Among honest
+nodes one neighbourhood in six is so thin; where half of all collude and name each other alone, all but one in thirty.
+"""
+THIN_COVERAGE = 0.7
+"""Thinner than this, and silence does not mean that nobody has it. Among honest nodes one in twenty is so thin, among
+such colluders all but one in ten."""
 DENSITY_DEVIATIONS = LookupConfig().density_deviations
 MAX_POINTS = 16  # random keys and our own id; the estimate's spread is 5 % then, and more change nothing
 GROWTH = 2  # a neighbourhood so many times as dense is no chance: its k-th distance has a deviation of 22 %
@@ -98,10 +102,17 @@ class Region:
         """The same density, for a lookup of nodes alone: it needs nobody beyond the k nearest."""
         return Region(-1, 0, self.floors)
 
-    @property
-    def needed(self) -> int:
-        """How many within it have to answer before their silence counts."""
-        return ceil(COVERAGE * self.expected)
+    def coverage(self, distances: Sequence[int]) -> float:
+        """How densely nodes lie round a key that have these distances to it, ascending: 1 is as densely as expected.
+
+        The distance of the k-th tells most, for a lookup asks so many in any case: it says twice as surely as a count
+        within the radius whether half of them are missing.
+        """
+        if not self.expected:
+            return 1.0
+        if len(distances) < self.expected or self.radius >= SPACE:
+            return len(distances) / self.expected
+        return self.radius / max(1, distances[self.expected - 1])
 
     def is_inside(self, contact: Contact, key: Key) -> bool:
         """Whether this node is near enough to the key to store it."""

@@ -2,7 +2,8 @@
 
 Every record is offered to the others of its region now and then, and soon where a quarter of them are gone; bodies go
 only to who lacks them. Whoever heard another storer do it lets a period pass. A newcomer is offered what it should have
-by the storers nearest to it. Copies keep their owner's end: only the owner extends a life.
+by the storers nearest to it, and so is a contact that looks for itself: those do who begin or were away, and who comes
+back without what it kept is still in our table. Copies keep their owner's end: only the owner extends a life.
 
 Source: Kademlia section 2.5, with digests in the place of whole values.
 """
@@ -20,16 +21,17 @@ from dht.messages import MAX_OFFERS, Offer, Store
 from dht.region import REGION_FACTOR, RegionEstimate
 from dht.region_memory import RegionMemory
 from dht.requester import UNREACHABLE, Requester
+from dht.round_trips import Pauses
 from dht.routing import RoutingTable
 from dht.store import RecordStore, Slot, StoredRecord
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host
 
-OFFERING_STORERS = 3
-"""A newcomer is offered a record by this many of its nearest storers: one may be dead, all would be a flood."""
 RECORDS_PER_TURN = 100
 """Of a full store, looked at before others get their turn: each costs some microseconds."""
+MAX_RETURNED = 1024
+"""Contacts remembered that were offered records when they came back; tables hold some hundred."""
 LOST_PART = 0.25
 """Of a record's storers gone since its last copy, and it is copied now."""
 
@@ -59,6 +61,9 @@ class Replication:
         self._store = store
         self._requester = requester
         self._names_under = names_under
+        self._returned: Pauses[NodeID] = Pauses(
+            pause_s=config.offer_pause_s, max_pause_s=config.max_offer_pause_s, max_count=MAX_RETURNED
+        )
         self._memory = RegionMemory(lost_part=LOST_PART, max_storers=REGION_FACTOR * config.lookup.k)
 
     def on_gone(self, contact: Contact) -> None:
@@ -110,6 +115,13 @@ class Replication:
                 items += [(key, stored) for stored in self._store.get(key, self._host.runtime.now())]
         await self._offer(newcomer, items)
 
+    async def offer_again_to(self, contact: Contact) -> None:
+        """The same for a contact that may have lost what it kept, unless it was offered that a moment ago."""
+        now = self._host.runtime.now()
+        if not self._returned.is_paused(contact.id, now):
+            self._returned.add(contact.id, now)
+            await self.offer_to(contact)
+
     async def _offer(self, contact: Contact, items: Sequence[Item]) -> None:
         """Bring the contact those of these records that it lacks."""
         for start in range(0, len(items), MAX_OFFERS):
@@ -137,10 +149,11 @@ class Replication:
 
     def _should_offer(self, key: Key, newcomer: Contact) -> bool:
         # The cheaper question first: most records are another's to offer.
-        nearest = self._table.closest(key, OFFERING_STORERS + 1)
+        offering = self._config.offering_storers
+        nearest = self._table.closest(key, offering + 1)
         others = [contact for contact in nearest if contact.id != newcomer.id]
         own_distance = distance(self._host.identity.node_id, key)
-        if sum(distance(other.id, key) < own_distance for other in others) >= OFFERING_STORERS:
+        if sum(distance(other.id, key) < own_distance for other in others) >= offering:
             return False
         if newcomer.point ^ int.from_bytes(key, "big") <= self._estimate.region.radius:
             return True

@@ -55,8 +55,8 @@ def _tell_nobody(_key: Key, _record: StoredRecord) -> None:
 
 class Responder:
     """What one node answers. `on_candidate` is told of callers that say they listen and are not known at that
-    address, `on_heard` of every call, `on_leaving` of callers that go, `on_kept` of every record that is new here.
-    `reader` is what it reads records with.
+    address, `on_heard` of every call, `on_leaving` of callers that go, `on_returning` of callers that look for
+    themselves, `on_kept` of every record that is new here. `reader` is what it reads records with.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Responder:
         on_candidate: Callable[[Contact], None],
         on_heard: Callable[[], None] | None = None,
         on_leaving: Callable[[NodeID], None] | None = None,
+        on_returning: Callable[[NodeID], None] | None = None,
         on_kept: Callable[[Key, StoredRecord], None] = _tell_nobody,
         trust: TrustConfig | None = None,
         estimate: RegionEstimate | None = None,
@@ -81,6 +82,7 @@ class Responder:
         self._on_candidate = on_candidate
         self._on_heard = on_heard
         self._on_leaving = on_leaving
+        self._on_returning = on_returning
         self._trust = trust or TrustConfig()
         self._on_kept = on_kept
         self.reader = RecordReader(host.network_id, config.records, Verdicts())
@@ -108,6 +110,8 @@ class Responder:
         """The contacts we know nearest to the target."""
         caller = self._see(context)
         wanted = FindNode.from_map(request)
+        if wanted.target == caller and self._on_returning is not None:
+            self._on_returning(caller)
         radius = -1 if wanted.radius is None else int.from_bytes(wanted.radius, "big")
         return FindNodeAnswer(self._near(wanted.target, caller, radius)).to_map()
 

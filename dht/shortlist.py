@@ -62,7 +62,9 @@ class Path:
     """The candidates of one path by distance, and the eligible ones among them.
 
     Eligible are those that have not failed and that density and diversity let into a list: the first `wanted`, and all
-    inside the region, at most `max_eligible`. `unasked` are those of them that were not asked when that was worked out.
+    inside the region, at most `max_eligible`; and the first of its `seeds` that lives, whoever is nearer: a path that
+    is opened late knows those that have answered others. `unasked` are those of the eligible that were not asked when
+    that was worked out.
     """
 
     __slots__ = (
@@ -76,6 +78,7 @@ class Path:
         "eligible",
         "in_flight_count",
         "index",
+        "seeds",
         "skipped",
         "slow_count",
         "unasked",
@@ -92,6 +95,7 @@ class Path:
         # are moved at once.
         self.candidates: list[Candidate] = []
         self.distances: list[int] = []
+        self.seeds: list[Candidate] = []  # nearest first
         self.eligible: list[Candidate] = []
         self.skipped: list[Candidate] = []  # nearer than the last eligible, and not let in
         self.unasked: list[Candidate] = []
@@ -115,6 +119,8 @@ class Path:
             if candidate.state is State.UNASKED:
                 del self.candidates[place], self.distances[place]
                 candidate.paths &= ~self.bit
+                if candidate in self.seeds:
+                    self.seeds.remove(candidate)
                 self._is_outdated = True
                 return candidate
         return None
@@ -155,6 +161,11 @@ class Path:
                 groups[group] = groups.get(group, 0) + 1
             eligible.append(candidate)
             count += 1
+        for seed in self.seeds:
+            if seed.state not in (State.FAILED, State.RESTING) and seed not in skipped:
+                if seed.state is State.UNASKED and seed not in eligible:
+                    eligible.append(seed)
+                break
         self.eligible = eligible
         self.skipped = skipped
         self.unasked = [candidate for candidate in eligible if candidate.state is State.UNASKED]

@@ -56,7 +56,8 @@ class Gate:
     that of another gate tells as much.
 
     `budget_s` is what a cell of it may take of a core. A gate without limits is a report. `sabotage` is the defence
-    without which both miss; `sabotaged` is played without it, where `full` would take long or is not hard enough.
+    without which both miss; `sabotaged` is played without it, where `full` would take long or is not hard enough. The
+    short form of some is too small to miss: of 200 nodes most know most others.
     """
 
     name: str
@@ -121,6 +122,7 @@ MAX_SABOTAGED_S = 200.0
 _NODES = 1000
 _HOURS = 2.0
 _SHORT_NODES = 200
+_FEW_NODES = 120
 
 
 def _settings(variant: str, lookups: int, hours: float | None = None, nodes: int = _NODES) -> Settings:
@@ -132,7 +134,9 @@ def _gets(at_least: float) -> Limit:
 
 
 _NOTHING_LOST = Limit("values_lost", "<=", 0)
+_EIGHT_STORERS = Limit("fewest_storers_p01", ">=", 8)
 _ONE_STRICT = Limit("get_messages_mean", "<=", "strict_messages_mean")
+_UNHURT = Limit("get_seconds_p99", "<=", 2.0)
 _SHORT_GETS = _gets(0.97)
 """Of 200 reads of which none fails, the lower bound is 0.981; of those under a sabotage it is far below this."""
 
@@ -142,9 +146,9 @@ def _hostile(name: str, variant: str, at_least: float, **changes: Any) -> Gate:
         name,
         "overlay-hostile",
         _settings(variant, 10_000),
-        _settings(variant, 400, nodes=_SHORT_NODES),
+        _settings(variant, 200, nodes=_FEW_NODES),
         (_gets(at_least),),
-        (_gets(0.97 if at_least >= 0.99 else at_least - 0.02),),
+        (_gets(0.97 if at_least >= 0.99 else round(at_least - 0.02, 2)),),
         budget_s=150,
         sabotage="narrow",
         sabotaged=_settings(variant, SABOTAGED_LOOKUPS),
@@ -152,7 +156,7 @@ def _hostile(name: str, variant: str, at_least: float, **changes: Any) -> Gate:
     return replace(gate, **changes)
 
 
-def _sybils(name: str, variant: str, sabotage: str, *more: Limit) -> Gate:
+def _sybils(name: str, variant: str, sabotage: str, *more: Limit, is_short_sabotaged: bool = True) -> Gate:
     return Gate(
         name,
         "overlay-sybils",
@@ -163,6 +167,7 @@ def _sybils(name: str, variant: str, sabotage: str, *more: Limit) -> Gate:
         budget_s=45,
         seeds=4,
         sabotage=sabotage,
+        is_short_sabotaged=is_short_sabotaged,
     )
 
 
@@ -172,8 +177,8 @@ GATES = (
         "overlay-churn",
         _settings("weibull-40", 10_000, 24.0),
         _settings("half-life-10", 200, 0.5, nodes=60),
-        (_gets(0.995), _NOTHING_LOST, Limit("fewest_storers_p01", ">=", 8)),
-        (_SHORT_GETS, _NOTHING_LOST, Limit("fewest_storers_p01", ">=", 8)),
+        (_gets(0.995), _NOTHING_LOST, _EIGHT_STORERS),
+        (_SHORT_GETS, _NOTHING_LOST, _EIGHT_STORERS),
         budget_s=5400,
         sabotage="no-replication",
         sabotaged=_settings("weibull-40", 1000, 24.0, nodes=100),
@@ -197,13 +202,14 @@ GATES = (
         (_gets(0.99), _NOTHING_LOST),
         (_SHORT_GETS, _NOTHING_LOST),
         budget_s=60,
+        sabotage="narrow",
     ),
     Gate(
         "30 % killed, six times",
         "overlay-massacre",
         _settings("30-six-times", 10_000),
         None,
-        (_gets(0.99), _NOTHING_LOST, Limit("fewest_storers_p01", ">=", 8)),
+        (_gets(0.99), _NOTHING_LOST, _EIGHT_STORERS),
         (),
         budget_s=700,
         sabotage="no-replication",
@@ -213,7 +219,7 @@ GATES = (
         "partition of 10 min, healed",
         "overlay-partition",
         _settings("halves", 10_000),
-        _settings("halves", 200, nodes=120),
+        _settings("halves", 200, nodes=80),
         (_gets(0.99), _NOTHING_LOST),
         (_SHORT_GETS, _NOTHING_LOST),
         budget_s=120,
@@ -221,7 +227,7 @@ GATES = (
         sabotaged=_settings("halves", 1000, nodes=200),
         is_short_sabotaged=False,  # half of a small swarm finds the other again, and a large one takes 40 s
     ),
-    _hostile("10 % collude", "colluders-10", 0.999),
+    _hostile("10 % collude", "colluders-10", 0.999, short=_settings("colluders-10", 400, nodes=_SHORT_NODES)),
     _hostile("20 % collude", "colluders-20", 0.995),
     _hostile("30 % collude", "colluders-30", 0.99),
     _hostile("50 % collude", "colluders-50", 0.95),
@@ -241,13 +247,23 @@ GATES = (
         full=_settings("poisoned-20", 10_000, nodes=10_000),
         short=None,
         budget_s=450,
-        sabotage="",
     ),
-    _hostile("20 % are silent", "silent-20", 0.99, full=_settings("silent-20", 10_000), budget_s=120, sabotage=""),
-    _hostile("20 % lie", "liars-20", 0.99, full=_settings("liars-20", 10_000), budget_s=240, sabotage=""),
-    _hostile("2 % flood", "flooders-2", 0.99, full=_settings("flooders-2", 10_000), budget_s=240, sabotage=""),
-    _sybils("20 ids in two /24s, honest nodes first", "two-honest-first", ""),
-    _sybils("20 ids in twenty /24s, honest nodes first", "twenty-honest-first", ""),
+    _hostile(
+        "20 % are silent",
+        "silent-20",
+        0.99,
+        limits=(_gets(0.99), _UNHURT),
+        short=_settings("silent-20", 400, nodes=_SHORT_NODES),
+        short_limits=(_SHORT_GETS, _UNHURT),
+        budget_s=120,
+        sabotage="patient",
+    ),
+    _hostile("20 % lie", "liars-20", 0.99, short=_settings("liars-20", 400, nodes=_SHORT_NODES), budget_s=240),
+    # No sabotage: a simulated node has all the time that it wants, so this shows that nobody is kept from reading, and
+    # not what keeps a flood from filling a store: for that see `tests/dht/test_quotas.py`.
+    _hostile("2 % flood", "flooders-2", 0.99, budget_s=240, sabotage=""),
+    _sybils("20 ids in two /24s, honest nodes first", "two-honest-first", "crowded", is_short_sabotaged=False),
+    _sybils("20 ids in twenty /24s, honest nodes first", "twenty-honest-first", "crowded", is_short_sabotaged=False),
     _sybils(
         "60 ids in as many /24s, honest first", "many-honest-first", "no-density", Limit("fewest_storers", ">=", 8)
     ),
@@ -260,7 +276,7 @@ GATES = (
         "restart with one of three seeds hostile",
         "overlay-restart",
         _settings("", 100, nodes=60),
-        _settings("", 40, nodes=60),
+        _settings("", 40, nodes=40),
         (Limit("restart_success_low", ">=", 0.99),),
         (Limit("restart_success_low", ">=", 0.91),),
         budget_s=60,
@@ -276,17 +292,20 @@ GATES = (
         (Limit("join_success_low", ">=", 0.99), _gets(0.99)),
         (Limit("join_success_low", ">=", 0.93), _SHORT_GETS),
         budget_s=450,
+        sabotage="no-offers",
+        sabotaged=_settings("", 300, nodes=300),
+        is_short_sabotaged=False,
     ),
     Gate(
         "rolling restart, nothing but keys left",
         "overlay-rolling",
-        _settings("without-state", 10_000, _HOURS),
-        _settings("without-state", 200, _HOURS, nodes=40),
-        (_gets(0.999), _NOTHING_LOST),
-        (_SHORT_GETS, _NOTHING_LOST),
+        _settings("without-state", 10_000, 0.5),
+        _settings("without-state", 200, 0.5, nodes=24),
+        (_gets(0.999), _NOTHING_LOST, _EIGHT_STORERS),
+        (_SHORT_GETS, _NOTHING_LOST, _EIGHT_STORERS),
         budget_s=450,
-        sabotage="no-replication",
-        sabotaged=_settings("without-state", 1000, _HOURS, nodes=100),
+        sabotage="no-offers",
+        sabotaged=_settings("without-state", 1000, 0.5, nodes=100),
     ),
 )
 
@@ -311,12 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _play(gates: Iterable[Gate], folder: Path, workers: int) -> dict[Cell, CellEnd]:
     """Every cell of every gate, the longest first, so that no core waits for another at the end."""
-    budgets: dict[Cell, float] = {}
-    for gate in gates:
-        sabotaged = gate.sabotaged_cell()
-        for settings in [*gate.cells(), *([] if sabotaged is None else [sabotaged])]:
-            budget_s = gate.budget_s if settings is not sabotaged else min(gate.budget_s, MAX_SABOTAGED_S)
-            budgets[Cell(SCENARIOS[gate.scenario], settings)] = budget_s
+    budgets = _budgets(gates)
     cells = sorted(budgets, key=lambda cell: -budgets[cell])
     ends: dict[Cell, CellEnd] = {}
     with closing(play_cells(cells, folder, workers=workers)) as playing:
@@ -330,6 +344,17 @@ def _play(gates: Iterable[Gate], folder: Path, workers: int) -> dict[Cell, CellE
                 flush=True,
             )
     return ends
+
+
+def _budgets(gates: Iterable[Gate]) -> dict[Cell, float]:
+    """What every cell may take of a core, in seconds; some gates share that of their sabotage."""
+    budgets: dict[Cell, float] = {}
+    for gate in gates:
+        sabotaged = gate.sabotaged_cell()
+        for settings in [*gate.cells(), *([] if sabotaged is None else [sabotaged])]:
+            budget_s = gate.budget_s if settings is not sabotaged else min(gate.budget_s, MAX_SABOTAGED_S)
+            budgets[Cell(SCENARIOS[gate.scenario], settings)] = budget_s
+    return budgets
 
 
 def _judge(gate: Gate, ends: Mapping[Cell, CellEnd]) -> GateResult:
@@ -353,9 +378,8 @@ def _judge(gate: Gate, ends: Mapping[Cell, CellEnd]) -> GateResult:
 
 
 def _list(gates: Sequence[Gate]) -> None:
-    total_s = 0.0
+    total_s = sum(_budgets(gates).values())
     for gate in gates:
-        total_s += gate.seeds * gate.budget_s + bool(gate.sabotage) * min(gate.budget_s, MAX_SABOTAGED_S)
         limits = ", ".join(map(str, gate.limits)) or "report only"
         print(f"{gate.name}: {gate.seeds} cells of {gate.budget_s:.0f} s; {limits}; misses: {gate.sabotage or '-'}")
     print(f"in all {total_s / 60:.0f} min of a core, {total_s / WORKERS / 60:.0f} min on {WORKERS}")

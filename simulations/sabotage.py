@@ -45,8 +45,21 @@ def _no_diversity(config: DHTConfig) -> DHTConfig:
     )
 
 
+def _crowded(config: DHTConfig) -> DHTConfig:
+    return _no_density(_no_diversity(config))
+
+
+def _patient(config: DHTConfig) -> DHTConfig:
+    # Whoever does not answer is waited for to the end before another is asked beside him.
+    return replace(config, lookup=replace(config.lookup, min_timeout_s=config.lookup.max_timeout_s))
+
+
 def _no_replication(config: DHTConfig) -> DHTConfig:
-    return replace(config, replicate_s=NEVER_S, replicate_look_s=NEVER_S)
+    return _no_offers(replace(config, replicate_s=NEVER_S, replicate_look_s=NEVER_S))
+
+
+def _no_offers(config: DHTConfig) -> DHTConfig:
+    return replace(config, offering_storers=0)
 
 
 def _forgetful(config: DHTConfig) -> DHTConfig:
@@ -59,7 +72,10 @@ _CHANGES: dict[str, Callable[[DHTConfig], DHTConfig]] = {
     "narrow": _narrow,
     "no-density": _no_density,
     "no-diversity": _no_diversity,
+    "crowded": _crowded,
+    "patient": _patient,
     "no-replication": _no_replication,
+    "no-offers": _no_offers,
     "forgetful": _forgetful,
     TRUST_ALL: _no_diversity,  # and every address is exempt, see `server_config`
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dht.config import DHTConfig
+from dht.config import DHTConfig, HealthConfig
 from dht.keyspace import Key, content_key
 from dht.values import ImmutableRecord
 from simulations.network import VirtualHost
@@ -14,6 +14,8 @@ LIFE_S = 48 * 3600.0
 """Of a value: as long as the protocol allows, and longer than any scenario."""
 NEVER_S = 365 * 24 * 3600.0
 SIZE_BYTES = 100
+RARE_BEAT_S = 60.0
+"""Between looks at the clock where nobody stands still: a second apart, a thousand nodes have 86 million in a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +26,12 @@ class Value:
     key: Key
 
 
-def config() -> DHTConfig:
-    """What nodes are set to: owners renew nothing, so that what is kept is kept by its storers."""
-    return replace(DHTConfig(), renew_look_s=NEVER_S)
+def config(*, beat_s: float = RARE_BEAT_S) -> DHTConfig:
+    """What nodes are set to: owners renew nothing, so that what is kept is kept by its storers.
+
+    A second of `beat_s` is for scenarios in which nodes stand still, or lose their network.
+    """
+    return replace(DHTConfig(), health=HealthConfig(beat_s=beat_s), renew_look_s=NEVER_S)
 
 
 def key_of(number: int) -> Key:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from dht.config import HealthConfig
+from simulations import values
 from simulations.churn import BITTORRENT, FAST, FASTEST, GAMES, SessionLength, crowd_times, struck
 from simulations.population import Resident
 from simulations.scenarios.base import Outcome, Progress, Settings
@@ -26,6 +28,7 @@ from synapse_p2p.background import TaskScope, wait_at_most
 
 DEFAULT_CHURN_HOURS = 1.0
 REPLICATION = ("no-replication",)
+OFFERS = ("no-offers",)
 ARRIVAL_PAUSE_S = 0.5
 
 
@@ -127,7 +130,7 @@ MASSACRE = OverlayScenario(
     "a share of all nodes dies at one instant, and values are read from then on",
     _play_massacre,
     {name: massacre.summary for name, massacre in _MASSACRES.items()},
-    REPLICATION,
+    (*REPLICATION, "narrow"),
 )
 
 PARTITION_S = 600.0
@@ -137,7 +140,7 @@ _PARTITIONS = {"halves": 0.5, "tenth": 0.1}
 
 async def _play_partition(world: World, settings: Settings, progress: Progress) -> Outcome:
     share = _PARTITIONS[PARTITION.variant(settings)]
-    swarm = new_swarm(world, settings, progress)
+    swarm = new_swarm(world, settings, progress, values.config(beat_s=HealthConfig().beat_s))
     gets, early = Gets(swarm), Gets(swarm, phase="first minute")
     count = value_count(settings)
     try:
@@ -221,6 +224,7 @@ FLASH_CROWD = OverlayScenario(
     "overlay-flash-crowd",
     f"all nodes join {FIRST_MEMBERS} that are there within {CROWD_WITHIN_S:g} s, then values are read",
     _play_flash_crowd,
+    sabotages=OFFERS,
 )
 
 RESTART_TAKES_S = 5.0
@@ -273,5 +277,5 @@ ROLLING = OverlayScenario(
     "every node is restarted in turn, over some hours, while values are read",
     _play_rolling,
     _ROLLINGS,
-    REPLICATION,
+    OFFERS,
 )

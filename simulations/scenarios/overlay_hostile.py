@@ -131,7 +131,7 @@ HOSTILE = OverlayScenario(
     "a share of all nodes is hostile from the start; values are put and read among them",
     _play_hostile,
     {name: mix.summary for name, mix in _MIXES.items()},
-    ("one-path", "narrow", "no-diversity"),
+    ("one-path", "narrow", "no-diversity", "patient"),
 )
 
 
@@ -219,7 +219,7 @@ SYBILS = OverlayScenario(
     "ids ground near the keys of some values; those are put and read under siege",
     _play_sybils,
     {name: siege.summary for name, siege in _SIEGES.items()},
-    ("no-density", "no-diversity"),
+    ("no-density", "no-diversity", "crowded"),
 )
 
 

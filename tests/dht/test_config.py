@@ -15,7 +15,10 @@ KNOBS = [
 
 @pytest.mark.parametrize(("config", "name"), KNOBS, ids=[f"{type(c).__name__}.{n}" for c, n in KNOBS])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
-def test_every_number_has_to_be_above_zero(config, name: str, value: float):
+def test_every_number_has_to_be_above_zero_but_for_storers_who_offer_nothing(config, name: str, value: float):
+    if (name, value) == ("offering_storers", 0):
+        assert replace(config, offering_storers=0).offering_storers == 0
+        return
     with pytest.raises(ConfigError, match=f"{type(config).__name__}.{name} is"):
         replace(config, **{name: value})
 
@@ -27,6 +30,7 @@ def test_every_number_has_to_be_above_zero(config, name: str, value: float):
         (RecordConfig(), {"lease_s": 3601}),
         (RecordConfig(), {"max_answer_bytes": 1499}),
         (DHTConfig(), {"join_retry_min_s": 61}),
+        (DHTConfig(), {"offer_pause_s": 7201}),
         (DHTConfig(), {"renew_fraction": 1}),
     ],
 )

@@ -610,25 +610,102 @@ def test_a_miss_goes_on_over_four_paths_from_contacts_that_nobody_was_asked_for(
     assert (outcome.found, outcome.complete, outcome.paths) == (False, True, 5)
 
 
-def test_a_miss_with_too_few_answers_inside_the_region_goes_on_over_eight_more_and_says_that_it_is_incomplete():
-    near = [contact_at(number) for number in range(1, 10)]
-    far = [contact_at(1000 + number) for number in range(400)]
-    lookup = value_lookup(*near, mode=LookupMode.FAST)
-    finish(lookup)
-    lookup.on_widen(far, 0.0)
-    finish(lookup)
+SPARSE = SPACE // 20 // 20
+"""Between nodes where half as many are near the target as there should be; see `dense_lookup`."""
 
-    assert isinstance(lookup.poll(0.0), Widen)
-    lookup.on_widen(far, 0.0)
-    step = lookup.poll(0.0)
-    assert isinstance(step, Ask)
-    assert len(step.contacts) == 8
-    for contact in step.contacts:
-        lookup.on_reply(contact.id, [], 0.0)
-    finish(lookup)
+
+def dense_lookup(mode: LookupMode, *seeds: Contact) -> Lookup:
+    """One that expects its 20 nodes within a 40th of the space."""
+    region = Region.of_radius(SPACE // 40, 20)
+    return Lookup(TARGET, own_id=OWN_ID, seeds=seeds, mode=mode, config=LookupConfig(), region=region)
+
+
+def far_contacts(number: int) -> list[Contact]:
+    return [contact_at(SPACE // 2 + place) for place in range(number)]
+
+
+def ring_naming(lookup: Lookup, ring: list[Contact], *, honest: dict[Contact, list[Contact]] | None = None) -> int:
+    """Let everybody name the ring alone, but for those honest; how many were asked until it is over or widens."""
+    asked = 0
+    while isinstance(step := lookup.poll(0.0), Ask):
+        for contact in step.contacts:
+            asked += 1
+            lookup.on_reply(contact.id, (honest or {}).get(contact, ring), 0.0)
+    return asked
+
+
+@pytest.mark.parametrize(("mode", "paths"), [(LookupMode.FAST, 1 + 4 + 3 * 8), (LookupMode.GUARDED, 4 + 3 * 8)])
+def test_who_meets_too_few_goes_on_three_times_over_eight_paths_and_knows_that_it_is_incomplete(
+    mode: LookupMode, paths: int
+):
+    ring = [contact_at(SPARSE * number) for number in range(1, 21)]
+    own = far_contacts(200)
+    lookup = dense_lookup(mode, *own[:40])
+    asked = ring_naming(lookup, ring)
+    if mode is LookupMode.FAST:
+        lookup.on_widen(own, 0.0)
+        asked += ring_naming(lookup, ring)
+
+    for _ in range(3):
+        assert lookup.poll(0.0) == Widen(8 * 10 + asked)
+        lookup.on_widen(own, 0.0)
+        asked += (more := ring_naming(lookup, ring))
+        assert more == 8  # each names those that have answered already, and a path ends with that
 
     outcome = outcome_of(lookup)
-    assert (outcome.complete, outcome.paths) == (False, 13)
+    assert (outcome.paths, outcome.asked) == (paths, asked)
+    assert outcome.is_thin is (mode is LookupMode.FAST)
+    assert outcome.complete is (mode is LookupMode.GUARDED)
+
+
+def test_one_contact_who_names_others_than_the_ring_is_enough_for_a_guarded_lookup():
+    ring = [contact_at(SPARSE * number) for number in range(1, 21)]
+    hidden = [contact_at(SPARSE * number + SPARSE // 2) for number in range(1, 21)]
+    own = far_contacts(200)
+    lookup = dense_lookup(LookupMode.GUARDED, *own[:40])
+    honest = {own[11]: [hidden[15], *ring[:16]], **dict.fromkeys(hidden, hidden)}
+    ring_naming(lookup, ring, honest=honest)
+
+    assert isinstance(lookup.poll(0.0), Widen)
+    lookup.on_widen(own, 0.0)
+    ring_naming(lookup, ring, honest=honest)
+
+    outcome = outcome_of(lookup)
+    assert outcome.paths == 4 + 8
+    assert set(hidden[:9]) < set(outcome.region)
+
+
+def test_a_guarded_lookup_that_met_all_it_expected_asks_no_more():
+    nodes = [contact_at(SPARSE // 2 * number) for number in range(1, 41)]
+    lookup = dense_lookup(LookupMode.GUARDED, *nodes)
+
+    finish(lookup)
+
+    assert outcome_of(lookup).paths == 4
+
+
+def test_without_an_estimate_nothing_is_thin():
+    lookup = lookup_of(contact_at(1), mode=LookupMode.GUARDED)
+
+    finish(lookup)
+
+    assert outcome_of(lookup).paths == 1
+
+
+def test_a_late_path_asks_the_first_of_its_own_contacts_that_lives_though_others_are_nearer():
+    ring = [contact_at(SPARSE * number) for number in range(1, 21)]
+    own = far_contacts(120)
+    lookup = dense_lookup(LookupMode.GUARDED, *own[:4])
+    ring_naming(lookup, ring)
+    lookup.on_widen(own, 0.0)
+    first = asked_by(lookup)
+    assert first == tuple(own[4:12])
+
+    lookup.on_failure(first[0].id, 0.0)
+    for contact in first[1:]:
+        lookup.on_reply(contact.id, ring, 0.0)
+
+    assert asked_by(lookup) == (own[12],)
 
 
 def test_storers_that_contradict_each_other_make_a_fresh_lookup_look_farther():

@@ -125,7 +125,27 @@ def test_a_count_grows_with_those_we_come_to_know():
     estimate.on_neighbours([contact_at(number) for number in range(1, 12)])
     estimate.on_neighbours([contact_at(number) for number in range(1, 5)])
 
-    assert (estimate.size, estimate.region.needed) == (11.0, 9)
+    assert (estimate.size, estimate.region.expected) == (11.0, 11)
+
+
+@pytest.mark.parametrize(
+    ("answered", "coverage"),
+    [
+        ([5 * number for number in range(1, 21)], 1.0),  # the 20th is where it is expected
+        ([10 * number for number in range(1, 21)], 0.5),
+        (list(range(1, 21)), 5.0),
+        ([5 * number for number in range(1, 16)], 0.75),  # nobody else answered
+        ([5 * number for number in range(1, 31)], 1.0),  # farther ones say nothing of the region
+        ([], 0.0),
+    ],
+)
+def test_coverage_is_how_densely_those_lie_that_answered(answered: list[int], coverage: float):
+    assert Region.of_radius(100, 20).coverage(answered) == pytest.approx(coverage)
+
+
+def test_where_all_are_inside_coverage_is_the_part_that_answered():
+    assert Region.everything(12, 20).coverage([1, 2, 3]) == 0.25
+    assert Region.unknown(20).coverage([]) == 1.0
 
 
 def test_a_neighbourhood_twice_as_dense_is_believed_alone_until_random_keys_are_measured_again():

@@ -18,8 +18,19 @@ from simulations.scenarios import SCENARIOS, Settings
 from simulations.scenarios.base import Start
 
 SHORT = [gate for gate in GATES if gate.short is not None]
-QUICK = {"30 % collude, tables poisoned 4x", "60 ids in as many /24s, honest first", "30 % killed at once"}
-"""Those that are always played. All together take six minutes of a core, so the others are marked as gates."""
+QUICK = {
+    "30 % killed at once",
+    "partition of 10 min, healed",
+    "20 % collude",
+    "50 % collude",
+    "20 % collude, tables poisoned 4x, for two hours",
+    "30 % collude, tables poisoned 4x",
+    "50 % collude, tables poisoned 4x",
+    "60 ids in as many /24s, honest first",
+    "restart with one of three seeds hostile",
+    "rolling restart, nothing but keys left",
+}
+"""Those that are always played, with their sabotages: 40 s of a core. All take two minutes; the others are marked."""
 
 
 def params(gates: list[Gate]) -> list[Any]:
@@ -58,9 +69,13 @@ def test_every_gate_and_every_sabotage_is_one_that_its_scenario_has():
 def test_every_defence_that_can_be_taken_away_is_the_affair_of_some_gate():
     assert {gate.sabotage for gate in GATES} >= {
         "no-replication",
+        "no-offers",
         "no-density",
         "no-diversity",
+        "crowded",
         "narrow",
+        "patient",
+        "forgetful",
         "trust-all",
     }
 
