@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import inf, sqrt
 from operator import gt
@@ -76,12 +76,13 @@ class Region:
 
     `radius` is a distance, inclusive; -1 while the size of the network is unknown. `expected` is how many other nodes
     lie within it on average. The density rule lets a list that holds c contacts take only what is farther than
-    `floors[c]`.
+    `floors[c]`. `spread` is how far off the radius is, as a part of it, while it rests on few points, and 0 after that.
     """
 
     radius: int
     expected: int
     floors: tuple[int, ...]
+    spread: float = 0.0
 
     @classmethod
     def unknown(cls, k: int) -> Region:
@@ -103,7 +104,8 @@ class Region:
         return Region(-1, 0, self.floors)
 
     def coverage(self, distances: Sequence[int]) -> float:
-        """How densely nodes lie round a key that have these distances to it, ascending: 1 is as densely as expected.
+        """How densely nodes lie round a key that have these distances to it, ascending: 1 is as densely as expected, or
+        as densely as it may be where the radius rests on few points.
 
         The distance of the k-th tells most, for a lookup asks so many in any case: it says twice as surely as a count
         within the radius whether half of them are missing.
@@ -111,8 +113,8 @@ class Region:
         if not self.expected:
             return 1.0
         if len(distances) < self.expected or self.radius >= SPACE:
-            return len(distances) / self.expected
-        return self.radius / max(1, distances[self.expected - 1])
+            return (1 + self.spread) * len(distances) / self.expected
+        return (1 + self.spread) * self.radius / max(1, distances[self.expected - 1])
 
     def is_inside(self, contact: Contact, key: Key) -> bool:
         """Whether this node is near enough to the key to store it."""
@@ -328,7 +330,8 @@ class RegionEstimate:
         radius = self._k * sum(points) // max(1, len(points) * self._k - 1)
         if radius >= SPACE:
             return Region.everything(self._k, self._k)
-        return Region.of_radius(radius, self._k, self._config.density_deviations)
+        region = Region.of_radius(radius, self._k, self._config.density_deviations)
+        return region if self.is_sure else replace(region, spread=1 / sqrt(len(points) * self._k))
 
 
 def _list_length(k: int) -> int:

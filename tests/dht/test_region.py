@@ -143,6 +143,16 @@ def test_coverage_is_how_densely_those_lie_that_answered(answered: list[int], co
     assert Region.of_radius(100, 20).coverage(answered) == pytest.approx(coverage)
 
 
+@pytest.mark.parametrize(("points", "spread"), [(1, 20**-0.5), (2, 40**-0.5), (3, 60**-0.5), (4, 0.0), (9, 0.0)])
+def test_an_estimate_of_few_points_doubts_nobody_for_its_own_error(points: int, spread: float):
+    region = measured(500, points, Random(1)).region
+    answered = [2 * region.radius * number // 20 for number in range(1, 21)]  # half as dense as expected
+
+    assert region.spread == pytest.approx(spread)
+    assert region.coverage(answered) == pytest.approx(0.5 * (1 + spread))
+    assert region.coverage(answered[:10]) == pytest.approx(0.5 * (1 + spread))
+
+
 def test_where_all_are_inside_coverage_is_the_part_that_answered():
     assert Region.everything(12, 20).coverage([1, 2, 3]) == 0.25
     assert Region.unknown(20).coverage([]) == 1.0
