@@ -110,6 +110,7 @@ def put_together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ("get_success_low", "gets_found", "gets"),
         ("restart_success_low", "restarts_good", "restarts"),
         ("join_success_low", "joined_in_time", "newcomers"),
+        ("early_nearest_low", "early_nearest", "early_lookups"),
     ):
         if tried in together:
             together[low] = round(wilson_low(together[good], together[tried]), 5)
@@ -171,7 +172,29 @@ def _sybils(name: str, variant: str, sabotage: str, *more: Limit, is_short_sabot
     )
 
 
+def _steps(start: Start, of_formula: float) -> Gate:
+    return Gate(
+        f"hops and requests, started by {start}",
+        "steps",
+        Settings(_NODES, 10_000, 1, None, start),
+        Settings(100, 200, 1, None, start),
+        (
+            Limit("hops_to_formula_mean", "<=", of_formula),
+            Limit("early_to_strict_mean", "<=", 0.35),
+            Limit("early_nearest_low", ">=", 0.999),
+        ),
+        (
+            Limit("hops_to_formula_mean", "<=", of_formula),
+            Limit("early_to_strict_mean", "<=", 0.35),
+            Limit("early_nearest_low", ">=", 0.96),
+        ),
+        budget_s=240,
+    )
+
+
 GATES = (
+    _steps(Start.PROTOCOL, 1.20),
+    _steps(Start.ORACLE, 1.10),
     Gate(
         "churn as in BitTorrent",
         "overlay-churn",

@@ -19,6 +19,8 @@ from simulations.scenarios.base import Start
 
 SHORT = [gate for gate in GATES if gate.short is not None]
 QUICK = {
+    "hops and requests, started by protocol",
+    "hops and requests, started by oracle",
     "30 % killed at once",
     "partition of 10 min, healed",
     "20 % collude",
