@@ -174,7 +174,7 @@ def _sybils(name: str, variant: str, sabotage: str, *more: Limit, is_short_sabot
 
 def _steps(start: Start, of_formula: float) -> Gate:
     return Gate(
-        f"hops and requests, started by {start}",
+        f"hops and requests, started by {start.value}",
         "steps",
         Settings(_NODES, 10_000, 1, None, start),
         Settings(100, 200, 1, None, start),
