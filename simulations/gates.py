@@ -177,7 +177,7 @@ def _steps(start: Start, of_formula: float) -> Gate:
         f"hops and requests, started by {start.value}",
         "steps",
         Settings(_NODES, 10_000, 1, None, start),
-        Settings(100, 200, 1, None, start),
+        Settings(60, 200, 1, None, start),
         (
             Limit("hops_to_formula_mean", "<=", of_formula),
             Limit("early_to_strict_mean", "<=", 0.35),
