@@ -27,10 +27,13 @@ async def test_joins_are_counted_and_a_killed_node_answers_nobody(system: synaps
     nodes += [await system.start(nodes) for _ in range(2)]
     port = nodes[1].server.port
 
-    assert system.handshakes() >= 3  # each with each, once at least
-    assert await nodes[1].requests_sent() >= 2  # the seed was asked for peers, and for whom it knows near us
-
+    handshakes, joined = system.handshakes(), await nodes[1].requests_sent()
+    await nodes[1].get(b"\x5a" * 32)
+    asked = await nodes[1].requests_sent()
     await nodes[1].kill()
+    assert handshakes >= 3  # each with each, once at least
+    assert joined == 0  # upkeep is not counted
+    assert asked == 2  # both others
 
     with pytest.raises(OSError, match=str(port)):
         await asyncio.open_connection("127.0.0.1", port)
