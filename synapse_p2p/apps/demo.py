@@ -1,4 +1,4 @@
-"""`make demo`: eight agents in six processes find each other, work, and go on when two of them are killed.
+"""`make demo`: eight agents in six processes find each other, work, keep a value, and go on when two are killed.
 
 Everything is real: processes, TCP on loopback, encryption, and the kill. Each worker process reads the network's key
 from its standard input, where no list of processes shows it, and ends when that does, so none outlives the demo.
@@ -11,7 +11,8 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,15 @@ from synapse_p2p.background import wait_at_most
 from synapse_p2p.client import Client
 from synapse_p2p.exceptions import HandshakeFailed
 from synapse_p2p.identity import NETWORK_KEY_SIZE_BYTES, SEED_SIZE_BYTES, Identity
+from synapse_p2p.server import Server
 
 if TYPE_CHECKING:
+    from dht.node import DHTNode
     from dht.results import Answer
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 5.0
+NOTE = b"the tests are green"
 TASK = "Review: def add(a, b): return a - b"
 
 
@@ -194,9 +198,12 @@ async def _show(workers: list[Worker]) -> None:
         step(4, f"She asks one of them: {TASK!r}")
         answer = await _ask(swarm)
 
+        step(5, "Somebody joins, leaves a value with the swarm, and goes. Nobody holds it but the others.")
+        key = await _leave_value(seed, network_key)
+
         killed = [answer.agent.name, next(agent.name for agent in found if agent.id != answer.agent.id)]
         step(
-            5,
+            6,
             f"{killed[0]}, who answered, and {killed[1]} are killed: their processes get SIGKILL, nobody says goodbye.",
         )
         for worker in others:
@@ -205,12 +212,53 @@ async def _show(workers: list[Worker]) -> None:
                 tell(f"{worker.profiles[0].name} is dead (process {worker.process.pid}).")
 
         step(
-            6, "The same question again. The records of the dead are still stored; she finds out and asks who is left."
+            7, "The same question again. The records of the dead are still stored; she finds out and asks who is left."
         )
         answer = await _ask(swarm)
         assert answer.agent.name not in killed, "a dead agent cannot have answered"
         left = await swarm.find("code-review")
         tell(f"find('code-review') now returns {', '.join(agent.name for agent in left)}.")
+
+        step(
+            8, f"A newcomer joins through {ARCHITECT.name} and asks for the value. Two of those that kept it are dead."
+        )
+        await _read_value(status.listening[0], network_key, key)
+
+
+async def _leave_value(seed: str, network_key: bytes) -> bytes:
+    async with _node(seed, network_key) as node:
+        report = await node.put(NOTE)
+        others = report.stored - (report.key in node.store.held_keys())
+        tell(f"{NOTE.decode()!r} is kept by {others} others, under the hash of it: {report.key.hex()[:16]}...")
+    return report.key
+
+
+async def _read_value(seed: str, network_key: bytes, key: bytes) -> None:
+    async with _node(seed, network_key) as node:
+        before = time.perf_counter()
+        value = await node.get(key)
+        assert value == NOTE, "nobody can change a value: its key is its hash"
+        tell(f"found in {_ms_since(before)}: {value.decode()!r}")
+        if key in node.store.held_keys():
+            tell("It had it already: who comes to live near a key is handed a copy.")
+
+
+@asynccontextmanager
+async def _node(seed: str, network_key: bytes) -> AsyncGenerator[DHTNode]:
+    """A member that is no agent."""
+    from dht.node import DHTNode
+
+    server = Server("127.0.0.1", 0, network_key=network_key)
+    await server.start()
+    node = DHTNode(server)
+    try:
+        await node.start()
+        await node.join([seed])
+        yield node
+        await node.leave()
+    finally:
+        await node.stop()
+        await server.stop(grace=0)
 
 
 async def _show_stranger(address: str) -> None:
