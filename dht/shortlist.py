@@ -62,9 +62,9 @@ class Path:
     """The candidates of one path by distance, and the eligible ones among them.
 
     Eligible are those that have not failed and that density and diversity let into a list: the first `wanted`, and all
-    inside the region, at most `max_eligible`; and the first of its `seeds` that lives, whoever is nearer: a path that
-    is opened late knows those that have answered others. `unasked` are those of the eligible that were not asked when
-    that was worked out.
+    inside the region, at most `max_eligible`; the first of its `seeds` that lives, whoever is nearer, for a path that
+    is opened late knows those that have answered others; and those `forced`. `unasked` are those of the eligible that
+    were not asked when that was worked out.
     """
 
     __slots__ = (
@@ -76,6 +76,7 @@ class Path:
         "candidates",
         "distances",
         "eligible",
+        "forced",
         "in_flight_count",
         "index",
         "seeds",
@@ -96,6 +97,7 @@ class Path:
         self.candidates: list[Candidate] = []
         self.distances: list[int] = []
         self.seeds: list[Candidate] = []  # nearest first
+        self.forced: list[Candidate] = []  # to be asked though others are nearer
         self.eligible: list[Candidate] = []
         self.skipped: list[Candidate] = []  # nearer than the last eligible, and not let in
         self.unasked: list[Candidate] = []
@@ -119,8 +121,9 @@ class Path:
             if candidate.state is State.UNASKED:
                 del self.candidates[place], self.distances[place]
                 candidate.paths &= ~self.bit
-                if candidate in self.seeds:
-                    self.seeds.remove(candidate)
+                for places in (self.seeds, self.forced):
+                    if candidate in places:
+                        places.remove(candidate)
                 self._is_outdated = True
                 return candidate
         return None
@@ -166,6 +169,9 @@ class Path:
                 if seed.state is State.UNASKED and seed not in eligible:
                     eligible.append(seed)
                 break
+        eligible += [
+            candidate for candidate in self.forced if candidate.state is State.UNASKED and candidate not in eligible
+        ]
         self.eligible = eligible
         self.skipped = skipped
         self.unasked = [candidate for candidate in eligible if candidate.state is State.UNASKED]

@@ -634,8 +634,8 @@ def ring_naming(lookup: Lookup, ring: list[Contact], *, honest: dict[Contact, li
     return asked
 
 
-@pytest.mark.parametrize(("mode", "paths"), [(LookupMode.FAST, 1 + 4 + 3 * 8), (LookupMode.GUARDED, 4 + 3 * 8)])
-def test_who_meets_too_few_goes_on_three_times_over_eight_paths_and_knows_that_it_is_incomplete(
+@pytest.mark.parametrize(("mode", "paths"), [(LookupMode.FAST, 1 + 4 + 2 * 8), (LookupMode.GUARDED, 4 + 2 * 8)])
+def test_who_meets_too_few_goes_on_twice_over_eight_paths_then_to_twenty_more_and_knows_that_it_is_incomplete(
     mode: LookupMode, paths: int
 ):
     ring = [contact_at(SPARSE * number) for number in range(1, 21)]
@@ -646,11 +646,12 @@ def test_who_meets_too_few_goes_on_three_times_over_eight_paths_and_knows_that_i
         lookup.on_widen(own, 0.0)
         asked += ring_naming(lookup, ring)
 
-    for _ in range(3):
+    for number in range(2):
         assert lookup.poll(0.0) == Widen(8 * 10 + asked)
         lookup.on_widen(own, 0.0)
         asked += (more := ring_naming(lookup, ring))
-        assert more == 8  # each names those that have answered already, and a path ends with that
+        # Each names those that have answered already, and a path ends with that.
+        assert more == (8 if number == 0 else 8 + 20)
 
     outcome = outcome_of(lookup)
     assert (outcome.paths, outcome.asked) == (paths, asked)
@@ -673,6 +674,23 @@ def test_one_contact_who_names_others_than_the_ring_is_enough_for_a_guarded_look
     outcome = outcome_of(lookup)
     assert outcome.paths == 4 + 8
     assert set(hidden[:9]) < set(outcome.region)
+
+
+def test_what_one_good_contact_said_is_asked_at_last_though_the_ring_is_nearer():
+    ring = [contact_at(SPARSE * number) for number in range(1, 21)]
+    hidden = [contact_at(SPARSE * number + SPARSE // 2) for number in range(1, 21)]
+    farther = contact_at(SPARSE * 50)
+    own = far_contacts(200)
+    lookup = dense_lookup(LookupMode.GUARDED, *own[:40])
+    honest = {own[2]: [farther, *ring], farther: hidden, **dict.fromkeys(hidden, hidden)}
+
+    for _ in range(2):
+        ring_naming(lookup, ring, honest=honest)
+        assert isinstance(lookup.poll(0.0), Widen)
+        lookup.on_widen(own, 0.0)
+    ring_naming(lookup, ring, honest=honest)
+
+    assert set(hidden[:9]) < set(outcome_of(lookup).region)
 
 
 def test_a_guarded_lookup_that_met_all_it_expected_asks_no_more():

@@ -668,7 +668,9 @@ def test_a_search_or_a_publication_that_is_cancelled_leaves_no_task(turns: int):
                 act.cancel()
             await asyncio.gather(*acts, return_exceptions=True)
 
-            assert asyncio.all_tasks() == before
+            # Who was asked by one that joins may be about to offer it records: those tasks are not ours to cancel.
+            left = asyncio.all_tasks() - before
+            assert {task.get_name() for task in left} <= {"offer records to one that is back"}
 
     run(main())
 
