@@ -55,7 +55,7 @@ from dht.outcome import (
     Widen,
 )
 from dht.region import DOUBTED_COVERAGE, REGION_FACTOR, THIN_COVERAGE, Region, fill, thin
-from dht.shortlist import Candidate, Path, State
+from dht.shortlist import MAX_INFORMERS, Candidate, Path, State
 from synapse_p2p.identity import NodeID
 
 SHORTLIST_FACTOR = 20
@@ -194,9 +194,11 @@ class Lookup:
             return
         path = self._land(candidate)
         candidate.state = State.ANSWERED
+        for informer in candidate.informers:
+            informer.misled -= 1
         self._answered += 1
         self._record(TraceEvent.ANSWERED, candidate, now)
-        self._add(path, closer, depth=candidate.depth + 1)
+        self._add(path, closer, depth=candidate.depth + 1, informer=candidate)
 
     def on_found(self, sender: NodeID, closer: Sequence[Contact], now: float, *, version: int = 0) -> None:
         """As `on_reply`, and the reply carried a value that the runner checked. Ends a fast lookup, unless it is one
@@ -220,6 +222,8 @@ class Lookup:
             return
         self._land(candidate)
         candidate.state = State.FAILED
+        for informer in candidate.informers:
+            informer.misled += 1
         for path in self._paths:
             path.outdate()
         self._failed += 1
@@ -376,13 +380,14 @@ class Lookup:
         for start in range(count):
             self._open_path(islice(seeds, start, None, count), alpha=alpha)
 
-    def _add(self, path: Path, contacts: Iterable[Contact], *, depth: int) -> None:
+    def _add(self, path: Path, contacts: Iterable[Contact], *, depth: int, informer: Candidate | None = None) -> None:
         candidates, bit, own_id, point = self._candidates, path.bit, self._own_id, self._target_point
         peers = self._peers
         for contact in contacts:
             candidate = candidates.get(contact.id)
             if candidate is not None:
-                # The first addresses stay: whoever names a node later must not redirect us.
+                if informer is not None and candidate.state is State.UNASKED:
+                    self._note_informer(candidate, contact, informer, path)
                 if depth < candidate.depth and candidate.state is State.UNASKED:
                     candidate.depth = depth
                 if candidate.paths & bit:
@@ -396,11 +401,23 @@ class Lookup:
                 if not self._is_last_resort and peers.is_resting(contact):
                     candidate.state = State.RESTING
                     self._has_resting = True
+                if informer is not None:
+                    candidate.informers.append(informer)
             path.insert(candidate)
             if len(path.candidates) > self._max_shortlist:
                 dropped = path.drop_farthest_unasked()
                 if dropped is not None and not dropped.paths:
                     del candidates[dropped.contact.id]
+
+    def _note_informer(self, candidate: Candidate, contact: Contact, informer: Candidate, path: Path) -> None:
+        if candidate.is_doubtful:
+            # The first addresses stay, for whoever names a node later must not redirect us; but not a misleader's.
+            candidate.contact = contact
+            candidate.group = self._peers.group_of(contact.addresses)
+            candidate.informers = [informer]
+            path.outdate()
+        elif candidate.informers and len(candidate.informers) < MAX_INFORMERS:
+            candidate.informers.append(informer)
 
     def _is_asked(self, node_id: NodeID) -> bool:
         candidate = self._candidates.get(node_id)

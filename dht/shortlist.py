@@ -13,6 +13,11 @@ from dht.contact import Contact
 from dht.keyspace import ID_BITS
 from dht.region import Region
 
+MAX_MISLED = 3
+"""Of those whom a contact named so many more failed than answered, and the others that it named come last: it may have
+invented them, nearer than anybody, to have us spend our requests."""
+MAX_INFORMERS = 4
+"""Remembered of a candidate: it is believed as long as one of them is."""
 _BEYOND = 1 << ID_BITS  # farther than everybody
 
 
@@ -36,7 +41,9 @@ class Candidate:
         "fails_at",
         "group",
         "has_value",
+        "informers",
         "is_forced",
+        "misled",
         "path",
         "paths",
         "slow_at",
@@ -46,6 +53,8 @@ class Candidate:
 
     def __init__(self, contact: Contact, distance: int, depth: int, group: str | None) -> None:
         self.contact = contact
+        self.informers: list[Candidate] = []  # the first who named it; nobody, of one of our own
+        self.misled = 0  # of those that it named: how many more failed than answered
         self.group = group
         self.distance = distance
         self.depth = depth
@@ -56,6 +65,11 @@ class Candidate:
         self.is_forced = False  # asked in spite of the rules, for want of others
         self.has_value = False
         self.version = 0
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether all who named it have misled us."""
+        return bool(self.informers) and all(informer.misled >= MAX_MISLED for informer in self.informers)
 
 
 class Path:
@@ -152,6 +166,9 @@ class Path:
                 continue
             if candidate.is_forced:
                 eligible.append(candidate)
+                continue
+            if state is State.UNASKED and candidate.is_doubtful:
+                skipped.append(candidate)
                 continue
             if candidate.distance <= floors[count]:
                 skipped.append(candidate)

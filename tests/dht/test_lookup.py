@@ -763,6 +763,42 @@ def test_what_a_liar_names_on_one_path_does_not_crowd_out_the_others():
     assert asked_by(lookup) == (contact_at(1), contact_at(500))
 
 
+def test_who_named_three_that_fail_is_believed_last():
+    liar, honest = contact_at(1000), contact_at(1001)
+    invented = [contact_at(number) for number in range(1, 10)]
+    named = contact_at(500)
+    lookup = lookup_of(liar, honest, k=5, alpha=1)
+    assert asked_by(lookup) == (liar,)
+    lookup.on_reply(liar.id, invented, 0.0)
+
+    for number in range(3):
+        assert asked_by(lookup) == (invented[number],)
+        lookup.on_failure(invented[number].id, 0.0)
+
+    assert asked_by(lookup) == (honest,)
+    lookup.on_reply(honest.id, [named], 0.0)
+    assert asked_by(lookup) == (named,)
+    lookup.on_reply(named.id, [], 0.0)
+    assert asked_by(lookup) == (invented[3],)  # three answered, and five are wanted
+
+
+def test_one_whom_a_misleader_named_is_asked_in_its_turn_where_another_names_it_too_and_at_his_address():
+    liar, honest = contact_at(1000), contact_at(1001)
+    invented = [contact_at(number) for number in range(1, 4)]
+    elsewhere, there = contact_at(500, host=66), contact_at(500, host=7)
+    lookup = lookup_of(liar, honest, k=5, alpha=1)
+    asked_by(lookup)
+    lookup.on_reply(liar.id, [*invented, elsewhere], 0.0)
+    for contact in invented:
+        assert asked_by(lookup) == (contact,)
+        lookup.on_failure(contact.id, 0.0)
+
+    assert asked_by(lookup) == (honest,)
+    lookup.on_reply(honest.id, [there], 0.0)
+
+    assert asked_by(lookup) == (there,)
+
+
 # Density and diversity
 
 
