@@ -27,8 +27,9 @@ Whom a path may ask is in `shortlist.py`. The lookup itself ends once:
 To widen is to go on, over `paths` more paths that start from contacts of our own that nobody was asked for yet. A miss
 widens. It and a guarded lookup go on over `max_paths` where those that answered lie too thinly round the target, and
 again while they lie much too thinly, `MAX_DOUBTS` times: some may name each other alone, and one more contact who does
-not is enough. A fresh lookup whose storers contradict each other goes on once. Such a path knows who has answered the
-others, so where all is well it is over after one request.
+not is enough. Such a path knows who has answered the others, so where all is well it is over after one request. At last
+the k nearest are asked that nobody was, whoever named them: what the few good contacts said is among it. A fresh lookup
+whose storers contradict each other goes on once.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from dht.outcome import (
     Widen,
 )
 from dht.region import DOUBTED_COVERAGE, REGION_FACTOR, THIN_COVERAGE, Region, fill, thin
-from dht.shortlist import Candidate, Path, State
+from dht.shortlist import MAX_INFORMERS, Candidate, Path, State
 from synapse_p2p.identity import NodeID
 
 SHORTLIST_FACTOR = 20
@@ -63,9 +64,9 @@ EARLY_COUNT = 3
 """Closest candidates that must have answered before an early lookup ends; it asks no others."""
 FRESH_GROUPS = 3
 """A fresh value is the newest that storers of so many groups hold: two of one party prove no more than one."""
-MAX_DOUBTS = 3
-"""How often a lookup goes on because too few answered: where one in five of our contacts is honest, and 24 more are
-asked, one lookup in 200 has met nobody honest."""
+MAX_DOUBTS = 2
+"""How often a lookup goes on because too few answered: where one in five of our contacts is honest, and 16 more are
+asked, all but one lookup in forty have met somebody honest."""
 FLIGHT_FACTOR = 4
 """At most this many times alpha are in flight, slow ones among them."""
 
@@ -160,6 +161,7 @@ class Lookup:
         self._slow = 0
         self._widened = 0
         self._has_resting = False
+        self._has_asked_farther = False
         self._is_last_resort = False  # nobody else answered, so the resting are asked
         self._holders: dict[NodeID, Candidate] = {}  # that have a value
         self._holder_groups: dict[str | NodeID, None] = {}
@@ -192,9 +194,11 @@ class Lookup:
             return
         path = self._land(candidate)
         candidate.state = State.ANSWERED
+        for informer in candidate.informers:
+            informer.misled -= 1
         self._answered += 1
         self._record(TraceEvent.ANSWERED, candidate, now)
-        self._add(path, closer, depth=candidate.depth + 1)
+        self._add(path, closer, depth=candidate.depth + 1, informer=candidate)
 
     def on_found(self, sender: NodeID, closer: Sequence[Contact], now: float, *, version: int = 0) -> None:
         """As `on_reply`, and the reply carried a value that the runner checked. Ends a fast lookup, unless it is one
@@ -218,6 +222,8 @@ class Lookup:
             return
         self._land(candidate)
         candidate.state = State.FAILED
+        for informer in candidate.informers:
+            informer.misled += 1
         for path in self._paths:
             path.outdate()
         self._failed += 1
@@ -255,6 +261,8 @@ class Lookup:
             return self._next_step(now)
         if count := self._path_count_to_add():
             return Widen(count * self._config.path_seeds + self._asked)
+        if self._ask_farther():
+            return self._next_step(now)
         return self._finish(is_complete=True)
 
     def _pick(self, path: Path, picked: list[Candidate], now: float) -> None:
@@ -372,13 +380,14 @@ class Lookup:
         for start in range(count):
             self._open_path(islice(seeds, start, None, count), alpha=alpha)
 
-    def _add(self, path: Path, contacts: Iterable[Contact], *, depth: int) -> None:
+    def _add(self, path: Path, contacts: Iterable[Contact], *, depth: int, informer: Candidate | None = None) -> None:
         candidates, bit, own_id, point = self._candidates, path.bit, self._own_id, self._target_point
         peers = self._peers
         for contact in contacts:
             candidate = candidates.get(contact.id)
             if candidate is not None:
-                # The first addresses stay: whoever names a node later must not redirect us.
+                if informer is not None and candidate.state is State.UNASKED:
+                    self._note_informer(candidate, contact, informer, path)
                 if depth < candidate.depth and candidate.state is State.UNASKED:
                     candidate.depth = depth
                 if candidate.paths & bit:
@@ -392,11 +401,23 @@ class Lookup:
                 if not self._is_last_resort and peers.is_resting(contact):
                     candidate.state = State.RESTING
                     self._has_resting = True
+                if informer is not None:
+                    candidate.informers.append(informer)
             path.insert(candidate)
             if len(path.candidates) > self._max_shortlist:
                 dropped = path.drop_farthest_unasked()
                 if dropped is not None and not dropped.paths:
                     del candidates[dropped.contact.id]
+
+    def _note_informer(self, candidate: Candidate, contact: Contact, informer: Candidate, path: Path) -> None:
+        if candidate.is_doubtful:
+            # The first addresses stay, for whoever names a node later must not redirect us; but not a misleader's.
+            candidate.contact = contact
+            candidate.group = self._peers.group_of(contact.addresses)
+            candidate.informers = [informer]
+            path.outdate()
+        elif candidate.informers and len(candidate.informers) < MAX_INFORMERS:
+            candidate.informers.append(informer)
 
     def _is_asked(self, node_id: NodeID) -> bool:
         candidate = self._candidates.get(node_id)
@@ -423,6 +444,26 @@ class Lookup:
             for path in self._paths:
                 path.outdate()
         return bool(forced)
+
+    def _ask_farther(self) -> bool:
+        """If those that answered still lie much too thinly: let the nearest be asked that no path would ask."""
+        if self._has_asked_farther or not self._seeks_storers() or not self._is_thin():
+            return False
+        self._has_asked_farther = True
+        left: dict[int, tuple[Candidate, Path]] = {}
+        for path in self._paths:
+            for candidate in path.candidates:
+                if candidate.state is State.UNASKED and candidate not in path.skipped:
+                    left.setdefault(candidate.distance, (candidate, path))
+        for distance in sorted(left)[: self._config.k]:
+            candidate, path = left[distance]
+            path.forced.append(candidate)
+            path.outdate()
+        return bool(left)
+
+    def _seeks_storers(self) -> bool:
+        """Whether those matter who are near the target, and not one value that is found already."""
+        return self._mode is LookupMode.GUARDED or (self._mode.seeks_value and not self._holders)
 
     def _wake_resting(self) -> bool:
         """If nobody answered: ask those that failed a moment ago. It may have been us who were not there."""

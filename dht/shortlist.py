@@ -13,6 +13,11 @@ from dht.contact import Contact
 from dht.keyspace import ID_BITS
 from dht.region import Region
 
+MAX_MISLED = 3
+"""Of those whom a contact named so many more failed than answered, and the others that it named come last: it may have
+invented them, nearer than anybody, to have us spend our requests."""
+MAX_INFORMERS = 4
+"""Remembered of a candidate: it is believed as long as one of them is."""
 _BEYOND = 1 << ID_BITS  # farther than everybody
 
 
@@ -36,7 +41,9 @@ class Candidate:
         "fails_at",
         "group",
         "has_value",
+        "informers",
         "is_forced",
+        "misled",
         "path",
         "paths",
         "slow_at",
@@ -46,6 +53,8 @@ class Candidate:
 
     def __init__(self, contact: Contact, distance: int, depth: int, group: str | None) -> None:
         self.contact = contact
+        self.informers: list[Candidate] = []  # the first who named it; nobody, of one of our own
+        self.misled = 0  # of those that it named: how many more failed than answered
         self.group = group
         self.distance = distance
         self.depth = depth
@@ -57,14 +66,19 @@ class Candidate:
         self.has_value = False
         self.version = 0
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether all who named it have misled us."""
+        return bool(self.informers) and all(informer.misled >= MAX_MISLED for informer in self.informers)
+
 
 class Path:
     """The candidates of one path by distance, and the eligible ones among them.
 
     Eligible are those that have not failed and that density and diversity let into a list: the first `wanted`, and all
-    inside the region, at most `max_eligible`; and the first of its `seeds` that lives, whoever is nearer: a path that
-    is opened late knows those that have answered others. `unasked` are those of the eligible that were not asked when
-    that was worked out.
+    inside the region, at most `max_eligible`; the first of its `seeds` that lives, whoever is nearer, for a path that
+    is opened late knows those that have answered others; and those `forced`. `unasked` are those of the eligible that
+    were not asked when that was worked out.
     """
 
     __slots__ = (
@@ -76,6 +90,7 @@ class Path:
         "candidates",
         "distances",
         "eligible",
+        "forced",
         "in_flight_count",
         "index",
         "seeds",
@@ -96,6 +111,7 @@ class Path:
         self.candidates: list[Candidate] = []
         self.distances: list[int] = []
         self.seeds: list[Candidate] = []  # nearest first
+        self.forced: list[Candidate] = []  # to be asked though others are nearer
         self.eligible: list[Candidate] = []
         self.skipped: list[Candidate] = []  # nearer than the last eligible, and not let in
         self.unasked: list[Candidate] = []
@@ -119,8 +135,9 @@ class Path:
             if candidate.state is State.UNASKED:
                 del self.candidates[place], self.distances[place]
                 candidate.paths &= ~self.bit
-                if candidate in self.seeds:
-                    self.seeds.remove(candidate)
+                for places in (self.seeds, self.forced):
+                    if candidate in places:
+                        places.remove(candidate)
                 self._is_outdated = True
                 return candidate
         return None
@@ -150,6 +167,9 @@ class Path:
             if candidate.is_forced:
                 eligible.append(candidate)
                 continue
+            if state is State.UNASKED and candidate.is_doubtful:
+                skipped.append(candidate)
+                continue
             if candidate.distance <= floors[count]:
                 skipped.append(candidate)
                 continue
@@ -166,6 +186,9 @@ class Path:
                 if seed.state is State.UNASKED and seed not in eligible:
                     eligible.append(seed)
                 break
+        eligible += [
+            candidate for candidate in self.forced if candidate.state is State.UNASKED and candidate not in eligible
+        ]
         self.eligible = eligible
         self.skipped = skipped
         self.unasked = [candidate for candidate in eligible if candidate.state is State.UNASKED]

@@ -634,8 +634,8 @@ def ring_naming(lookup: Lookup, ring: list[Contact], *, honest: dict[Contact, li
     return asked
 
 
-@pytest.mark.parametrize(("mode", "paths"), [(LookupMode.FAST, 1 + 4 + 3 * 8), (LookupMode.GUARDED, 4 + 3 * 8)])
-def test_who_meets_too_few_goes_on_three_times_over_eight_paths_and_knows_that_it_is_incomplete(
+@pytest.mark.parametrize(("mode", "paths"), [(LookupMode.FAST, 1 + 4 + 2 * 8), (LookupMode.GUARDED, 4 + 2 * 8)])
+def test_who_meets_too_few_goes_on_twice_over_eight_paths_then_to_twenty_more_and_knows_that_it_is_incomplete(
     mode: LookupMode, paths: int
 ):
     ring = [contact_at(SPARSE * number) for number in range(1, 21)]
@@ -646,11 +646,12 @@ def test_who_meets_too_few_goes_on_three_times_over_eight_paths_and_knows_that_i
         lookup.on_widen(own, 0.0)
         asked += ring_naming(lookup, ring)
 
-    for _ in range(3):
+    for number in range(2):
         assert lookup.poll(0.0) == Widen(8 * 10 + asked)
         lookup.on_widen(own, 0.0)
         asked += (more := ring_naming(lookup, ring))
-        assert more == 8  # each names those that have answered already, and a path ends with that
+        # Each names those that have answered already, and a path ends with that.
+        assert more == (8 if number == 0 else 8 + 20)
 
     outcome = outcome_of(lookup)
     assert (outcome.paths, outcome.asked) == (paths, asked)
@@ -673,6 +674,23 @@ def test_one_contact_who_names_others_than_the_ring_is_enough_for_a_guarded_look
     outcome = outcome_of(lookup)
     assert outcome.paths == 4 + 8
     assert set(hidden[:9]) < set(outcome.region)
+
+
+def test_what_one_good_contact_said_is_asked_at_last_though_the_ring_is_nearer():
+    ring = [contact_at(SPARSE * number) for number in range(1, 21)]
+    hidden = [contact_at(SPARSE * number + SPARSE // 2) for number in range(1, 21)]
+    farther = contact_at(SPARSE * 50)
+    own = far_contacts(200)
+    lookup = dense_lookup(LookupMode.GUARDED, *own[:40])
+    honest = {own[2]: [farther, *ring], farther: hidden, **dict.fromkeys(hidden, hidden)}
+
+    for _ in range(2):
+        ring_naming(lookup, ring, honest=honest)
+        assert isinstance(lookup.poll(0.0), Widen)
+        lookup.on_widen(own, 0.0)
+    ring_naming(lookup, ring, honest=honest)
+
+    assert set(hidden[:9]) < set(outcome_of(lookup).region)
 
 
 def test_a_guarded_lookup_that_met_all_it_expected_asks_no_more():
@@ -743,6 +761,42 @@ def test_what_a_liar_names_on_one_path_does_not_crowd_out_the_others():
     lookup.on_reply(seeds[1].id, [contact_at(500)], 0.0)
 
     assert asked_by(lookup) == (contact_at(1), contact_at(500))
+
+
+def test_who_named_three_that_fail_is_believed_last():
+    liar, honest = contact_at(1000), contact_at(1001)
+    invented = [contact_at(number) for number in range(1, 10)]
+    named = contact_at(500)
+    lookup = lookup_of(liar, honest, k=5, alpha=1)
+    assert asked_by(lookup) == (liar,)
+    lookup.on_reply(liar.id, invented, 0.0)
+
+    for number in range(3):
+        assert asked_by(lookup) == (invented[number],)
+        lookup.on_failure(invented[number].id, 0.0)
+
+    assert asked_by(lookup) == (honest,)
+    lookup.on_reply(honest.id, [named], 0.0)
+    assert asked_by(lookup) == (named,)
+    lookup.on_reply(named.id, [], 0.0)
+    assert asked_by(lookup) == (invented[3],)  # three answered, and five are wanted
+
+
+def test_one_whom_a_misleader_named_is_asked_in_its_turn_where_another_names_it_too_and_at_his_address():
+    liar, honest = contact_at(1000), contact_at(1001)
+    invented = [contact_at(number) for number in range(1, 4)]
+    elsewhere, there = contact_at(500, host=66), contact_at(500, host=7)
+    lookup = lookup_of(liar, honest, k=5, alpha=1)
+    asked_by(lookup)
+    lookup.on_reply(liar.id, [*invented, elsewhere], 0.0)
+    for contact in invented:
+        assert asked_by(lookup) == (contact,)
+        lookup.on_failure(contact.id, 0.0)
+
+    assert asked_by(lookup) == (honest,)
+    lookup.on_reply(honest.id, [there], 0.0)
+
+    assert asked_by(lookup) == (there,)
 
 
 # Density and diversity

@@ -22,6 +22,7 @@ from dht import (
     replication,
     responder,
     round_trips,
+    shortlist,
     sqlite_store,
     values,
 )
@@ -54,6 +55,7 @@ MODULES = (
     replication,
     responder,
     round_trips,
+    shortlist,
     session,
     spoken,
     sqlite_store,
