@@ -15,8 +15,8 @@ from dht.keyspace import Key
 from dht.lookup import LookupMode
 from dht.node import DHTNode
 from simulations.scenarios.base import MAX_NOTES, Outcome, Progress, Scenario, Settings
+from simulations.scenarios.phases import grow, paced
 from simulations.world import World
-from synapse_p2p.background import TaskScope
 
 SECONDS_PER_HOUR = 3600.0
 PAUSE_S = 0.02
@@ -27,10 +27,7 @@ _STRICT = "strict"
 
 
 async def _play(world: World, settings: Settings, progress: Progress) -> Outcome:
-    joined = itertools.count(1)
-    await world.grow(settings.nodes, lambda: progress("join", next(joined), settings.nodes))
-    loop = asyncio.get_running_loop()
-    first_at = loop.time()
+    await grow(world, settings, progress)
     mode = LookupMode.STRICT if settings.variant == _STRICT else LookupMode.EARLY
     required = 1.0 if mode is LookupMode.STRICT else EARLY_SUCCESS
     pause_s = PAUSE_S if settings.hours is None else settings.hours * SECONDS_PER_HOUR / settings.lookups
@@ -45,13 +42,7 @@ async def _play(world: World, settings: Settings, progress: Progress) -> Outcome
         done = next(ended)
         progress("lookups", done, settings.lookups, Outcome(done, len(hops), hops, notes, required))
 
-    async with TaskScope("lookups") as scope:
-        under_way = []
-        for count in range(1, settings.lookups + 1):
-            under_way.append(scope.spawn_awaited(look_up()))
-            await asyncio.sleep(first_at + count * pause_s - loop.time())
-        for lookup in under_way:
-            await lookup
+    await paced(settings.lookups, pause_s, look_up)
     return Outcome(settings.lookups, len(hops), hops, notes, required)
 
 

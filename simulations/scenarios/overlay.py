@@ -6,11 +6,9 @@ hosts have public addresses, which limits of place count.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from dht.config import DHTConfig
 from dht.lookup import LookupMode
@@ -19,11 +17,11 @@ from simulations.custody import Custody
 from simulations.pool import REQUESTS
 from simulations.population import Population, Resident
 from simulations.scenarios.base import MAX_NOTES, Outcome, Progress, Scenario, Settings, Start
+from simulations.scenarios.phases import paced
 from simulations.statistics import quantile, wilson_low
 from simulations.values import Value
 from simulations.virtual_loop import VirtualLoop
 from simulations.world import World
-from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import ConfigError
 
 SECONDS_PER_HOUR = 3600.0
@@ -178,21 +176,6 @@ async def read_values(swarm: Swarm, gets: Gets, *, among: Sequence[Value] | None
     settings = swarm.settings
     pause_s = GET_PAUSE_S if settings.hours is None else settings.hours * SECONDS_PER_HOUR / settings.lookups
     await paced(settings.lookups, pause_s, lambda: gets.get_one(among))
-
-
-async def paced(count: int, pause_s: float, one: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Begin `count` of these, `pause_s` apart, and wait for the last to end."""
-    loop = asyncio.get_running_loop()
-    first_at = loop.time()
-    async with TaskScope("paced") as scope:
-        under_way: list[asyncio.Task[None]] = []
-        for number in range(1, count + 1):
-            under_way.append(scope.spawn_awaited(one()))
-            await asyncio.sleep(max(0.0, first_at + number * pause_s - loop.time()))
-            if len(under_way) > 1000:  # a long run begins very many
-                under_way = [each for each in under_way if not each.done() or each.exception() is not None]
-        for each in under_way:
-            await each
 
 
 async def strict_messages(swarm: Swarm) -> float:

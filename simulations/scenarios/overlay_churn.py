@@ -18,11 +18,11 @@ from simulations.scenarios.overlay import (
     OverlayScenario,
     Swarm,
     new_swarm,
-    paced,
     put_values,
     read_values,
     value_count,
 )
+from simulations.scenarios.phases import paced
 from simulations.world import World
 from synapse_p2p.background import TaskScope, wait_at_most
 

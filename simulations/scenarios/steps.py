@@ -17,17 +17,17 @@ from statistics import fmean
 from dht.lookup import LookupMode
 from simulations.scenarios.base import Outcome, Progress, Scenario, Settings
 from simulations.scenarios.lookups import EARLY_SUCCESS, PAUSE_S
+from simulations.scenarios.phases import grow, paced
 from simulations.statistics import quantile, wilson_low
 from simulations.world import World
-from synapse_p2p.background import TaskScope
 
 
 @dataclass(slots=True)
 class _Lookups:
     """Those of one mode."""
 
-    hops: list[int] = field(default_factory=list)
-    """Of those that found the node nearest to their key."""
+    nearest: int = 0
+    """How many found the node nearest to their key."""
     asked: list[int] = field(default_factory=list)
     cold_s: list[float] = field(default_factory=list)
     warm_s: list[float] = field(default_factory=list)
@@ -46,29 +46,24 @@ def expected_hops(nodes: int) -> float:
 
 
 async def _play(world: World, settings: Settings, progress: Progress) -> Outcome:
-    joined = itertools.count(1)
-    await world.grow(settings.nodes, lambda: progress("join", next(joined), settings.nodes))
-    loop = asyncio.get_running_loop()
-    first_at = loop.time()
+    await grow(world, settings, progress)
     early, strict = _Lookups(), _Lookups()
+    modes = itertools.cycle(((LookupMode.EARLY, early), (LookupMode.STRICT, strict)))
+    hops: list[int] = []
     ended = itertools.count(1)
 
-    async def look_up(mode: LookupMode) -> None:
-        await _look_up_twice(world, mode, early if mode is LookupMode.EARLY else strict)
+    async def look_up(mode: LookupMode, lookups: _Lookups) -> None:
+        await _look_up_twice(world, mode, lookups, hops)
         done = next(ended)
-        progress("lookups", done, settings.lookups, _outcome(settings, early, strict, done))
+        progress("lookups", done, settings.lookups, Outcome(done, len(hops), hops, (), EARLY_SUCCESS))
 
-    async with TaskScope("lookups") as scope:
-        under_way = []
-        for count in range(1, settings.lookups + 1):
-            under_way.append(scope.spawn_awaited(look_up(LookupMode.EARLY if count % 2 else LookupMode.STRICT)))
-            await asyncio.sleep(first_at + count * PAUSE_S - loop.time())
-        for lookup in under_way:
-            await lookup
-    return _outcome(settings, early, strict, settings.lookups)
+    await paced(settings.lookups, PAUSE_S, lambda: look_up(*next(modes)))
+    figures = _figures(settings, early, strict, hops)
+    return Outcome(settings.lookups, len(hops), hops, (), EARLY_SUCCESS, figures)
 
 
-async def _look_up_twice(world: World, mode: LookupMode, lookups: _Lookups) -> None:
+async def _look_up_twice(world: World, mode: LookupMode, lookups: _Lookups, hops: list[int]) -> None:
+    """`hops` is given those of the first, where it found the nearest node."""
     loop = asyncio.get_running_loop()
     searcher, target = world.rng.choice(world.nodes), world.random_key()
     began_at = loop.time()
@@ -76,24 +71,28 @@ async def _look_up_twice(world: World, mode: LookupMode, lookups: _Lookups) -> N
     lookups.cold_s.append(loop.time() - began_at)
     lookups.asked.append(outcome.asked)
     if outcome.closest and outcome.closest[0].id == world.closest_other(target, searcher).id:
-        lookups.hops.append(outcome.hops or 0)
+        lookups.nearest += 1
+        hops.append(outcome.hops or 0)
     began_at = loop.time()
     await searcher.lookup(target, mode)
     lookups.warm_s.append(loop.time() - began_at)
 
 
-def _outcome(settings: Settings, early: _Lookups, strict: _Lookups, count: int) -> Outcome:
-    hops: Sequence[int] = [*early.hops, *strict.hops]
-    figures: dict[str, int | float | str] = {}
-    if count == settings.lookups and early.asked and strict.asked and hops:
-        figures = {**early.figures("early"), **strict.figures("strict")}
-        figures["hops_mean"] = round(fmean(hops), 4)
-        figures["hops_to_formula_mean"] = round(fmean(hops) / expected_hops(settings.nodes), 4)
-        figures["early_to_strict_mean"] = round(fmean(early.asked) / fmean(strict.asked), 4)
-        figures["early_lookups"] = len(early.asked)
-        figures["early_nearest"] = len(early.hops)
-        figures["early_nearest_low"] = round(wilson_low(len(early.hops), len(early.asked)), 5)
-    return Outcome(count, len(hops), hops, (), EARLY_SUCCESS, figures)
+def _figures(
+    settings: Settings, early: _Lookups, strict: _Lookups, hops: Sequence[int]
+) -> dict[str, int | float | str]:
+    if not (early.asked and strict.asked and hops):
+        return {}
+    return {
+        **early.figures("early"),
+        **strict.figures("strict"),
+        "hops_mean": round(fmean(hops), 4),
+        "hops_to_formula_mean": round(fmean(hops) / expected_hops(settings.nodes), 4),
+        "early_to_strict_mean": round(fmean(early.asked) / fmean(strict.asked), 4),
+        "early_lookups": len(early.asked),
+        "early_nearest": early.nearest,
+        "early_nearest_low": round(wilson_low(early.nearest, len(early.asked)), 5),
+    }
 
 
 STEPS = Scenario("steps", "hops, requests and time of early and strict lookups, cold and warm", _play)
