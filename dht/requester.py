@@ -388,7 +388,7 @@ class _Run:
         # Whose answers are awaited, who was connected then, and since when.
         self._asked: dict[NodeID, tuple[Contact, bool, float]] = {}
         self._loop = asyncio.get_running_loop()
-        self._stop: asyncio.Future[Widen | LookupOutcome] = self._loop.create_future()
+        self._stop: asyncio.Future[Widen | LookupOutcome]  # of each `next_stop`, which makes it
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = 0.0
 
@@ -404,9 +404,17 @@ class _Run:
                 self._timer = None
 
     def _go_on(self) -> None:
-        """Do what the machine says until it has to wait. Whoever brings it something calls this: no task waits for it
-        to happen, of which there would be one more for every answer.
+        """Act on what has come in. Whoever brings it calls this: no task waits for it to happen, of which there would
+        be one more for every answer.
         """
+        try:
+            self._act()
+        except Exception as error:
+            # An error of our own, and here it would end an asked contact's task, or a timer: whoever waits has to know.
+            self._stop.set_exception(error)
+
+    def _act(self) -> None:
+        """Do what the machine says until it has to wait."""
         while not self._stop.done():
             match self._lookup.poll(self._now()):
                 case Ask(contacts):

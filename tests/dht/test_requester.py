@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from dht.config import DHTConfig, DialConfig, LookupConfig
 from dht.contact import Contact, encode_contact
 from dht.dial_policy import DialPolicy
-from dht.lookup import LookupMode
+from dht.lookup import Lookup, LookupMode
 from dht.requester import Requester
 from dht.routing import RoutingTable
 from simulations.network import ConstantLatency, Digest, VirtualHost, VirtualNetwork
@@ -283,6 +284,31 @@ def test_a_lookup_survives_answers_of_any_kind(answer: Any):
 
         assert outcome.closest == (good,)
         assert (outcome.asked, outcome.failed, outcome.complete) == (2, 1, True)
+
+    run(main())
+
+
+@pytest.mark.parametrize("good_polls", [0, 1, 2, 3])
+def test_an_error_of_our_own_ends_the_lookup_and_reaches_whoever_waits(
+    good_polls: int, monkeypatch: pytest.MonkeyPatch
+):
+    poll, polls = Lookup.poll, itertools.count()
+
+    def broken_poll(lookup: Lookup, now: float) -> Any:
+        if next(polls) >= good_polls:
+            raise ZeroDivisionError("our own bug")
+        return poll(lookup, now)
+
+    async def main() -> None:
+        asker = Asker()
+        for _ in range(3):
+            asker.know(asker.peer()[1])
+        before = asyncio.all_tasks()
+        monkeypatch.setattr(Lookup, "poll", broken_poll)
+
+        with pytest.raises(ZeroDivisionError):
+            await asker.requester.lookup(asker.host.id, LookupMode.STRICT)
+        assert asyncio.all_tasks() == before
 
     run(main())
 
