@@ -182,7 +182,7 @@ class DialPolicy:
         usable: list[Contact] = []
         for contact in contacts:
             counted = rules.counted_of(contact.addresses) if max_addresses is None else None
-            if counted is not None and contact.addresses[0] not in own_addresses:
+            if counted is not None and not any(address in own_addresses for address in contact.addresses):
                 for address in counted:
                     self._remember(address, machine)
                 usable.append(contact)
@@ -264,7 +264,7 @@ class DialPolicy:
         if len(informers) == MAX_INFORMERS_REMEMBERED:
             # Who made us dial most is worth least: else some who name us everything stand before all others.
             if self._buckets.keys().isdisjoint(informers):
-                return
+                return  # none of them made us dial at all; asked first, for mostly it is so
             spent = min(informers, key=self._left_of)
             if self._left_of(informer) <= self._left_of(spent):
                 return
@@ -359,7 +359,7 @@ class _Rules(NamedTuple):
     is_free: Callable[[tuple[str, ...]], bool]
     """Whether a contact's addresses are all allowed and none is counted."""
     counted_of: Callable[[tuple[str, ...]], tuple[str, ...] | None]
-    """Of a contact with one address that is allowed: that address if its dials are counted. None for other contacts."""
+    """Of a contact whose addresses are all allowed: those whose dials are counted. None for other contacts."""
     counted_host: Callable[[str], str | None]
     """Of an address: what its dials are counted for; None where they are not. The same for all informers."""
 
@@ -375,17 +375,14 @@ def _shared_rules(config: DialConfig, trust: TrustConfig, informer_kind: Address
 
     @lru_cache(maxsize=MAX_SHARED)
     def is_free(addresses: tuple[str, ...]) -> bool:
-        verdicts = [judge(address) for address in addresses]
-        return 0 < len(verdicts) <= MAX_ADDRESSES and all(
-            decision.is_allowed and not is_counted for decision, is_counted in verdicts
-        )
+        return counted_of(addresses) == ()
 
     @lru_cache(maxsize=MAX_SHARED)
     def counted_of(addresses: tuple[str, ...]) -> tuple[str, ...] | None:
-        if len(addresses) != 1:
-            return None  # few; each address is looked at
-        decision, is_counted = judge(addresses[0])
-        return (addresses if is_counted else ()) if decision is _DIAL else None
+        verdicts = {address: judge(address) for address in addresses}
+        if not 0 < len(addresses) <= MAX_ADDRESSES or not all(decision.is_allowed for decision, _ in verdicts.values()):
+            return None
+        return tuple(address for address in addresses if verdicts[address][1])
 
     @lru_cache(maxsize=MAX_SHARED)
     def counted_host(address: str) -> str | None:
