@@ -483,8 +483,10 @@ class DHTNode:
 
     def _on_returning(self, node_id: NodeID) -> None:
         contact = self.routing_table.get(node_id)
-        if contact is not None and self._scope is not None and len(self.store):
-            self._scope.spawn(self._replication.offer_again_to(contact), name="offer records to one that is back")
+        if contact is None or self._scope is None or not len(self.store):
+            return
+        if self._replication.is_offered_again(contact):
+            self._scope.spawn(self._replication.offer_to(contact), name="offer records to one that is back")
 
     def _on_kept(self, key: Key, stored: StoredRecord) -> None:
         self._getting.on_stored(key)

@@ -106,7 +106,7 @@ class Replication:
             await self._offer(contact, items)
 
     async def offer_to(self, newcomer: Contact) -> None:
-        """Offer a new contact the records that belong to it, where we are among the nearest who hold them."""
+        """Offer a contact the records that belong to it, where we are among the nearest who hold them."""
         items: list[Item] = []
         for count, key in enumerate(self._store.held_keys()):
             if count % RECORDS_PER_TURN == RECORDS_PER_TURN - 1:
@@ -115,12 +115,13 @@ class Replication:
                 items += [(key, stored) for stored in self._store.get(key, self._host.runtime.now())]
         await self._offer(newcomer, items)
 
-    async def offer_again_to(self, contact: Contact) -> None:
-        """The same for a contact that may have lost what it kept, unless it was offered that a moment ago."""
+    def is_offered_again(self, contact: Contact) -> bool:
+        """Whether a contact that may have lost what it kept is to be offered it now; it is counted as done then."""
         now = self._host.runtime.now()
-        if not self._returned.is_paused(contact.id, now):
+        is_due = not self._returned.is_paused(contact.id, now)
+        if is_due:
             self._returned.add(contact.id, now)
-            await self.offer_to(contact)
+        return is_due
 
     async def _offer(self, contact: Contact, items: Sequence[Item]) -> None:
         """Bring the contact those of these records that it lacks."""
