@@ -158,7 +158,7 @@ class Bootstrap:
         Cost: nothing mostly, else a lookup, one in `measure_s`.
         """
         estimate, runtime = self._estimate, self._host.runtime
-        estimate.on_neighbours(self._table.closest_unsuspected(self._host.identity.node_id, self._config.lookup.k))
+        self._requester.look_at_neighbours()
         if estimate.is_outdated(len(self._table)):
             estimate.forget()
         if estimate.is_sure or not len(self._table):

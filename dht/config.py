@@ -191,4 +191,5 @@ def _all_positive(
         value = getattr(config, knob.name)
         # `not value > 0` rather than `value <= 0`: it refuses NaN as well.
         if isinstance(value, (int, float)) and not value > 0 and not (knob.name == or_zero and value == 0):
-            raise ConfigError(f"{type(config).__name__}.{knob.name} is {value}; it has to be above 0")
+            least = "0 or more" if knob.name == or_zero else "above 0"
+            raise ConfigError(f"{type(config).__name__}.{knob.name} is {value}; it has to be {least}")

@@ -501,11 +501,14 @@ class Lookup:
         """Whether some may have been hidden from us, after we have looked for them so many times."""
         if doubts >= MAX_DOUBTS:
             return False
-        return self._region.coverage(self._answered_distances()) < (THIN_COVERAGE if doubts else DOUBTED_COVERAGE)
+        return self._is_thin() if doubts else self._coverage() < DOUBTED_COVERAGE
 
     def _is_thin(self) -> bool:
         """Whether those that answered cannot be all that are there."""
-        return self._region.coverage(self._answered_distances()) < THIN_COVERAGE
+        return self._coverage() < THIN_COVERAGE
+
+    def _coverage(self) -> float:
+        return self._region.coverage(self._answered_distances())
 
     def _answered_distances(self) -> list[int]:
         """Of those that answered, ascending; those left out that lie too densely."""
@@ -522,11 +525,9 @@ class Lookup:
 
     def _is_conflicting(self) -> bool:
         """Whether some have a value, fewer than were wanted, and others inside the region deny it."""
-        return bool(self._holders) and self._inside_count() > len(self._holders)
-
-    def _inside_count(self) -> int:
-        """How many answered inside the region, those left out that lie too densely."""
-        return bisect_right(self._answered_distances(), self._region.radius)
+        return bool(self._holders) and bisect_right(self._answered_distances(), self._region.radius) > len(
+            self._holders
+        )
 
     def _thinned(self) -> tuple[list[Contact], list[Contact]]:
         """Those that answered, nearest first: whom density and diversity let into a list, and whom not."""

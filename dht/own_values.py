@@ -34,7 +34,7 @@ class OwnValues:
         putting: Putting,
         responder: Responder,
         reader: RecordReader,
-        is_clock_wrong: Callable[[], bool] = lambda: False,
+        is_clock_wrong: Callable[[], bool],
     ) -> None:
         self._host = host
         self._config = config

@@ -171,6 +171,11 @@ class Requester:
             if (contact := self._table.get(node_id)) is not None:
                 self._dead.remove(contact)
 
+    def look_at_neighbours(self) -> None:
+        """Let the estimate know who is nearest to us by now."""
+        k = self._config.lookup.k
+        self._estimate.on_neighbours(self._table.closest_unsuspected(self._host.identity.node_id, k))
+
     async def lookup(
         self,
         target: Key,
@@ -187,7 +192,7 @@ class Requester:
         key the second waits for the first. Cost: about 22 requests on a small network.
         """
         config = self._config.lookup
-        self._estimate.on_neighbours(self._table.closest_unsuspected(self._host.identity.node_id, config.k))
+        self.look_at_neighbours()
         if region is None:
             region = self._estimate.region if ask is not None else self._estimate.region.without_radius()
         async with AsyncExitStack() as turn:
