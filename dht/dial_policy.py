@@ -177,12 +177,12 @@ class DialPolicy:
         rules = self._rules_for(informer)
         if max_addresses is None and all(map(rules.is_free, map(_addresses_of, contacts))):
             return contacts  # most answers, where all are neighbours
-        own_addresses, machine = self._own_addresses(), _machine_at(informer)
+        own_addresses, machine = frozenset(self._own_addresses()), _machine_at(informer)
         left = len(contacts) * MAX_ADDRESSES if max_addresses is None else max_addresses
         usable: list[Contact] = []
         for contact in contacts:
             counted = rules.counted_of(contact.addresses) if max_addresses is None else None
-            if counted is not None and not any(address in own_addresses for address in contact.addresses):
+            if counted is not None and own_addresses.isdisjoint(contact.addresses):
                 for address in counted:
                     self._remember(address, machine)
                 usable.append(contact)
