@@ -6,6 +6,7 @@ import concurrent.futures
 import contextvars
 import inspect
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -152,6 +153,15 @@ def test_a_loop_thread_leaves_the_current_loop_of_its_callers_alone(monkeypatch:
     assert made_current == []
 
 
+@pytest.fixture
+def interruptible():
+    """As in a terminal: who is started in the background is not, and would wait here for ever."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_cancels_what_it_interrupts():
     was_cancelled = threading.Event()
     caller = threading.get_ident()
