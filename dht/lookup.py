@@ -267,6 +267,8 @@ class Lookup:
 
     def _pick(self, path: Path, picked: list[Candidate], now: float) -> None:
         """Ask as many of this path's eligible as there are places, and note them in `picked`."""
+        if self._mode is LookupMode.FAST and _is_in_time(path.alone):
+            return
         unasked = [candidate for candidate in path.unasked if candidate.state is State.UNASKED]
         if unasked and self._mode.seeks_value:
             unasked = self._in_order(unasked)
@@ -291,10 +293,8 @@ class Lookup:
         if self._mode is not LookupMode.FAST or not unasked:
             return path.alpha
         # One that needs no dial is asked alone: others beside it would mostly be asked for nothing.
-        alone = path.alone
-        if alone is None or alone.state is not State.IN_FLIGHT or alone.slow_at == float("inf"):
-            alone = path.alone = unasked[0] if self._peers.is_connected(unasked[0].contact) else None
-        return path.alpha if alone is None else 1
+        path.alone = unasked[0] if self._peers.is_connected(unasked[0].contact) else None
+        return path.alpha if path.alone is None else 1
 
     def _in_order(self, unasked: list[Candidate]) -> list[Candidate]:
         """Inside the region anybody may have the value, so those come first that cost least and are likeliest to be
@@ -574,6 +574,11 @@ class Lookup:
 
     def _record(self, event: TraceEvent, candidate: Candidate, now: float, why: Why | None = None) -> None:
         self._trace.append(TraceStep(now, event, candidate.contact.id, candidate.depth, candidate.path, why))
+
+
+def _is_in_time(candidate: Candidate | None) -> bool:
+    """Whether it was asked, and is not slow yet."""
+    return candidate is not None and candidate.state is State.IN_FLIGHT and candidate.slow_at != float("inf")
 
 
 def _all_answered(candidates: list[Candidate]) -> bool:

@@ -117,7 +117,8 @@ class Responder:
 
     def find_value(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """What we hold under the key, as much as fits, in an order that the searcher's nonce decides; and contacts near
-        it. Tombstones come last and are not counted: they correct what other storers say.
+        it, but beside a value that is its own proof, with which the search is over. Tombstones come last and are not
+        counted: they correct what other storers say.
         """
         caller = self._see(context)
         wanted = FindValue.from_map(request)
@@ -126,13 +127,14 @@ class Responder:
         held.sort(key=lambda stored: hashlib.sha256(wanted.nonce + stored.owner).digest())
         live = [stored for stored in held if not stored.is_gone]
         tombstones = [stored for stored in held if stored.is_gone]
+        is_final = any(stored.kind is RecordKind.IMMUTABLE for stored in held)
         return FindValueAnswer(
             records=self._as_many_as_fit([*live[: wanted.limit or None], *tombstones[:MAX_TOMBSTONES]]),
             count=len(live),
             depth=0,
             full=len(held) >= self._config.records.max_records_per_key,
             estimate=len(live),
-            contacts=self._near(wanted.key, caller),
+            contacts=() if is_final else self._near(wanted.key, caller),
         ).to_map()
 
     def store(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:

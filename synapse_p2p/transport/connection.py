@@ -106,9 +106,6 @@ class SessionConnection:
     @property
     def is_open(self) -> bool:
         """Whether calls can be made now."""
-        return self._takes_calls()
-
-    def _takes_calls(self) -> bool:
         session, stream = self._session, self._stream
         if session is None or stream is None or session.is_closing or session.is_draining:
             return False
@@ -286,7 +283,7 @@ class SessionConnection:
             now=self._runtime.now,
             max_control_calls=self._config.max_control_calls,
             max_calls=self._config.max_calls_served + self._config.max_calls_queued,
-            is_open=self._takes_calls,
+            is_open=lambda: self.is_open,
             on_asked=self._on_asked,
         )
         self._served = ServedCalls(

@@ -119,6 +119,20 @@ def test_a_value_is_kept_under_its_own_key_and_served_as_received(record: Immuta
     run(main())
 
 
+def test_beside_a_value_that_is_its_own_proof_nobody_is_named():
+    async def main() -> None:
+        pair = Pair()
+        pair.node.routing_table.observe(Contact(STRANGER.node_id, ("10.9.9.9:9000",)), pair.host.runtime.now())
+        for record in (immutable(), mutable()):
+            await pair.put(record.seal(OWNER))
+
+        assert not (await pair.get(immutable().key)).contacts
+        for goes_on in (mutable().key, content_key(b"nobody put this")):
+            assert [contact.id for contact in (await pair.get(goes_on)).contacts] == [STRANGER.node_id]
+
+    run(main())
+
+
 BAD_PUTS: dict[str, tuple[Callable[[], bytes], Refusal]] = {
     "nothing": (lambda: b"", Refusal.MALFORMED),
     "two records in one": (lambda: mutable().seal(OWNER) * 2, Refusal.MALFORMED),
