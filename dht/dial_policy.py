@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from itertools import takewhile
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -33,6 +34,11 @@ MAX_INFORMERS_REMEMBERED = 4
 """Of one address: whoever uses up his dials does not keep us from an address that others name too."""
 MAX_INFORMERS = 1024
 """Informers whose dials are counted; past it the one that made us dial longest ago is forgotten."""
+
+MAX_PART_OF_LEFT = 0.5
+"""Of the dials that are left of a minute's: an informer whose dials have not succeeded holds no more of them. One alone
+may have 20 of 60, each of ten who lie all the time 5, and one who never misled us is believed until the last is spent.
+Without it three liars spend them all, and we reach no stranger for a minute, whoever names him."""
 
 NOBODY = ""
 """The informer of an address of which we forgot who named it: one party with all of those."""
@@ -69,7 +75,9 @@ _LIFTED_BY = {
     DialDecision.RESERVED: "TrustConfig.networks",
     DialDecision.LOW_PORT: "DialConfig.min_port or DialConfig.low_ports",
     DialDecision.TOO_MANY_OF_HOST: "DialConfig.max_dials_per_host, or the network in TrustConfig.networks",
-    DialDecision.TOO_MANY_OF_INFORMER: "DialConfig.max_dials_per_informer, or the network in TrustConfig.networks",
+    DialDecision.TOO_MANY_OF_INFORMER: (
+        "DialConfig.max_dials_per_informer or DialConfig.max_dials_per_minute, or the network in TrustConfig.networks"
+    ),
     DialDecision.TOO_MANY: "DialConfig.max_dials_per_minute, or the network in TrustConfig.networks",
 }
 
@@ -213,12 +221,14 @@ class DialPolicy:
             return DialDecision.DIAL
         config = self._config
         self._forget(now - HOUR_S)
-        if self._count_since(now - MINUTE_S) >= config.max_dials_per_minute:
+        lately = self._informers_since(now - MINUTE_S)
+        left = config.max_dials_per_minute - len(lately)
+        if left <= 0:
             return DialDecision.TOO_MANY
         if self._dials_of_host.get(host, 0) >= config.max_dials_per_host:
             return DialDecision.TOO_MANY_OF_HOST
         for informer in self._hearsay.get(address, (NOBODY,)):
-            if self._take(informer, now):
+            if lately.count(informer) < MAX_PART_OF_LEFT * left and self._take(informer, now):
                 self._dials.append(_Dial(address, host, informer, now))
                 self._dials_of_host[host] = self._dials_of_host.get(host, 0) + 1
                 return DialDecision.DIAL
@@ -293,13 +303,9 @@ class DialPolicy:
         self._buckets.move_to_end(informer)
         return True
 
-    def _count_since(self, when: float) -> int:
-        count = 0
-        for dial in reversed(self._dials):
-            if dial.at <= when:
-                break
-            count += 1
-        return count
+    def _informers_since(self, when: float) -> list[str]:
+        """On whose word each dial was made that has not succeeded."""
+        return [dial.informer for dial in takewhile(lambda dial: dial.at > when, reversed(self._dials))]
 
     def _forget(self, when: float) -> None:
         while self._dials and self._dials[0].at <= when:

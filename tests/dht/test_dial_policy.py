@@ -255,7 +255,7 @@ def test_at_most_four_addresses_of_a_contact_and_twenty_of_an_exchange_are_taken
 
 
 def test_an_informer_makes_us_dial_twenty_at_once_and_then_one_a_second():
-    rules = policy()
+    rules = policy(DialConfig(max_dials_per_minute=200))
     addresses = [f"8.8.{number}.8:9000" for number in range(60)]
     for address in addresses:
         heard(rules, address)
@@ -322,6 +322,33 @@ def test_sixty_strangers_a_minute_are_dialed_in_all():
     assert decisions == [DIAL] * 60 + [DialDecision.TOO_MANY] * 40
     assert rules.may_dial(addresses[99], 59.9) is DialDecision.TOO_MANY
     assert rules.may_dial(addresses[99], 60.0) is DIAL
+
+
+def test_an_informer_has_half_of_the_dials_that_are_left_of_a_minute():
+    rules = policy(DialConfig(max_dials_per_informer=1000))
+    addresses = [f"8.8.{number}.8:9000" for number in range(60)]
+    for address in addresses:
+        heard(rules, address)
+
+    first = [rules.may_dial(address, 0.0) for address in addresses]
+    later = [rules.may_dial(address, 59.9) for address in addresses]
+    anew = [rules.may_dial(address, 60.0) for address in addresses]
+
+    assert first == anew == [DIAL] * 20 + [DialDecision.TOO_MANY_OF_INFORMER] * 40
+    assert set(later) == {DialDecision.TOO_MANY_OF_INFORMER}
+
+
+def test_however_much_ten_liars_name_one_who_never_misled_us_is_believed():
+    rules = policy()
+    for number in range(20):
+        for liar in range(10):
+            heard(rules, f"66.{liar}.{number}.1:9000", informer=f"66.6.{liar}.6:9000")
+            rules.may_dial(f"66.{liar}.{number}.1:9000", 0.0)
+
+    for number in range(100):
+        heard(rules, f"8.8.{number}.8:9000")
+        assert rules.may_dial(f"8.8.{number}.8:9000", 1.0) is DIAL
+        rules.on_proved(f"8.8.{number}.8:9000")
 
 
 def test_a_dial_that_is_answered_costs_nothing():
@@ -418,6 +445,7 @@ class DialModel(RuleBasedStateMachine):
         self.now = 0.0
         self.named: dict[str, list[str]] = {}
         self.dials: list[tuple[float, str, str]] = []
+        self.payers: list[str] = []  # of those dials
         self.left = dict.fromkeys((*self.INFORMERS, ""), 4.0)
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 7.0, 61.0, 1800.0]))
@@ -435,8 +463,10 @@ class DialModel(RuleBasedStateMachine):
     @rule(host=st.sampled_from(HOSTS), port=st.integers(9000, 9002), answers=st.booleans())
     def dial(self, host: str, port: int, answers: bool) -> None:
         address = f"{host}:{port}"
-        payer = next((each for each in self.named.get(address, [""]) if self.left[each] >= 1), None)
-        if sum(at > self.now - 60 for at, _, _ in self.dials) >= 5:
+        lately = [payer for (at, _, _), payer in zip(self.dials, self.payers, strict=True) if at > self.now - 60]
+        payers = [each for each in self.named.get(address, [""]) if 2 * lately.count(each) < 5 - len(lately)]
+        payer = next((each for each in payers if self.left[each] >= 1), None)
+        if len(lately) >= 5:
             expected = DialDecision.TOO_MANY
         elif sum(at > self.now - HOUR_S and of == host for at, of, _ in self.dials) >= 3:
             expected = DialDecision.TOO_MANY_OF_HOST
@@ -444,14 +474,16 @@ class DialModel(RuleBasedStateMachine):
             expected = DialDecision.TOO_MANY_OF_INFORMER
         else:
             expected = DIAL
+            assert payer is not None
             self.dials.append((self.now, host, address))
+            self.payers.append(payer)
             self.left[payer] -= 1
 
         assert self.rules.may_dial(address, self.now) is expected
-        if expected is DIAL and answers:
-            assert payer is not None
+        if payer is not None and expected is DIAL and answers:
             self.rules.on_proved(address)
             self.dials.pop()
+            self.payers.pop()
             self.left[payer] += 1
 
     @invariant()
