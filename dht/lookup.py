@@ -55,7 +55,7 @@ from dht.outcome import (
     Widen,
 )
 from dht.region import DOUBTED_COVERAGE, REGION_FACTOR, THIN_COVERAGE, Region, fill, thin
-from dht.shortlist import MAX_INFORMERS, Candidate, Path, State
+from dht.shortlist import ANSWERED, FAILED, IN_FLIGHT, MAX_INFORMERS, RESTING, UNASKED, Candidate, Path
 from synapse_p2p.identity import NodeID
 
 SHORTLIST_FACTOR = 20
@@ -140,6 +140,7 @@ class Lookup:
         self._target_point = int.from_bytes(target, "big")
         self._own_id = own_id
         self._mode = mode
+        self._seeks_value = mode.seeks_value  # of every mode that this one may turn into too
         self._config = config
         self._region = region or Region.unknown(config.k)
         self._peers = peers or Strangers(config)
@@ -193,7 +194,7 @@ class Lookup:
         if self._outcome is not None or candidate is None:
             return
         path = self._land(candidate)
-        candidate.state = State.ANSWERED
+        candidate.state = ANSWERED
         for informer in candidate.informers:
             informer.misled -= 1
         self._answered += 1
@@ -221,7 +222,7 @@ class Lookup:
         if self._outcome is not None or candidate is None:
             return
         self._land(candidate)
-        candidate.state = State.FAILED
+        candidate.state = FAILED
         for informer in candidate.informers:
             informer.misled += 1
         for path in self._paths:
@@ -269,8 +270,10 @@ class Lookup:
         """Ask as many of this path's eligible as there are places, and note them in `picked`."""
         if self._mode is LookupMode.FAST and _is_in_time(path.alone):
             return
-        unasked = [candidate for candidate in path.unasked if candidate.state is State.UNASKED]
-        if unasked and self._mode.seeks_value:
+        if not self._seeks_value and path.in_flight_count - path.slow_count >= path.alpha:
+            return  # after every answer but the last of a round, and the list need not be gone through
+        unasked = [candidate for candidate in path.unasked if candidate.state is UNASKED]
+        if unasked and self._seeks_value:
             unasked = self._in_order(unasked)
         alpha = self._alpha(path, unasked)
         places = min(
@@ -320,12 +323,12 @@ class Lookup:
         candidate.slow_at = now + slow_s
         candidate.fails_at = now + long_s
         self._due_at = min(self._due_at, candidate.slow_at, candidate.fails_at)
-        candidate.state = State.IN_FLIGHT
+        candidate.state = IN_FLIGHT
         candidate.path = path.index
         self._in_flight[candidate.contact.id] = candidate
         path.in_flight_count += 1
         self._asked += 1
-        if self._mode.seeks_value and (group := candidate.group) is not None:
+        if self._seeks_value and (group := candidate.group) is not None:
             self._group_counts[group] = self._group_counts.get(group, 0) + 1
         self._record(TraceEvent.ASKED, candidate, now, self._why(candidate, path))
 
@@ -336,7 +339,7 @@ class Lookup:
             return Why.RESTING
         if path.slow_count:
             return Why.BRANCH
-        is_by_cost = self._mode.seeks_value and candidate.distance <= self._region.radius
+        is_by_cost = self._seeks_value and candidate.distance <= self._region.radius
         return Why.INSIDE if is_by_cost else Why.NEAREST
 
     def _look_at_overdue(self, now: float) -> None:
@@ -368,7 +371,7 @@ class Lookup:
         self._add(path, contacts, depth=1)
         path.seeds = list(path.candidates)
         for candidate in self._candidates.values():
-            if candidate.state is State.ANSWERED:
+            if candidate.state is ANSWERED:
                 path.insert(candidate)
 
     def _open_paths(self, contacts: Sequence[Contact], count: int) -> None:
@@ -386,9 +389,9 @@ class Lookup:
         for contact in contacts:
             candidate = candidates.get(contact.id)
             if candidate is not None:
-                if informer is not None and candidate.state is State.UNASKED:
+                if informer is not None and candidate.state is UNASKED:
                     self._note_informer(candidate, contact, informer, path)
-                if depth < candidate.depth and candidate.state is State.UNASKED:
+                if depth < candidate.depth and candidate.state is UNASKED:
                     candidate.depth = depth
                 if candidate.paths & bit:
                     continue
@@ -399,7 +402,7 @@ class Lookup:
                     contact, contact.point ^ point, depth, peers.group_of(contact.addresses)
                 )
                 if not self._is_last_resort and peers.is_resting(contact):
-                    candidate.state = State.RESTING
+                    candidate.state = RESTING
                     self._has_resting = True
                 if informer is not None:
                     candidate.informers.append(informer)
@@ -421,10 +424,10 @@ class Lookup:
 
     def _is_asked(self, node_id: NodeID) -> bool:
         candidate = self._candidates.get(node_id)
-        return candidate is not None and candidate.state is not State.UNASKED
+        return candidate is not None and candidate.state is not UNASKED
 
     def _has_unasked(self) -> bool:
-        return any(candidate.state is State.UNASKED for path in self._paths for candidate in path.unasked)
+        return any(candidate.state is UNASKED for path in self._paths for candidate in path.unasked)
 
     def _force_skipped(self) -> bool:
         """If fewer than k answered: let the nearest of those be asked that the rules left out."""
@@ -435,7 +438,7 @@ class Lookup:
             candidate.distance: candidate
             for path in self._paths
             for candidate in path.skipped
-            if candidate.state is State.UNASKED
+            if candidate.state is UNASKED
         }
         forced = [skipped[distance] for distance in sorted(skipped)[:missing]]
         for candidate in forced:
@@ -453,7 +456,7 @@ class Lookup:
         left: dict[int, tuple[Candidate, Path]] = {}
         for path in self._paths:
             for candidate in path.candidates:
-                if candidate.state is State.UNASKED and candidate not in path.skipped:
+                if candidate.state is UNASKED and candidate not in path.skipped:
                     left.setdefault(candidate.distance, (candidate, path))
         for distance in sorted(left)[: self._config.k]:
             candidate, path = left[distance]
@@ -463,7 +466,7 @@ class Lookup:
 
     def _seeks_storers(self) -> bool:
         """Whether those matter who are near the target, and not one value that is found already."""
-        return self._mode is LookupMode.GUARDED or (self._mode.seeks_value and not self._holders)
+        return self._mode is LookupMode.GUARDED or (self._seeks_value and not self._holders)
 
     def _wake_resting(self) -> bool:
         """If nobody answered: ask those that failed a moment ago. It may have been us who were not there."""
@@ -471,8 +474,8 @@ class Lookup:
             return False
         self._is_last_resort = True
         for candidate in self._candidates.values():
-            if candidate.state is State.RESTING:
-                candidate.state = State.UNASKED
+            if candidate.state is RESTING:
+                candidate.state = UNASKED
         for path in self._paths:
             path.outdate()
         return True
@@ -489,7 +492,7 @@ class Lookup:
         if self._mode is LookupMode.GUARDED:
             # Whoever stores and met few of those who should keep the record was kept from them.
             return self._config.max_paths if self._is_doubted(self._widened) else 0
-        if not self._mode.seeks_value:
+        if not self._seeks_value:
             return 0
         if self._holders:
             return self._config.max_paths if not self._widened and self._is_conflicting() else 0
@@ -515,7 +518,7 @@ class Lookup:
         floors = self._region.floors
         kept: list[int] = []
         for distance in sorted(
-            candidate.distance for candidate in self._candidates.values() if candidate.state is State.ANSWERED
+            candidate.distance for candidate in self._candidates.values() if candidate.state is ANSWERED
         ):
             if len(kept) == len(floors):
                 break
@@ -531,7 +534,7 @@ class Lookup:
 
     def _thinned(self) -> tuple[list[Contact], list[Contact]]:
         """Those that answered, nearest first: whom density and diversity let into a list, and whom not."""
-        answered = [candidate for candidate in self._candidates.values() if candidate.state is State.ANSWERED]
+        answered = [candidate for candidate in self._candidates.values() if candidate.state is ANSWERED]
         answered.sort(key=lambda candidate: candidate.distance)
         return thin(
             [candidate.contact for candidate in answered],
@@ -547,7 +550,7 @@ class Lookup:
         region = tuple([contact for contact in kept if self.is_inside(contact)][: REGION_FACTOR * k])
         closest = fill(kept[:k], skipped, self._target, k)
         nearest = min(kept[:1] + skipped[:1], key=lambda contact: contact.point ^ self._target_point, default=None)
-        is_thin = self._mode.seeks_value and not self._holders and self._is_thin()
+        is_thin = self._seeks_value and not self._holders and self._is_thin()
         newest = max((holder.version for holder in self._holders.values()), default=None)
         return Finished(
             LookupOutcome(
@@ -578,8 +581,8 @@ class Lookup:
 
 def _is_in_time(candidate: Candidate | None) -> bool:
     """Whether it was asked, and is not slow yet."""
-    return candidate is not None and candidate.state is State.IN_FLIGHT and candidate.slow_at != float("inf")
+    return candidate is not None and candidate.state is IN_FLIGHT and candidate.slow_at != float("inf")
 
 
 def _all_answered(candidates: list[Candidate]) -> bool:
-    return all(candidate.state is State.ANSWERED for candidate in candidates)
+    return all(candidate.state is ANSWERED for candidate in candidates)

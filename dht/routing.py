@@ -267,24 +267,24 @@ class RoutingTable:
         Cost: about `count` log `count`, over the few k-buckets that are needed. Source: Kademlia section 2.3.
         """
         point = int.from_bytes(target, "big")
-        found: dict[int, Contact] = {}  # by distance, which no two share
+        found: list[Contact] = []
         for kbucket in self._nearest_kbuckets(point):
-            for contact in kbucket.contacts:
-                found[contact.point ^ point] = contact
+            found += kbucket.contacts
             if len(found) >= count:
                 break
-        return [found[distance] for distance in sorted(found)[:count]]
+        found.sort(key=lambda contact: contact.point ^ point)
+        return found[:count]
 
     def closest_unsuspected(self, target: Key, count: int) -> list[Contact]:
         """As `closest`, without suspects: others are told of nobody who failed since last seen."""
         point = int.from_bytes(target, "big")
-        found: dict[int, Contact] = {}
+        found: list[Contact] = []
         for kbucket in self._nearest_kbuckets(point):
-            for contact in kbucket.unsuspected():
-                found[contact.point ^ point] = contact
+            found += kbucket.unsuspected()
             if len(found) >= count:
                 break
-        return [found[distance] for distance in sorted(found)[:count]]
+        found.sort(key=lambda contact: contact.point ^ point)
+        return found[:count]
 
     @property
     def counts_places(self) -> bool:

@@ -53,6 +53,9 @@ GOODBYE = "goodbye"
 RESET = "reset"
 
 
+_UP = HostState.UP  # in Python 3.11 finding a member takes ten times as long
+
+
 class SessionOwner(Protocol):
     """Who is told what becomes of a host's sessions."""
 
@@ -126,7 +129,7 @@ class Station:
     @property
     def is_up(self) -> bool:
         """Whether a node can live here now."""
-        return self.state is HostState.UP
+        return self.state is _UP
 
     def mounted(self, endpoint: str) -> MountedHandler | None:
         """The handler of an endpoint. It raises RemoteError and nothing else."""
@@ -419,7 +422,10 @@ def expire(waiter: asyncio.Future[Any], address: str) -> None:
 
 
 def _frame_kind(endpoint: str) -> FrameKind:
-    return FrameKind.CONTROL if endpoint.startswith(CONTROL_PREFIX) else FrameKind.TASK
+    return _CONTROL if endpoint.startswith(CONTROL_PREFIX) else _TASK
+
+
+_CONTROL, _TASK = FrameKind  # in Python 3.11 finding a member takes ten times as long, and every message asks
 
 
 def _error_of(failure: Fail) -> RemoteError:
