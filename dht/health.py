@@ -109,6 +109,7 @@ class ClockWatch:
     def __init__(self, config: HealthConfig) -> None:
         self._config = config
         self._ahead_s: OrderedDict[str, float] = OrderedDict()  # by party, the latest last
+        self.is_wrong = False  # further off than records can bear for long; kept, for every answer asks for it
 
     def note(self, party: str, ahead_s: float) -> None:
         """By so much was our clock ahead of this party's."""
@@ -116,6 +117,8 @@ class ClockWatch:
         self._ahead_s[party] = ahead_s
         if len(self._ahead_s) > MAX_CLOCK_GROUPS:
             self._ahead_s.popitem(last=False)
+        median_s = self.ahead_s
+        self.is_wrong = median_s is not None and abs(median_s) > self._config.max_clock_error_s
 
     @property
     def ahead_s(self) -> float | None:
@@ -123,9 +126,3 @@ class ClockWatch:
         if len(self._ahead_s) < self._config.min_clock_parties:
             return None
         return median(self._ahead_s.values())
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether it is further off than records can bear for long."""
-        ahead_s = self.ahead_s
-        return ahead_s is not None and abs(ahead_s) > self._config.max_clock_error_s

@@ -216,15 +216,18 @@ class Lookup:
         self._holder_groups[candidate.group or sender] = None
         self.on_reply(sender, closer, now)
 
-    def on_failure(self, sender: NodeID, now: float) -> None:
-        """The request to `sender` failed. Ignored unless it is in flight."""
+    def on_failure(self, sender: NodeID, now: float, *, was_tried: bool = True) -> None:
+        """The request to `sender` failed. Ignored unless it is in flight.
+
+        One that was never tried, for we may dial no more for now, says nothing of those who named it.
+        """
         candidate = self._in_flight.get(sender)
         if self._outcome is not None or candidate is None:
             return
         self._land(candidate)
         candidate.state = FAILED
         for informer in candidate.informers:
-            informer.misled += 1
+            informer.misled += was_tried
         for path in self._paths:
             path.outdate()
         self._failed += 1

@@ -64,6 +64,7 @@ class Maintenance:
         self._scope = scope
         self._timetable = Timetable(runtime.rng)
         self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0  # when it does, which is no later than the first job is due
         self._beat_timer: asyncio.TimerHandle | None = None
         self._is_stopped = False
 
@@ -84,12 +85,13 @@ class Maintenance:
                 timer.cancel()
 
     def _set_timer(self) -> None:
+        when = self._timetable.next_time()
+        if when is None or self._is_stopped or (self._timer is not None and self._rings_at <= when):
+            return  # mostly another job comes before the one that was planned
         if self._timer is not None:
             self._timer.cancel()
-        when = self._timetable.next_time()
-        if when is not None and not self._is_stopped:
-            delay_s = max(0.0, when - self._runtime.now())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
+        self._rings_at = when
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, when - self._runtime.now()), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

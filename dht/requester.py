@@ -447,9 +447,10 @@ class _Run:
         self._asked[contact.id] = contact, self._is_connected(contact.id), self._now()
         try:
             closer, is_found, *version = await self._ask(contact)
-        except (*UNREACHABLE, RemoteError, InvalidMessageError):
+        except (*UNREACHABLE, RemoteError, InvalidMessageError) as error:
             del self._asked[contact.id]
-            self._lookup.on_failure(contact.id, self._now())
+            was_tried = not isinstance(error, PeerUnavailable) or error.was_tried
+            self._lookup.on_failure(contact.id, self._now(), was_tried=was_tried)
         else:
             del self._asked[contact.id]
             if is_found:

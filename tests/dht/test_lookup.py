@@ -782,6 +782,20 @@ def test_who_named_three_that_fail_is_believed_last():
     assert asked_by(lookup) == (invented[3],)  # three answered, and five are wanted
 
 
+def test_a_dial_that_we_may_not_make_now_says_nothing_of_who_named_the_contact():
+    informer, other = contact_at(1000), contact_at(1001)
+    named = [contact_at(number) for number in range(1, 5)]
+    lookup = lookup_of(informer, other, k=5, alpha=1)
+    asked_by(lookup)
+    lookup.on_reply(informer.id, named, 0.0)
+
+    for contact in named[:3]:
+        assert asked_by(lookup) == (contact,)
+        lookup.on_failure(contact.id, 0.0, was_tried=False)
+
+    assert asked_by(lookup) == (named[3],)
+
+
 def test_one_whom_a_misleader_named_is_asked_in_its_turn_where_another_names_it_too_and_at_his_address():
     liar, honest = contact_at(1000), contact_at(1001)
     invented = [contact_at(number) for number in range(1, 4)]
