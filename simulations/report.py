@@ -6,6 +6,7 @@ import functools
 import gc
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -52,7 +53,7 @@ def run_scenario(scenario: Playable, settings: Settings, watch: Watch | None = N
     of the same settings, and nothing else does.
     """
     started_at, cpu_at = time.perf_counter(), time.process_time()
-    with _rare_collections():
+    with _rare_collections(), _unheard_warnings():
         ended = scenario.run(settings, watch or Watch())
     wall_s = time.perf_counter() - started_at
     figures = {
@@ -176,6 +177,7 @@ def _write_whole(path: Path, text: str) -> None:
 def _rare_collections() -> Iterator[None]:
     """Spare the garbage collector what is there already, and have it look less often, for as long as a run takes."""
     thresholds = gc.get_threshold()
+    was_frozen = gc.get_freeze_count()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -183,7 +185,20 @@ def _rare_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*thresholds)
-        gc.unfreeze()
+        if not was_frozen:  # else whoever froze wants it so, and there is no way to thaw only a part
+            gc.unfreeze()
+
+
+@contextmanager
+def _unheard_warnings() -> Iterator[None]:
+    """Leave out what nodes warn of: a thousand of them live through the same trouble, which is the point of a run."""
+    nodes = logging.getLogger("dht")
+    level = nodes.level
+    nodes.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        nodes.setLevel(level)
 
 
 def _peak_rss_bytes() -> int | None:

@@ -371,7 +371,6 @@ def cost_of(frame: bytes) -> tuple[Serve | Reply, int, float]:
         started = time.process_time()
         received(frame)
         times.append(time.process_time() - started)
-    gc.unfreeze()
     tracemalloc.start()
     try:
         step = received(frame)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,20 @@ def collector() -> Iterator[tuple[int, int, int]]:
     gc.set_threshold(*thresholds)
     yield thresholds
     gc.set_threshold(*before)
+
+
+def test_what_nodes_warn_of_is_not_said_in_a_run_and_is_after_it(caplog: pytest.LogCaptureFixture):
+    nodes = logging.getLogger("dht.presence")
+
+    async def warn(world: World, settings: Settings, progress: Any) -> Outcome:
+        nodes.warning("is this machine's network down?")
+        nodes.error("the store is gone")
+        return Outcome(1, 1, [1])
+
+    run_scenario(Scenario("warns", "", warn), SETTINGS)
+    nodes.warning("and later")
+
+    assert [record.message for record in caplog.records] == ["the store is gone", "and later"]
 
 
 def test_figures_say_what_ran_and_what_it_took():
@@ -106,11 +121,20 @@ def test_the_garbage_collector_is_left_as_it_was_also_by_a_scenario_that_breaks(
         during.append(gc.get_threshold())
         raise ValueError
 
+    gc.unfreeze()
     run_scenario(Scenario("breaks", "", breaks), SETTINGS)
 
     assert during[0][0] > collector[0]
     assert gc.get_threshold() == collector
     assert gc.get_freeze_count() == 0
+
+
+def test_what_was_frozen_before_a_run_still_is_after_it():
+    gc.freeze()
+
+    run_scenario(SCENARIOS["lookups"], SETTINGS)
+
+    assert gc.get_freeze_count() > 0
 
 
 def test_files_of_a_run_are_named_by_what_is_not_as_usual():

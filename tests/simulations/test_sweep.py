@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from simulations import sweep as sweep_module
-from simulations.report import run_scenario
+from simulations.report import file_stem, run_scenario, write_report
 from simulations.scenarios import Scenario, Settings
 from simulations.scenarios.base import Start
 from simulations.scenarios.lookups import LOOKUPS
@@ -101,7 +101,7 @@ def test_a_grid_with_a_cell_that_cannot_be_is_refused_as_a_whole(grid: Grid, tex
 
 
 def test_cells_are_what_plain_runs_of_the_same_settings_are_with_any_number_of_workers(tmp_path: Path):
-    settings = cells(3, nodes=6)
+    settings = cells(2, nodes=6)
 
     one = {end.settings: end.figures for end in sweep(LOOKUPS, settings, tmp_path / "one", workers=1)}
     two = {end.settings: end.figures for end in sweep(LOOKUPS, settings, tmp_path / "two", workers=2)}
@@ -150,14 +150,15 @@ def test_finished_cells_are_kept_also_failed_ones_but_not_those_whose_worker_die
 )
 def test_figures_of_another_run_are_not_kept(tmp_path: Path, name: str, value: object):
     (settings,) = cells(1)
-    (end,) = sweep(LOOKUPS, [settings], tmp_path, workers=1)
+    report = run_scenario(LOOKUPS, settings)
+    write_report(report, tmp_path, file_stem(LOOKUPS.name, settings))
     (path,) = tmp_path.iterdir()
-    path.write_text(json.dumps({**(end.figures or {}), name: value}), encoding="utf-8")
+    path.write_text(json.dumps({**report.figures, name: value}), encoding="utf-8")
 
     (again,) = sweep(LOOKUPS, [settings], tmp_path, workers=1)
 
     assert not again.was_kept
-    assert lasting(again.figures) == lasting(end.figures)
+    assert lasting(again.figures) == lasting(report.figures)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
