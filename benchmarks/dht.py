@@ -56,7 +56,7 @@ class Comparison:
                     if name in self.absent:
                         continue
                     try:
-                        figures = run_swarm(self._pythons[name], name, size, SEED + index)
+                        figures = run_twice_at_most(self._pythons[name], name, size, SEED + index)
                     except SwarmFailed as error:
                         # Rounds are compared in step: a system that fails in one is out of them all.
                         self.absent[name] = f"failed with {size} nodes: {error}"
@@ -72,6 +72,14 @@ class Comparison:
 
 class SwarmFailed(Exception):
     """A worker ended without figures; the text is the last that it said."""
+
+
+def run_twice_at_most(python: Path, name: str, nodes: int, seed: int) -> Round:
+    """As `run_swarm`. The bindings of `libtorrent` raise a MemoryError in about one swarm of ten, whatever it does."""
+    try:
+        return run_swarm(python, name, nodes, seed)
+    except SwarmFailed:
+        return run_swarm(python, name, nodes, seed)
 
 
 def run_swarm(python: Path, name: str, nodes: int, seed: int) -> Round:
