@@ -48,8 +48,8 @@ compat: $(VENV)/.dev
 bench: $(VENV)/.core
 	$(PY) -m benchmarks.routing
 	$(PY) -m benchmarks.rpc
-	$(PY) -m benchmarks.simulator --swarms
 	$(PY) -m benchmarks.dht
+	$(PY) -m benchmarks.simulator --swarms
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .

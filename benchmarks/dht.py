@@ -56,7 +56,7 @@ class Comparison:
                     if name in self.absent:
                         continue
                     try:
-                        figures = run_twice_at_most(self._pythons[name], name, size, SEED + index)
+                        figures = run_steadily(self._pythons[name], name, size, SEED + index)
                     except SwarmFailed as error:
                         # Rounds are compared in step: a system that fails in one is out of them all.
                         self.absent[name] = f"failed with {size} nodes: {error}"
@@ -74,11 +74,13 @@ class SwarmFailed(Exception):
     """A worker ended without figures; the text is the last that it said."""
 
 
-def run_twice_at_most(python: Path, name: str, nodes: int, seed: int) -> Round:
-    """As `run_swarm`. The bindings of `libtorrent` raise a MemoryError in about one swarm of ten, whatever it does."""
+def run_steadily(python: Path, name: str, nodes: int, seed: int) -> Round:
+    """As `run_swarm`, once more where the bindings of `libtorrent` had a MemoryError, as they do now and then."""
     try:
         return run_swarm(python, name, nodes, seed)
-    except SwarmFailed:
+    except SwarmFailed as error:
+        if name != "libtorrent" or "MemoryError" not in str(error):
+            raise
         return run_swarm(python, name, nodes, seed)
 
 

@@ -137,7 +137,7 @@ class FindValue:
 
 @dataclass(frozen=True, slots=True)
 class FindValueAnswer:
-    """Records held under the key, and contacts near it, nearest first.
+    """Records held under the key, and contacts near it, nearest first; none beside an immutable value.
 
     `count` is how many are held, of which `records` may be a part; `depth` the median depth that they name;
     `full` whether one was dropped lately for want of room; `estimate` how many providers there are in all, as

@@ -291,7 +291,7 @@ class Requester:
         try:
             answer = read(await peers.call(contact, endpoint, request, timeout_s=timeout_s))
         except UNREACHABLE as error:
-            if not isinstance(error, PeerUnavailable) or error.was_tried:
+            if _was_tried(error):
                 self._on_silence(contact, was_connected, asked_at)
             raise
         except InvalidMessageError:
@@ -332,6 +332,11 @@ class Requester:
         self._dead.remove(contact)
         if self._table.observe(contact, self._host.runtime.now()) is Observation.ADDED:
             self._on_added(contact)
+
+
+def _was_tried(error: Exception) -> bool:
+    """Whether a request that failed so was sent, or a dial at least made."""
+    return not isinstance(error, PeerUnavailable) or error.was_tried
 
 
 class _Turn:
@@ -449,8 +454,7 @@ class _Run:
             closer, is_found, *version = await self._ask(contact)
         except (*UNREACHABLE, RemoteError, InvalidMessageError) as error:
             del self._asked[contact.id]
-            was_tried = not isinstance(error, PeerUnavailable) or error.was_tried
-            self._lookup.on_failure(contact.id, self._now(), was_tried=was_tried)
+            self._lookup.on_failure(contact.id, self._now(), was_tried=_was_tried(error))
         else:
             del self._asked[contact.id]
             if is_found:

@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from functools import lru_cache
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 from dht.config import RoutingConfig
@@ -266,25 +266,11 @@ class RoutingTable:
 
         Cost: about `count` log `count`, over the few k-buckets that are needed. Source: Kademlia section 2.3.
         """
-        point = int.from_bytes(target, "big")
-        found: list[Contact] = []
-        for kbucket in self._nearest_kbuckets(point):
-            found += kbucket.contacts
-            if len(found) >= count:
-                break
-        found.sort(key=lambda contact: contact.point ^ point)
-        return found[:count]
+        return self._closest(target, count, attrgetter("contacts"))
 
     def closest_unsuspected(self, target: Key, count: int) -> list[Contact]:
         """As `closest`, without suspects: others are told of nobody who failed since last seen."""
-        point = int.from_bytes(target, "big")
-        found: list[Contact] = []
-        for kbucket in self._nearest_kbuckets(point):
-            found += kbucket.unsuspected()
-            if len(found) >= count:
-                break
-        found.sort(key=lambda contact: contact.point ^ point)
-        return found[:count]
+        return self._closest(target, count, _KBucket.unsuspected)
 
     @property
     def counts_places(self) -> bool:
@@ -516,6 +502,17 @@ class RoutingTable:
 
     def _farthest_first(self) -> Iterator[_KBucket]:
         return (self._kbuckets[index] for index in self._indexes)
+
+    def _closest(self, target: Key, count: int, of: Callable[[_KBucket], Sequence[Contact]]) -> list[Contact]:
+        """The nearest of those whom `of` takes from each k-bucket."""
+        point = int.from_bytes(target, "big")
+        found: list[Contact] = []
+        for kbucket in self._nearest_kbuckets(point):
+            found += of(kbucket)
+            if len(found) >= count:
+                break
+        found.sort(key=lambda contact: contact.point ^ point)
+        return found[:count]
 
     def _nearest_kbuckets(self, target_point: int) -> Iterator[_KBucket]:
         """All k-buckets, so that everything in one is nearer to the target than everything in the next.

@@ -52,8 +52,9 @@ CONFIRM = "confirm"
 GOODBYE = "goodbye"
 RESET = "reset"
 
-
-_UP = HostState.UP  # in Python 3.11 finding a member takes ten times as long
+# Asked for at every message; in Python 3.11 finding a member in its class takes ten times as long as reading a name.
+_UP = HostState.UP
+_CONTROL, _TASK = FrameKind.CONTROL, FrameKind.TASK
 
 
 class SessionOwner(Protocol):
@@ -423,9 +424,6 @@ def expire(waiter: asyncio.Future[Any], address: str) -> None:
 
 def _frame_kind(endpoint: str) -> FrameKind:
     return _CONTROL if endpoint.startswith(CONTROL_PREFIX) else _TASK
-
-
-_CONTROL, _TASK = FrameKind  # in Python 3.11 finding a member takes ten times as long, and every message asks
 
 
 def _error_of(failure: Fail) -> RemoteError:

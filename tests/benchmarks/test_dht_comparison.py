@@ -79,6 +79,26 @@ def test_a_system_that_fails_once_is_out_of_every_round_and_its_limits_unmet(mon
     assert {verdict.outcome for verdict in comparison.verdicts()} == {dht.Outcome.NOT_MEASURED}
 
 
+@pytest.mark.parametrize(
+    ("name", "failure", "tries"),
+    [("libtorrent", "MemoryError", 2), ("libtorrent", "RuntimeError: it broke", 1), ("synapse", "MemoryError", 1)],
+)
+def test_what_only_the_bindings_of_libtorrent_do_is_tried_once_more_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, name: str, failure: str, tries: int
+):
+    ran: list[str] = []
+
+    def fail(python: Path, name: str, nodes: int, seed: int) -> Any:
+        ran.append(name)
+        raise SwarmFailed(failure)
+
+    monkeypatch.setattr(dht, "run_swarm", fail)
+
+    Comparison([name], [50]).measure(1)
+
+    assert ran == [name] * tries
+
+
 def test_the_exit_status_is_1_when_a_limit_was_not_met(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["dht", "--nodes", "50", "--rounds", "1", "--systems", "synapse"])
 

@@ -51,6 +51,7 @@ def collector() -> Iterator[tuple[int, int, int]]:
     gc.set_threshold(*thresholds)
     yield thresholds
     gc.set_threshold(*before)
+    gc.freeze()  # as the tests before and after have it
 
 
 def test_what_nodes_warn_of_is_not_said_in_a_run_and_is_after_it(caplog: pytest.LogCaptureFixture):
