@@ -71,7 +71,7 @@ class Gate:
     seeds: int = 1
     sabotage: str = ""
     sabotaged: Settings | None = None
-    sabotaged_s: float = 60.0
+    sabotaged_s: float = 40.0
     is_short_sabotaged: bool = True
 
     def cells(self) -> list[Settings]:
@@ -119,7 +119,8 @@ def put_together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return together
 
 
-SABOTAGED_LOOKUPS = 2000
+SABOTAGED_LOOKUPS = 1000
+"""So many that a run without a failure would keep the limits: what misses then has failed, and was not too short."""
 _NODES = 1000
 _HOURS = 2.0
 _SHORT_NODES = 200
@@ -202,7 +203,7 @@ GATES = (
         _settings("half-life-10", 200, 0.5, nodes=60),
         (_gets(0.995), _NOTHING_LOST, _EIGHT_STORERS),
         (_SHORT_GETS, _NOTHING_LOST, _EIGHT_STORERS),
-        budget_s=5400,
+        budget_s=4800,
         sabotage="no-replication",
         sabotaged=_settings("weibull-40", 1000, 6.0, nodes=100),
         sabotaged_s=200,
@@ -214,7 +215,7 @@ GATES = (
         None,
         (_gets(0.99),),
         (),
-        budget_s=1200,
+        budget_s=1300,
         sabotage="no-replication",
         sabotaged=_settings("half-life-10", 1000, 1.0, nodes=100),
         sabotaged_s=100,
@@ -230,13 +231,13 @@ GATES = (
         sabotage="narrow",
     ),
     Gate(
-        "30 % killed, six times",
+        "30 % of 500 killed, six times",
         "overlay-massacre",
-        _settings("30-six-times", 10_000),
+        _settings("30-six-times", 10_000, nodes=500),
         None,
         (_gets(0.99), _NOTHING_LOST, _EIGHT_STORERS),
         (),
-        budget_s=700,
+        budget_s=900,
         sabotage="no-replication",
         sabotaged=_settings("30-six-times", 1000, nodes=200),
         sabotaged_s=200,
@@ -253,7 +254,14 @@ GATES = (
         sabotaged=_settings("halves", 1000, nodes=200),
         is_short_sabotaged=False,  # half of a small swarm finds the other again, and a large one takes 40 s
     ),
-    _hostile("10 % collude", "colluders-10", 0.999, short=_settings("colluders-10", 400, nodes=_SHORT_NODES)),
+    _hostile(
+        "10 % collude",
+        "colluders-10",
+        0.999,
+        short=_settings("colluders-10", 400, nodes=_SHORT_NODES),
+        sabotaged=_settings("colluders-10", 4000),
+        sabotaged_s=80,
+    ),
     _hostile("20 % collude", "colluders-20", 0.995),
     _hostile("30 % collude", "colluders-30", 0.99),
     _hostile("50 % collude", "colluders-50", 0.95),
@@ -262,7 +270,7 @@ GATES = (
         "poisoned-20",
         0.99,
         full=_settings("poisoned-20", 10_000, _HOURS),
-        budget_s=480,
+        budget_s=520,
     ),
     _hostile("30 % collude, tables poisoned 4x", "poisoned-30", 0.99),
     _hostile("50 % collude, tables poisoned 4x", "poisoned-50", 0.90),
@@ -308,7 +316,8 @@ GATES = (
         budget_s=30,
         seeds=4,
         sabotage="trust-all",
-        sabotaged=_settings("", 100, nodes=60),
+        sabotaged=_settings("", 400, nodes=60),
+        sabotaged_s=120,
     ),
     Gate(
         "flash crowd: all join within 120 s",
@@ -319,7 +328,8 @@ GATES = (
         (Limit("join_success_low", ">=", 0.93), _SHORT_GETS),
         budget_s=250,
         sabotage="no-offers",
-        sabotaged=_settings("", 300, nodes=300),
+        sabotaged=_settings("", 400, nodes=400),
+        sabotaged_s=100,
         is_short_sabotaged=False,
     ),
     Gate(
@@ -331,7 +341,7 @@ GATES = (
         (_SHORT_GETS, _NOTHING_LOST, _EIGHT_STORERS),
         budget_s=450,
         sabotage="no-offers",
-        sabotaged=_settings("without-state", 1000, 0.5, nodes=100),
+        sabotaged=_settings("without-state", 4000, 0.5, nodes=100),
     ),
 )
 

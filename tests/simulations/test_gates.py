@@ -16,6 +16,7 @@ from simulations.gates import GATES, Gate, Limit, put_together
 from simulations.report import run_scenario
 from simulations.scenarios import SCENARIOS, Settings
 from simulations.scenarios.base import Start
+from simulations.statistics import wilson_low
 
 SHORT = [gate for gate in GATES if gate.short is not None]
 QUICK = {
@@ -66,6 +67,16 @@ def test_every_gate_and_every_sabotage_is_one_that_its_scenario_has():
             if settings is not None:
                 scenario.check(settings)
     assert len({gate.name for gate in GATES}) == len(GATES)
+
+
+def test_what_misses_without_its_defence_has_failed_and_was_not_too_short():
+    for gate in GATES:
+        pairs = [(gate.sabotaged_cell(), gate.limits), (gate.short if gate.sabotage else None, gate.short_limits)]
+        for settings, limits in pairs:
+            for limit in limits if settings is not None else ():
+                if limit.figure.endswith("_success_low"):
+                    lookups = settings.lookups
+                    assert wilson_low(lookups, lookups) >= limit.bound, f"{gate.name}: {lookups} lookups and {limit}"
 
 
 def test_every_defence_that_can_be_taken_away_is_the_affair_of_some_gate():
