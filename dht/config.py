@@ -98,6 +98,9 @@ class RecordConfig:
     max_ttl_s: float = 172_800.0  # of a value at most: two renewals of the longest may be lost; tombstones live as long
     max_future_s: float = 300.0  # how far an owner's clock may be ahead of ours
     max_records_per_key: int = 1000  # of one capability, at one storer; beyond it the capability is spread
+    party_share: float = (
+        1 / 16
+    )  # of a key's room: for so much one /24 counts, in IPv6 one /48, when it is asked how many
     max_records: int = 16_384  # in all: 24 MiB of the largest agent records
     max_bytes: int = 32 * 1024 * 1024  # in all, with what a record takes beside its own bytes
     max_records_per_owner: int = 512  # one with 10,000 records in 1,000 nodes has 220 at each, 350 at the worst
@@ -114,8 +117,9 @@ class RecordConfig:
         _all_positive(self)
         if self.ttl_s > self.max_ttl_s:
             raise ConfigError(f"RecordConfig.ttl_s is {self.ttl_s}; at most max_ttl_s is granted, {self.max_ttl_s}")
-        if self.unseen_share > 1:
-            raise ConfigError(f"RecordConfig.unseen_share is {self.unseen_share}; it is a part of 1")
+        for name in ("unseen_share", "party_share"):
+            if getattr(self, name) > 1:
+                raise ConfigError(f"RecordConfig.{name} is {getattr(self, name)}; it is a part of 1")
         if self.lease_s > self.max_lease_s:
             raise ConfigError(
                 f"RecordConfig.lease_s is {self.lease_s}; at most max_lease_s is granted, {self.max_lease_s}"

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dht.agents.index import MAX_SHARD_DEPTH
+from dht.agents.shards import Shard, ShardReport
 from dht.contact import Contact, decode_contacts, encode_contacts
 from dht.keyspace import KEY_SIZE_BYTES, Key
 from dht.records import MAX_INT, MAX_RECORD_SIZE_BYTES
@@ -102,7 +103,8 @@ class FindValue:
     """What do you hold under `key`, and whom do you know near it?
 
     For a capability: its name, the shard's `depth` and `prefix` bits (left-aligned), the `nonce` that decides
-    which sample is drawn, and `limit`, the most records wanted (0: as many as fit).
+    which sample is drawn, `limit`, the most records wanted (0: as many as fit), and how many to `skip` in that order,
+    where they were sent before.
     """
 
     key: Key
@@ -111,9 +113,31 @@ class FindValue:
     prefix: bytes = b""
     nonce: bytes = b""
     limit: int = 0
+    skip: int = 0
+
+    @classmethod
+    def of_shard(cls, key: Key, capability: str, shard: Shard, nonce: bytes, *, limit: int = 0) -> FindValue:
+        """The question for a shard, which is kept under `key`."""
+        size_bytes = (shard.depth + 7) // 8
+        prefix = (shard.prefix << (8 * size_bytes - shard.depth)).to_bytes(size_bytes, "big")
+        return cls(key, capability, shard.depth, prefix, nonce, limit)
+
+    def after(self, answer: FindValueAnswer) -> FindValue:
+        """The same question for what comes after the records of an answer to it."""
+        return replace(self, skip=self.skip + len(answer.records))
+
+    @property
+    def shard(self) -> Shard | None:
+        """Which one is asked for; None where prefix and depth do not fit together."""
+        size_bytes = (self.depth + 7) // 8
+        bits = int.from_bytes(self.prefix, "big")
+        unused = 8 * size_bytes - self.depth
+        if len(self.prefix) != size_bytes or bits & ((1 << unused) - 1):
+            return None
+        return Shard(self.depth, bits >> unused)
 
     def to_map(self) -> dict[str, Any]:
-        return {
+        fields: dict[str, Any] = {
             "key": self.key,
             "capability": self.capability,
             "depth": self.depth,
@@ -121,6 +145,9 @@ class FindValue:
             "nonce": self.nonce,
             "limit": self.limit,
         }
+        if self.skip:
+            fields["skip"] = self.skip
+        return fields
 
     @classmethod
     def from_map(cls, mapping: Any) -> FindValue:
@@ -132,6 +159,7 @@ class FindValue:
             prefix=_bytes(fields, "prefix", MAX_PREFIX_SIZE_BYTES, default=b""),
             nonce=_bytes(fields, "nonce", MAX_NONCE_SIZE_BYTES, default=b""),
             limit=_int(fields, "limit", default=0),
+            skip=_int(fields, "skip", default=0),
         )
 
 
@@ -139,9 +167,8 @@ class FindValue:
 class FindValueAnswer:
     """Records held under the key, and contacts near it, nearest first; none beside an immutable value.
 
-    `count` is how many are held, of which `records` may be a part; `depth` the median depth that they name;
-    `full` whether one was dropped lately for want of room; `estimate` how many providers there are in all, as
-    far as this storer can tell.
+    Of a capability `count`, `depth`, `full` and `estimate` are what an `agents.shards.ShardReport` says; of other keys
+    `count` is how many records are held. `more` says that some are held which come after these.
     """
 
     records: tuple[bytes, ...]
@@ -150,9 +177,15 @@ class FindValueAnswer:
     full: bool
     estimate: int
     contacts: tuple[Contact, ...]
+    more: bool = False
+
+    @property
+    def report(self) -> ShardReport:
+        """What it says of a shard."""
+        return ShardReport(self.count, self.depth, self.full, self.estimate)
 
     def to_map(self) -> dict[str, Any]:
-        return {
+        fields: dict[str, Any] = {
             "records": list(self.records),
             "count": self.count,
             "depth": self.depth,
@@ -160,6 +193,9 @@ class FindValueAnswer:
             "estimate": self.estimate,
             "contacts": encode_contacts(self.contacts),
         }
+        if self.more:
+            fields["more"] = True
+        return fields
 
     @classmethod
     def from_map(cls, mapping: Any) -> FindValueAnswer:
@@ -171,6 +207,7 @@ class FindValueAnswer:
             full=_bool(fields, "full"),
             estimate=_int(fields, "estimate"),
             contacts=_contacts(fields, MAX_CONTACTS),
+            more=_bool(fields, "more", default=False),
         )
 
 
@@ -231,7 +268,8 @@ class StoreAnswer:
     """Kept, or the word why not (see `records.Refusal`; a newer release may say others).
 
     `newer` is the record held where ours was refused for its `seq`. `contacts` are near the key, nearest first.
-    `wanted` are the places of those offers whose records are welcome, in ascending order.
+    `wanted` are the places of those offers whose records are welcome, in ascending order. `report` is on the shard of
+    an agent's record, where that is kept or the key has no room for it.
     """
 
     stored: bool
@@ -239,6 +277,7 @@ class StoreAnswer:
     newer: bytes | None
     contacts: tuple[Contact, ...]
     wanted: tuple[int, ...] = ()
+    report: ShardReport | None = None
 
     def to_map(self) -> dict[str, Any]:
         fields: dict[str, Any] = {
@@ -249,6 +288,8 @@ class StoreAnswer:
         }
         if self.wanted:
             fields["wanted"] = list(self.wanted)
+        if (report := self.report) is not None:
+            fields["report"] = [report.count, report.depth, report.is_full, report.estimate]
         return fields
 
     @classmethod
@@ -261,6 +302,7 @@ class StoreAnswer:
             newer=newer,
             contacts=_contacts(fields, MAX_CONTACTS),
             wanted=_wanted(fields),
+            report=_report(fields),
         )
 
 
@@ -372,6 +414,17 @@ def _wanted(fields: Mapping[str, Any]) -> tuple[int, ...]:
     if not is_good or any(later <= earlier for earlier, later in itertools.pairwise(value)):
         raise InvalidMessageError(f"wanted are ascending whole numbers below {MAX_OFFERS}")
     return tuple(value)
+
+
+def _report(fields: Mapping[str, Any]) -> ShardReport | None:
+    value = fields.get("report")
+    if value is None:
+        return None
+    if type(value) is not list or len(value) < 4:
+        raise InvalidMessageError("report is [count, depth, full, estimate]")
+    parts = dict(zip(("count", "depth", "full", "estimate"), value, strict=False))
+    depth = _int(parts, "depth", max_value=MAX_SHARD_DEPTH)
+    return ShardReport(_int(parts, "count"), depth, _bool(parts, "full"), _int(parts, "estimate"))
 
 
 def _contacts(fields: Mapping[str, Any], max_count: int) -> tuple[Contact, ...]:

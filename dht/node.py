@@ -7,27 +7,27 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from dht.admission import Candidates
-from dht.agents.index import capability_key, capability_root, check_belongs
-from dht.agents.record import AgentRecord, NewestSeen
+from dht.agents.index import capability_key
+from dht.agents.record import AgentRecord
+from dht.announcing import Announcing, PublishReport
 from dht.bootstrap import Bootstrap, JoinReport, SeedAddress, SeedState
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.dial_policy import DialDecision, DialPolicy
 from dht.events import EventFeed, Events
 from dht.exceptions import RecordRefused
+from dht.finding import Finding, ProvidersFound
 from dht.getting import Getting
 from dht.keyspace import Key
 from dht.lookup import LookupMode, LookupOutcome
 from dht.maintenance import Maintenance
-from dht.messages import FindValue, Store
 from dht.node_memory import NodeMemory
 from dht.own_values import OwnValues
 from dht.owned import MutableValue, PutReport
 from dht.presence import Loss, Presence
-from dht.putting import Parcel, Putting
+from dht.putting import Putting
 from dht.records import RecordKind
 from dht.recovery import Recovery
 from dht.region import SPACE, RegionEstimate, groups_of
@@ -43,59 +43,11 @@ from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host
 
-NONCE_SIZE_BYTES = 8
 MAX_CHECK_DIALS_AT_ONCE = 4
 CLOCK_SAMPLE = 4
 """Contacts looked at for each party whose clock is wanted: some are of one party."""
 MAX_FAREWELLS = 64
 """Contacts told that we go: our neighbours, and as many with a session as there are idle ones at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class PublishReport:
-    """What became of one record under one key: how many were asked, how many keep it, and why the others do not.
-
-    `kept_here` says that we are among both.
-    """
-
-    capability: str
-    asked: int
-    stored: int
-    refusals: tuple[str, ...]
-    kept_here: bool = False
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether others can find it. A copy of our own counts where there was nobody else to ask."""
-        return self.stored > (1 if self.kept_here and self.asked > 1 else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class ProvidersFound:
-    """The verified records of a capability's providers, the newest of each, and how the search went.
-
-    `is_truncated` says that some storer held more than it sent.
-    """
-
-    records: tuple[AgentRecord, ...]
-    outcome: LookupOutcome
-    is_truncated: bool = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether these are all that honest storers know of."""
-        return not self.reason
-
-    @property
-    def reason(self) -> str:
-        """Why these may not be all; empty where they are."""
-        if not self.outcome.complete and not self.outcome.closest:
-            return f"none of the {self.outcome.asked} nodes asked answered"
-        if self.outcome.is_thin:
-            return f"of the nodes near the key only {len(self.outcome.region)} answered"
-        if not self.outcome.complete:
-            return f"the search was given up after {self.outcome.asked} requests"
-        return "a storer holds more providers than fit one answer" if self.is_truncated else ""
 
 
 class DHTNode:
@@ -134,7 +86,6 @@ class DHTNode:
             source_pause_s=self._config.check_dial_source_pause_s,
             trust=host.trust,
         )
-        self._newest_seen = NewestSeen()
         group_of = groups_of(host.trust)
         self.estimate = RegionEstimate(host.identity.node_id, self._config.lookup)
         self._requester = Requester(
@@ -164,6 +115,8 @@ class DHTNode:
             group_of=group_of,
         )
         self._putting = Putting(host, self._config, self._requester, self.estimate)
+        self._finding = Finding(host, self._config, self._requester, self._responder, self.store)
+        self._announcing = Announcing(host, self._config, self._requester, self._putting, self._responder)
         self._getting = Getting(host, self._config, self._requester, self._putting, self.store)
         self._own_values = OwnValues(
             host,
@@ -339,41 +292,33 @@ class DHTNode:
         await self._knock_if_alone()
         return await self._requester.lookup(target, mode)
 
-    async def find_providers(self, capability: str, mode: LookupMode = LookupMode.STRICT) -> ProvidersFound:
-        """Who has a normalised capability. Strict asks all k storers and joins what they say; fast ends at the first
-        that knows.
+    async def find_providers(
+        self, capability: str, mode: LookupMode = LookupMode.STRICT, *, limit: int | None = None
+    ) -> ProvidersFound:
+        """Who has a normalised capability. Strict asks all k storers and joins what they say, fresh until three had
+        nobody to add; fast ends at the first that knows anybody.
         """
-        root = capability_root(self._host.network_id, capability)
-        reading = _Reading(self._responder, capability, root)
-        own = [reading.take(stored.record) for stored in self.store.get(root, self._host.runtime.now())]
-        if any(own) and mode is LookupMode.FAST:
-            outcome = LookupOutcome(root, (), None, 0, 0, found=True, complete=True, trace=())
-            return ProvidersFound(self._newest_seen.of(reading.records()), outcome)
-        request = FindValue(root, capability=capability, nonce=self._host.runtime.token_bytes(NONCE_SIZE_BYTES))
-        is_truncated = False
+        return await self.find_all_of([capability], mode, limit=limit)
 
-        async def ask(contact: Contact) -> tuple[Sequence[Contact], bool]:
-            nonlocal is_truncated
-            answer = await self._requester.find_value(contact, request)
-            is_truncated |= answer.full or answer.count > len(answer.records)
-            taken = [reading.take(envelope) for envelope in answer.records]
-            return answer.contacts, any(taken)
-
+    async def find_all_of(
+        self,
+        capabilities: Sequence[str],
+        mode: LookupMode = LookupMode.FRESH,
+        *,
+        limit: int | None = None,
+        fits: Callable[[AgentRecord], bool] | None = None,
+    ) -> ProvidersFound:
+        """Who has all of these normalised capabilities, and fits; about `limit` of them, at random, or all."""
         await self._knock_if_alone()
-        outcome = await self._requester.lookup(root, mode, ask=ask)
-        return ProvidersFound(self._newest_seen.of(reading.records()), outcome, is_truncated)
+        return await self._finding.providers(capabilities, mode, limit=limit, fits=fits)
 
     async def publish(self, envelope: bytes, record: AgentRecord, capability: str) -> PublishReport:
         """Store an agent's record under one of its capabilities, on all nodes of the key's region and on k in any case;
-        maybe on ourselves too.
+        maybe on ourselves too. Published again, it goes where it was.
 
         Inside the region the request of the lookup is the store itself: about 26 requests instead of 46.
         """
-        key = capability_key(self._host.network_id, capability, record.owner, 0)
-        placing = await self._putting.place(
-            Parcel(key, Store(envelope, capability), lambda: self._responder.keep(key, envelope, record))
-        )
-        return PublishReport(capability, placing.asked, placing.stored, placing.refusals, placing.kept_here)
+        return await self._announcing.publish(envelope, record, capability)
 
     # Values
 
@@ -501,7 +446,9 @@ class DHTNode:
         except RecordRefused:
             return []  # it expired by its owner's clock
         return [
-            name for name in record.indexed_names() if capability_key(record.network_id, name, record.owner, 0) == key
+            name
+            for name in record.indexed_names()
+            if capability_key(record.network_id, name, record.owner, stored.depth) == key
         ]
 
     # What becomes of ourselves
@@ -598,36 +545,3 @@ class DHTNode:
 
     async def _remember(self) -> None:
         self._memory.remember(self.routing_table)
-
-
-class _Reading:
-    """The records of one capability as storers send them, who are not trusted: verified, the newest of each owner."""
-
-    def __init__(self, responder: Responder, capability: str, key: Key) -> None:
-        self._responder = responder
-        self._capability = capability
-        self._key = key
-        self._newest: dict[NodeID, AgentRecord] = {}
-        self._verdicts: dict[bytes, bool] = {}  # k storers send the same bytes: their signature is checked once
-
-    def take(self, envelope: bytes) -> bool:
-        """Whether this is a record of what was asked for."""
-        verdict = self._verdicts.get(envelope)
-        if verdict is None:
-            verdict = self._verdicts[envelope] = self._read(envelope)
-        return verdict
-
-    def records(self) -> tuple[AgentRecord, ...]:
-        """The newest of each owner who has not withdrawn."""
-        return tuple(record for record in self._newest.values() if record.gone is None)
-
-    def _read(self, envelope: bytes) -> bool:
-        try:
-            record = self._responder.read(envelope)
-            check_belongs(record, self._capability, 0, self._key)
-        except RecordRefused:
-            return False
-        held = self._newest.get(record.owner)
-        if held is None or held.seq < record.seq:
-            self._newest[record.owner] = record
-        return record.gone is None

@@ -110,7 +110,7 @@ class OwnValues:
     def _parcel(self, owned: Owned, expected_seq: int | None) -> Parcel:
         expected_seq = expected_seq if owned.kind is RecordKind.MUTABLE else None
         request = Store(owned.record, expected_seq=expected_seq)
-        return Parcel(owned.key, request, lambda: self._responder.keep_value(owned.key, owned.record, expected_seq))
+        return Parcel(owned.key, request, lambda: self._responder.keep_value(owned.record, expected_seq))
 
     def _report(self, owned: Owned, placing: Placing) -> PutReport:
         now, unix_ms = self._now()

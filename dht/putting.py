@@ -11,15 +11,17 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Protocol
 
+from dht.agents.shards import ShardReport
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.keyspace import ID_BITS, KEY_SIZE_BYTES, Key, distance
 from dht.lookup import LookupMode, LookupOutcome
-from dht.messages import Store
-from dht.records import Refusal
+from dht.messages import Store, StoreAnswer
 from dht.region import REGION_FACTOR, SPACE, Region, RegionEstimate
 from dht.requester import UNREACHABLE, Requester
+from dht.responder import Kept
 from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.identity import NodeID
@@ -33,14 +35,29 @@ MAX_STORES_AT_ONCE = 32
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A record on its way: its key, the request that brings it, and how to keep it here, if we are among its storers.
-
-    `keep_here` returns the refusal, and the newer version held if that is why.
-    """
+    """A record on its way: its key, the request that brings it, and how to keep it here if we are a storer of it."""
 
     key: Key
     request: Store
-    keep_here: Callable[[], tuple[Refusal | None, bytes | None]]
+    keep_here: Callable[[], Kept]
+
+
+class Scout(Protocol):
+    """Asks the first storers that a put comes to something else, until it is known whether to store there at all."""
+
+    @property
+    def is_open(self) -> bool | None:
+        """Whether to store; None while that is not known."""
+        ...
+
+    @property
+    def holds_all(self) -> bool:
+        """The same, where no more storers are there to ask."""
+        ...
+
+    async def ask(self, contact: Contact) -> Sequence[Contact]:
+        """Ask one storer; whom it names."""
+        ...
 
 
 @dataclass(slots=True)
@@ -49,6 +66,9 @@ class Placing:
 
     answers: dict[NodeID, str | None] = field(default_factory=dict)
     newer: dict[bytes, None] = field(default_factory=dict)  # versions that storers hold instead; unproved
+    reports: list[ShardReport] = field(default_factory=list)  # what storers say of the shard of an agent's record
+    storers: dict[NodeID, Contact] = field(default_factory=dict)  # those asked, without ourselves
+    named: dict[Contact, None] = field(default_factory=dict)  # by storers, as near the key; unproved
     kept_here: bool = False
     region_size: int = 0
 
@@ -67,6 +87,32 @@ class Placing:
         """How many keep it."""
         return len(self.answers) - len(self.refusals)
 
+    def keepers(self) -> list[Contact]:
+        """The others who keep it."""
+        return [storer for storer_id, storer in self.storers.items() if self.answers[storer_id] is None]
+
+    def note(self, storer: Contact, answer: StoreAnswer | str) -> None:
+        """What one storer said; a word, where it did not answer as it should."""
+        self.storers[storer.id] = storer
+        if isinstance(answer, str):
+            self.answers[storer.id] = answer
+            return
+        self.answers[storer.id] = None if answer.stored else answer.refusal or "refused"
+        self.named |= dict.fromkeys(answer.contacts)
+        self._note_held(answer.newer, answer.report)
+
+    def note_here(self, own_id: NodeID, kept: Kept) -> None:
+        """What became of it at ourselves."""
+        self.answers[own_id] = kept.refusal
+        self.kept_here = kept.refusal is None
+        self._note_held(kept.newer, kept.report)
+
+    def _note_held(self, newer: bytes | None, report: ShardReport | None) -> None:
+        if newer is not None:
+            self.newer[newer] = None
+        if report is not None:
+            self.reports.append(report)
+
 
 class Putting:
     """One node's way to have records kept."""
@@ -77,8 +123,8 @@ class Putting:
         self._requester = requester
         self._estimate = estimate
 
-    async def place(self, parcel: Parcel) -> Placing:
-        """Have one record kept. Cost: about 26 requests."""
+    async def place(self, parcel: Parcel, *, scout: Scout | None = None) -> Placing:
+        """Have one record kept; with a `scout` only if that finds it should be. Cost: about 26 requests."""
         key, region = parcel.key, self._estimate.region
         radius = min(region.radius, SPACE - 1).to_bytes(KEY_SIZE_BYTES, "big") if region.radius >= 0 else None
         placing = Placing()
@@ -86,10 +132,25 @@ class Putting:
         async def ask(contact: Contact) -> tuple[Sequence[Contact], bool]:
             if not region.is_inside(contact, key):
                 return (await self._requester.find_node(contact, key, radius)).contacts, False
-            return await self._ask_to_keep(contact, parcel.request, placing), False
+            if scout is not None and scout.is_open is None:
+                return await scout.ask(contact), False
+            if scout is not None and not scout.is_open:
+                return (), False  # it is not to be stored here: let the search come to its end
+            answer = await self._requester.store(contact, parcel.request)
+            placing.note(contact, answer)
+            return answer.contacts, False
 
         outcome = await self._requester.lookup(key, LookupMode.GUARDED, ask=ask)
-        await self._complete(parcel, placing, region, _met(outcome), asyncio.Semaphore(MAX_STORES_AT_ONCE))
+        if scout is None or scout.holds_all:
+            await self._complete(parcel, placing, region, _met(outcome), asyncio.Semaphore(MAX_STORES_AT_ONCE))
+        return placing
+
+    async def bring_to(self, storers: Sequence[Contact], parcel: Parcel) -> Placing:
+        """Have one record kept by these, and by ourselves if we keep the last version. Cost: a request to each."""
+        placing = Placing(region_size=len(storers))
+        if self._host.advertised_addresses and (kept := parcel.keep_here()).refusal is None:
+            placing.note_here(self._host.identity.node_id, kept)
+        await self._bring_all(storers, parcel, placing, asyncio.Semaphore(MAX_STORES_AT_ONCE))
         return placing
 
     async def place_many(self, parcels: Iterable[Parcel]) -> dict[Key, Placing]:
@@ -113,15 +174,14 @@ class Putting:
                 placings |= await self._sweep(neighbours, region, bits)
         return placings
 
-    async def bring(self, storer: Contact, request: Store) -> tuple[str | None, bytes | None]:
-        """Ask one node to keep a record: the word of refusal, None when it is kept; and the newer version it holds."""
+    async def bring(self, storer: Contact, request: Store) -> StoreAnswer | str:
+        """Ask one node to keep a record: its answer, or a word where there is none."""
         try:
-            answer = await self._requester.store(storer, request)
+            return await self._requester.store(storer, request)
         except UNREACHABLE:
-            return "unreachable", None
+            return "unreachable"
         except (RemoteError, InvalidMessageError):
-            return "bad_answer", None
-        return (None if answer.stored else answer.refusal or "refused"), answer.newer
+            return "bad_answer"
 
     async def _sweep(self, parcels: Sequence[Parcel], region: Region, bits: int) -> dict[Key, Placing]:
         met: dict[NodeID, Contact] = {}
@@ -155,32 +215,24 @@ class Putting:
         own_distance = distance(own_id, key)
         is_storer = sum(distance(storer.id, key) < own_distance for storer in storers) < self._k
         if self._host.advertised_addresses and (is_storer or own_distance <= region.radius):
-            refusal, newer = parcel.keep_here()
-            placing.answers[own_id] = refusal
-            placing.kept_here = refusal is None
+            placing.note_here(own_id, parcel.keep_here())
             placing.region_size += 1
-            if newer is not None:
-                placing.newer[newer] = None
             if len(inside) < self._k:
                 storers = storers[: self._k - 1]
 
+        missing = [storer for storer in storers if storer.id not in placing.answers]
+        await self._bring_all(missing, parcel, placing, places)
+
+    async def _bring_all(
+        self, storers: Sequence[Contact], parcel: Parcel, placing: Placing, places: asyncio.Semaphore
+    ) -> None:
         async def ask(storer: Contact) -> None:
             async with places:
-                placing.answers[storer.id], newer = await self.bring(storer, parcel.request)
-            if newer is not None:
-                placing.newer[newer] = None
+                placing.note(storer, await self.bring(storer, parcel.request))
 
         async with TaskScope("put") as scope:
-            for task in [scope.spawn_awaited(ask(storer)) for storer in storers if storer.id not in placing.answers]:
+            for task in [scope.spawn_awaited(ask(storer)) for storer in storers]:
                 await task
-
-    async def _ask_to_keep(self, contact: Contact, request: Store, placing: Placing) -> Sequence[Contact]:
-        """The contacts that it names. Raises as every request."""
-        answer = await self._requester.store(contact, request)
-        placing.answers[contact.id] = None if answer.stored else answer.refusal or "refused"
-        if answer.newer is not None:
-            placing.newer[answer.newer] = None
-        return answer.contacts
 
 
 def _met(outcome: LookupOutcome) -> list[Contact]:

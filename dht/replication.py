@@ -138,7 +138,7 @@ class Replication:
 
     async def _bring(self, contact: Contact, key: Key, stored: StoredRecord) -> None:
         for name in self._names_under(key, stored):
-            await self._requester.store(contact, Store(stored.record, name))
+            await self._requester.store(contact, Store(stored.record, name, stored.depth))
 
     def _region_of(self, key: Key) -> list[Contact]:
         """The others who should have a record: all that we know within the radius, and the k nearest in any case."""

@@ -6,12 +6,13 @@ routing table; it enters once a dial of ours has proved the address.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from dht.agents.index import capability_key, check_belongs
+from dht.agents.index import capability_key, capability_root, check_belongs, shard_key
 from dht.agents.record import AgentRecord
+from dht.agents.shards import RANK_BITS, Shard, ShardReport, rank_of, report_on, sampled
 from dht.config import DHTConfig
 from dht.contact import Contact, shared_contact
 from dht.exceptions import RecordRefused
@@ -47,6 +48,24 @@ MAX_TOMBSTONES = 100
 """In one answer: what was withdrawn within a lease is mostly less, and the room is for those who are there."""
 
 _KINDS = frozenset(RecordKind)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Whether a record is held now, or why not; the version held where that is why, and what its shard holds."""
+
+    refusal: Refusal | None = None
+    newer: bytes | None = None
+    report: ShardReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a record is kept; of an agent's also its shard, and its rank in it."""
+
+    key: Key
+    shard: Shard | None = None
+    rank: int = 0
 
 
 def _tell_nobody(_key: Key, _record: StoredRecord) -> None:
@@ -123,19 +142,35 @@ class Responder:
         caller = self._see(context)
         wanted = FindValue.from_map(request)
         held = self._store.get(wanted.key, self._host.runtime.now())
-        # A digest and not a shuffle: nobody but the searcher decides who comes first, and a simulation repeats.
-        held.sort(key=lambda stored: hashlib.sha256(wanted.nonce + stored.owner).digest())
-        live = [stored for stored in held if not stored.is_gone]
-        tombstones = [stored for stored in held if stored.is_gone]
         is_final = any(stored.kind is RecordKind.IMMUTABLE for stored in held)
+        return self._answer(wanted, held, () if is_final else self._near(wanted.key, caller)).to_map()
+
+    def held(self, wanted: FindValue) -> FindValueAnswer:
+        """The same without contacts, for a search of our own."""
+        return self._answer(wanted, self._store.get(wanted.key, self._host.runtime.now()), ())
+
+    def _answer(
+        self, wanted: FindValue, held: Sequence[StoredRecord], contacts: tuple[Contact, ...]
+    ) -> FindValueAnswer:
+        report = self._report_on_asked(wanted, held)
+        if report is not None and wanted.shard is not None:
+            held = [stored for stored in held if wanted.shard.holds(stored.rank)]
+        live = sampled([stored for stored in held if not stored.is_gone], wanted.nonce)
+        tombstones = sampled([stored for stored in held if stored.is_gone], wanted.nonce)
+        if report is None:
+            is_full = self._store.is_full(wanted.key, self._host.runtime.now())
+            report = ShardReport(len(live), 0, is_full, len(live))
+        end = wanted.skip + wanted.limit if wanted.limit else None
+        records = self._as_many_as_fit([*live[wanted.skip : end], *tombstones[:MAX_TOMBSTONES]])
         return FindValueAnswer(
-            records=self._as_many_as_fit([*live[: wanted.limit or None], *tombstones[:MAX_TOMBSTONES]]),
-            count=len(live),
-            depth=0,
-            full=len(held) >= self._config.records.max_records_per_key,
-            estimate=len(live),
-            contacts=() if is_final else self._near(wanted.key, caller),
-        ).to_map()
+            records=records,
+            count=report.count,
+            depth=report.depth,
+            full=report.is_full,
+            estimate=report.estimate,
+            contacts=contacts,
+            more=wanted.skip + len(records) < len(live),
+        )
 
     def store(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """Keep a record, or say in one word why not; and say which of those that are offered are missing here.
@@ -149,12 +184,13 @@ class Responder:
             return StoreAnswer(False, None, None, (), missing).to_map()
         try:
             envelope, record = self.reader.decode(wanted.record, self._unix_ms())
-            key = self._key_of(record, wanted.capability, wanted.depth)
+            place = self._place_of(record, wanted.capability, wanted.depth)
         except RecordRefused as refused:
             return StoreAnswer(False, refused.reason, None, (), missing).to_map()
-        refusal, newer = self._keep(key, envelope, record, context, wanted.expected_seq)
+        kept = self._keep(place, envelope, record, context, wanted.expected_seq)
         self._store.flush()
-        return StoreAnswer(refusal is None, refusal, newer, self._near(key, caller), missing).to_map()
+        near = self._near(place.key, caller)
+        return StoreAnswer(kept.refusal is None, kept.refusal, kept.newer, near, missing, kept.report).to_map()
 
     def exchange(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """Some of our contacts at random."""
@@ -169,49 +205,49 @@ class Responder:
             raise RecordRefused(Refusal.WRONG_KEY, "it is a value, and not an agent's record")
         return record
 
-    def keep(self, key: Key, data: bytes, record: Record) -> tuple[Refusal | None, bytes | None]:
-        """Store a record of our own, which belongs under `key`: the refusal if any, and the newer record held if that
-        is why.
-        """
-        answer = self._keep(key, open_envelope(data), record, None, None)
+    def keep_agent(self, data: bytes, record: AgentRecord, capability: str, depth: int) -> Kept:
+        """Store the record of our own agent for a capability that it lists, at a depth."""
+        kept = self._keep(self._place_of(record, capability, depth), open_envelope(data), record, None, None)
         self._store.flush()
-        return answer
+        return kept
 
-    def keep_value(self, key: Key, data: bytes, expected_seq: int | None) -> tuple[Refusal | None, bytes | None]:
-        """The same for a value of our own, in the place of the version that is expected."""
+    def keep_value(self, data: bytes, expected_seq: int | None = None) -> Kept:
+        """Store a value of our own, in the place of the version that is expected."""
         envelope, record = self.reader.decode(data, self._unix_ms())
-        answer = self._keep(key, envelope, record, None, expected_seq)
+        kept = self._keep(self._place_of(record, None, 0), envelope, record, None, expected_seq)
         self._store.flush()
-        return answer
+        return kept
 
-    def _key_of(self, record: Record, capability: str | None, depth: int) -> Key:
-        """Under which key a record is to be kept. Raises RecordRefused. The caller's word is not taken for it."""
+    def _place_of(self, record: Record, capability: str | None, depth: int) -> _Place:
+        """Where a record is to be kept. Raises RecordRefused. The caller's word is not taken for it."""
         if not isinstance(record, AgentRecord):
-            return record.key
+            return _Place(record.key)
         if capability is None:
             raise RecordRefused(Refusal.NOT_LISTED, "an agent record is stored for a capability")
         key = capability_key(self._host.network_id, capability, record.owner, depth)
         check_belongs(record, capability, depth, key)
-        return key
+        rank = rank_of(capability_root(self._host.network_id, capability), record.owner)
+        return _Place(key, Shard(depth, rank >> (RANK_BITS - depth)), rank)
 
     def _keep(
-        self, key: Key, envelope: Envelope, record: Record, caller: CallContext | None, expected_seq: int | None
-    ) -> tuple[Refusal | None, bytes | None]:
+        self, place: _Place, envelope: Envelope, record: Record, caller: CallContext | None, expected_seq: int | None
+    ) -> Kept:
         """The signature comes last: it costs a hundred times what all the rest does together."""
+        key = place.key
         if not self._is_close(key):
-            return Refusal.NOT_CLOSE, None
+            return Kept(Refusal.NOT_CLOSE)
         now = self._host.runtime.now()
-        new = self._as_stored(envelope.data, record, caller, now)
+        new = self._as_stored(envelope.data, record, caller, now, place)
         if new.kind is RecordKind.IMMUTABLE:
             expected_seq = None  # there are no versions of it
         refusal = self._store.refusal_of(key, new, now, expected_seq=expected_seq)
         if refusal in (Refusal.STALE, Refusal.SEQ_MISMATCH):
             held = self._store.find(key, new.slot)
             if new.kind is RecordKind.IMMUTABLE:
-                return None, None  # the same value is held, for longer
-            return refusal, held.record if held else None
+                return Kept()  # the same value is held, for longer
+            return Kept(refusal, held.record if held else None)
         if refusal is not None:
-            return refusal, None
+            return Kept(refusal, report=self._report_on(place) if refusal is Refusal.FULL else None)
         is_new = not self._store.holds(key, new)
         if not is_new:
             self._store.note_heard(key, new.slot, now)  # whoever brings it to us brings it to others too
@@ -219,13 +255,39 @@ class Responder:
             try:
                 self.reader.verdicts.check(envelope, record.public_key)
             except RecordRefused:
-                return Refusal.BAD_SIGNATURE, None
+                return Kept(Refusal.BAD_SIGNATURE)
         refusal = self._store.put(key, new, now, expected_seq=expected_seq)
         if is_new and refusal is None:
             self._on_kept(key, new)
-        return refusal, None
+        return Kept(refusal, report=self._report_on(place))
 
-    def _as_stored(self, data: bytes, record: Record, caller: CallContext | None, now: float) -> StoredRecord:
+    def _report_on(self, place: _Place, held: Sequence[StoredRecord] | None = None) -> ShardReport | None:
+        """What we say of an agent's shard; None of a value, which is in none."""
+        if place.shard is None:
+            return None
+        now, records = self._host.runtime.now(), self._config.records
+        if held is None:
+            held = self._store.get(place.key, now)
+        return report_on(
+            [stored for stored in held if not stored.is_gone],
+            place.shard,
+            is_full=self._store.is_full(place.key, now),
+            cap=records.max_records_per_key,
+            max_per_party=max(1, int(records.max_records_per_key * records.party_share)),
+        )
+
+    def _report_on_asked(self, wanted: FindValue, held: Sequence[StoredRecord]) -> ShardReport | None:
+        """The same of the shard that a searcher asks for; None where it is not kept under the key that it names."""
+        if wanted.capability is None or wanted.shard is None:
+            return None
+        root = capability_root(self._host.network_id, wanted.capability)
+        if shard_key(root, wanted.shard.prefix, wanted.shard.depth) != wanted.key:
+            return None
+        return self._report_on(_Place(wanted.key, wanted.shard), held)
+
+    def _as_stored(
+        self, data: bytes, record: Record, caller: CallContext | None, now: float, place: _Place
+    ) -> StoredRecord:
         max_life_s = self._config.records.max_ttl_s  # of a final tombstone, which has no end of its own
         return StoredRecord(
             data,
@@ -235,6 +297,8 @@ class Responder:
             kind=record.kind,
             group=self._party_of(record, caller),
             is_gone=record.gone is not None,
+            rank=place.rank,
+            depth=0 if place.shard is None else place.shard.depth,
         )
 
     def _party_of(self, record: Record, caller: CallContext | None) -> str | None:

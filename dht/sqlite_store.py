@@ -6,7 +6,7 @@ a folder that cannot be written costs a warning and the next start its records, 
 Time in the file is the store's own: milliseconds that it has existed, run or not. What passed while nobody ran is known
 from the wall clock alone, and bounded by `store.life_left_s`.
 
-    file:   SQLite 3 in WAL mode; application_id "SYNR", user_version 1
+    file:   SQLite 3 in WAL mode; application_id "SYNR", user_version 2
     record: one row for each slot, with a digest of the row: a flipped bit is not left to the pages' luck
     clock:  one row: the store's own time, and the wall clock at the same moment
 """
@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from dht.agents.shards import RANK_BITS
 from dht.config import RecordConfig
 from dht.exceptions import StoreDamaged
 from dht.keyspace import Key
@@ -33,7 +34,7 @@ from synapse_p2p.runtime import Runtime
 logger = logging.getLogger(__name__)
 
 APPLICATION_ID = int.from_bytes(b"SYNR", "big")
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RETRY_S = 30.0
 """After a save that failed: each try costs a transaction, and disks do not get empty within seconds."""
 CLOCK_S = 300.0
@@ -45,7 +46,8 @@ _SCHEMA = f"""
 BEGIN;
 CREATE TABLE record (
     key BLOB NOT NULL, slot BLOB NOT NULL, kind INTEGER NOT NULL, owner BLOB NOT NULL, seq INTEGER NOT NULL,
-    ends_ms INTEGER NOT NULL, party TEXT, is_gone INTEGER NOT NULL, record BLOB NOT NULL, digest BLOB NOT NULL,
+    ends_ms INTEGER NOT NULL, party TEXT, is_gone INTEGER NOT NULL, rank BLOB NOT NULL, depth INTEGER NOT NULL,
+    record BLOB NOT NULL, digest BLOB NOT NULL,
     PRIMARY KEY (key, slot));
 CREATE TABLE clock (id INTEGER PRIMARY KEY CHECK (id = 1), own_ms INTEGER NOT NULL, unix_ms INTEGER NOT NULL);
 PRAGMA application_id = {APPLICATION_ID};
@@ -60,7 +62,7 @@ _Row: TypeAlias = tuple[Any, ...]
 class SqliteRecordStore(MemoryRecordStore):
     """A RecordStore in a file. Opening never fails: where the file cannot be used, `fault` says why.
 
-    A file that is damaged, or of a later release, is moved aside and never deleted. While `fault` is not empty the
+    A file that is damaged, or of another release, is moved aside and never deleted. While `fault` is not empty the
     store is one in memory; a disk that was full is tried again, and then all is saved that came meanwhile.
     """
 
@@ -212,7 +214,7 @@ class SqliteRecordStore(MemoryRecordStore):
         if self._is_all_changed:
             connection.execute("DELETE FROM record")
         connection.executemany("DELETE FROM record WHERE key = ? AND slot = ?", emptied)
-        connection.executemany("REPLACE INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany("REPLACE INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         connection.execute("REPLACE INTO clock VALUES (1, ?, ?)", (own_ms, self._unix_ms()))
         connection.execute("COMMIT")
         self._changed.clear()
@@ -232,15 +234,15 @@ def _check_version(connection: sqlite3.Connection) -> bool:
     is_new = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     if not is_new and application != APPLICATION_ID:
         raise StoreDamaged("it is another program's")
-    if version > SCHEMA_VERSION:
-        raise StoreDamaged(f"it is of a later release (version {version}; this one reads {SCHEMA_VERSION})")
+    if not is_new and version != SCHEMA_VERSION:
+        raise StoreDamaged(f"it is of another release (version {version}; this one reads {SCHEMA_VERSION})")
     return is_new
 
 
 def _write_row(key: Key, ends_ms: int, stored: StoredRecord) -> _Row:
     fields = (
         key, stored.slot, int(stored.kind), stored.owner, stored.seq, ends_ms, stored.group, int(stored.is_gone),
-        stored.record,
+        stored.rank.to_bytes(RANK_BITS // 8, "big"), stored.depth, stored.record,
     )  # fmt: skip
     return (*fields, _digest(fields))
 
@@ -249,8 +251,9 @@ def _read_row(row: _Row) -> tuple[Key, int, StoredRecord]:
     *fields, digest = row
     if _digest(tuple(fields)) != digest:
         raise StoreDamaged("a record in it is not what was saved")
-    key, _, kind, owner, seq, ends_ms, group, is_gone, record = fields
-    return key, ends_ms, StoredRecord(record, owner, seq, 0.0, RecordKind(kind), group, bool(is_gone))
+    key, _, kind, owner, seq, ends_ms, group, is_gone, rank, depth, record = fields
+    place = int.from_bytes(rank, "big"), depth
+    return key, ends_ms, StoredRecord(record, owner, seq, 0.0, RecordKind(kind), group, bool(is_gone), *place)
 
 
 def _digest(fields: _Row) -> bytes:

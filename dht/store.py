@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 
 from sortedcontainers import SortedList
 
+from dht.agents.shards import FULL_PART_OF_LEASE, first_to_go
 from dht.config import RecordConfig
 from dht.exceptions import StoreDamaged
 from dht.keyspace import Key
@@ -23,7 +24,7 @@ from synapse_p2p.exceptions import InvalidMessageError
 from synapse_p2p.identity import NodeID
 from synapse_p2p.protocol.wire import Limits, pack, unpack
 
-SNAPSHOT_LABEL = b"synapse-snapshot:v1:"
+SNAPSHOT_LABEL = b"synapse-snapshot:v2:"
 ANY_OWNER = b""
 """The slot of an immutable value: whoever signs it, it is the same."""
 
@@ -35,7 +36,8 @@ class StoredRecord:
     """An envelope as received, who signed it, its place among the versions, and when it ends.
 
     `group` is the party whose share it takes, None where its owner was not seen at an address of its own. `is_gone`
-    marks a tombstone.
+    marks a tombstone. Of an agent's record `rank` says to which shards of the capability it belongs, and `depth` at
+    which of them its owner put it.
     """
 
     record: bytes
@@ -45,6 +47,8 @@ class StoredRecord:
     kind: RecordKind = RecordKind.AGENT
     group: str | None = None
     is_gone: bool = False
+    rank: int = 0
+    depth: int = 0
 
     @property
     def slot(self) -> Slot:
@@ -58,9 +62,11 @@ class StoredRecord:
 
 
 class RecordStore(Protocol):
-    """Records by key and slot. Nothing is ever evicted: a full store refuses newcomers and still takes newer versions.
+    """Records by key and slot. A full store refuses newcomers and still takes newer versions.
 
-    An expired record is not there, whether or not a sweep has taken it.
+    Nothing is evicted, but of agents' records under a key that has as many as it may: there the one goes that
+    `agents.shards` says, which may be the newcomer. An expired record is not there, whether or not a sweep has taken
+    it.
     """
 
     def refusal_of(self, key: Key, new: StoredRecord, now: float, *, expected_seq: int | None = None) -> Refusal | None:
@@ -82,6 +88,10 @@ class RecordStore(Protocol):
 
     def get(self, key: Key, now: float) -> list[StoredRecord]:
         """The records under a key, in the order in which they came or were replaced."""
+        ...
+
+    def is_full(self, key: Key, now: float) -> bool:
+        """Whether this key has as many records as it may, or one was dropped lately for want of room."""
         ...
 
     def find(self, key: Key, slot: Slot) -> StoredRecord | None:
@@ -161,6 +171,7 @@ class MemoryRecordStore:
         self._records: dict[Key, dict[Slot, _Held]] = {}
         self._quotas = Quotas(config)
         self._expiries = SortedList()  # of _Expiry
+        self._dropped_at: dict[Key, float] = {}  # when a record last made room for another, of keys that are held
 
     def refusal_of(self, key: Key, new: StoredRecord, now: float, *, expected_seq: int | None = None) -> Refusal | None:
         """See RecordStore."""
@@ -189,6 +200,9 @@ class MemoryRecordStore:
             if new == held:
                 return None
         self.remove(key, new.slot)
+        if self._is_crowded(key):
+            self.remove(key, self._first_to_go(key, new).slot)
+            self._dropped_at[key] = now
         self._insert(key, new, now)
         if not is_held:
             self._on_stored(key, new.owner)
@@ -202,6 +216,12 @@ class MemoryRecordStore:
     def get(self, key: Key, now: float) -> list[StoredRecord]:
         """See RecordStore."""
         return [held.stored for held in self._records.get(key, {}).values() if held.stored.expires_at > now]
+
+    def is_full(self, key: Key, now: float) -> bool:
+        """See RecordStore."""
+        dropped_at = self._dropped_at.get(key)
+        was_dropped = dropped_at is not None and now - dropped_at < FULL_PART_OF_LEASE * self._config.lease_s
+        return was_dropped or self._is_crowded(key)
 
     def find(self, key: Key, slot: Slot) -> StoredRecord | None:
         """See RecordStore."""
@@ -255,6 +275,7 @@ class MemoryRecordStore:
             return None
         if not by_slot:
             del self._records[key]
+            self._dropped_at.pop(key, None)
         stored = held.stored
         self._expiries.remove((stored.expires_at, key, slot))
         self._quotas.give_back(stored)
@@ -277,7 +298,18 @@ class MemoryRecordStore:
     def snapshot(self, now: float, unix_ms: int) -> bytes:
         """Everything held, for `restore`; `unix_ms` is the wall clock, by which the time between is reckoned."""
         rows = [
-            [key, int(r.kind), r.owner, r.seq, round((r.expires_at - now) * 1000), r.group, r.is_gone, r.record]
+            [
+                key,
+                int(r.kind),
+                r.owner,
+                r.seq,
+                round((r.expires_at - now) * 1000),
+                r.group,
+                r.is_gone,
+                r.rank,
+                r.depth,
+                r.record,
+            ]
             for key, r in self.items(now)
         ]
         body = pack([unix_ms, rows])
@@ -301,6 +333,7 @@ class MemoryRecordStore:
         assert all(slot == record.slot for _, slot, record in held)
         assert sorted((record.expires_at, key, slot) for key, slot, record in held) == list(self._expiries)
         assert all(0 < len(by_slot) <= self._config.max_records_per_key for by_slot in self._records.values())
+        assert self._dropped_at.keys() <= self._records.keys()
         self._quotas.check_invariants(record for _, _, record in held)
 
     def _all(self) -> Iterator[tuple[Key, _Held]]:
@@ -309,9 +342,17 @@ class MemoryRecordStore:
                 yield key, held
 
     def _room_for(self, key: Key, new: StoredRecord, held: StoredRecord | None) -> Refusal | None:
-        if held is None and len(self._records.get(key, {})) >= self._config.max_records_per_key:
+        is_newcomer = held is None and self._is_crowded(key)
+        if is_newcomer and (new.kind is not RecordKind.AGENT or self._first_to_go(key, new) is new):
             return Refusal.FULL
         return self._quotas.refusal_of(new, held)
+
+    def _is_crowded(self, key: Key) -> bool:
+        return len(self._records.get(key, {})) >= self._config.max_records_per_key
+
+    def _first_to_go(self, key: Key, new: StoredRecord) -> StoredRecord:
+        held = [held.stored for held in self._records[key].values()]
+        return first_to_go([*(stored for stored in held if stored.kind is RecordKind.AGENT), new])
 
     def _welcomed_again(self, key: Key, held: StoredRecord, new: StoredRecord) -> StoredRecord:
         """What is held once the same bytes came again: a final tombstone lives on, and an owner may be seen now."""
@@ -357,8 +398,8 @@ def _read_snapshot(snapshot: bytes, config: RecordConfig) -> tuple[int, list[tup
     try:
         saved_ms, rows = unpack(body, Limits(max_elements=max_elements, max_map_entries=16))
         return saved_ms, [
-            (key, StoredRecord(record, owner, seq, 0.0, RecordKind(kind), group, is_gone), life_ms / 1000)
-            for key, kind, owner, seq, life_ms, group, is_gone, record in rows
+            (key, StoredRecord(record, owner, seq, 0.0, RecordKind(kind), group, is_gone, rank, depth), life_ms / 1000)
+            for key, kind, owner, seq, life_ms, group, is_gone, rank, depth, record in rows
         ]
     except (InvalidMessageError, ValueError, TypeError) as error:
         raise StoreDamaged(str(error)) from error

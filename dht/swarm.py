@@ -21,10 +21,11 @@ from dht.bootstrap import JoinReport, SeedAddress
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.exceptions import JoinFailed
+from dht.finding import ProvidersFound
 from dht.introduction import introduce
 from dht.kept_identity import KeptIdentity
 from dht.lookup import LookupMode
-from dht.node import DHTNode, ProvidersFound
+from dht.node import DHTNode
 from dht.publishing import Offer, Publishing
 from dht.requester import UNREACHABLE
 from dht.results import Answer, FindResult, FoundAgent, SwarmMode, SwarmStatus

@@ -381,13 +381,13 @@ def test_a_file_of_a_later_release_is_refused_and_kept(machine: Machine):
     machine.put(1)
     machine.store.close()
     with sqlite3.connect(machine.path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     connection.close()
 
     machine.start()
     machine.put(2)
 
-    assert "later release" in machine.store.fault
+    assert "another release" in machine.store.fault
     assert machine.path.with_name("records.db.aside-1").exists()
     assert len(machine.store) == 1
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,12 +213,47 @@ def test_caps_refuse_newcomers_and_never_newer_versions(make_store, bound: dict[
 
     def put(number: int, seq: int = 1) -> Refusal | None:
         owner = OWNERS[0 if is_same_owner else number]
-        new = a_record(b"%d" % seq * 10, owner, seq, group=group)
+        new = a_record(b"%d" % seq * 10, owner, seq, kind=RecordKind.MUTABLE, group=group)
         return store.put(KEYS[0 if is_same_key else number], new, 0.0)
 
     assert (put(0), put(1)) == (None, None)
     assert put(2) is refusal
     assert put(0, seq=2) is None
+
+
+@pytest.mark.parametrize("is_crowd_seen", [True, False])
+def test_of_agents_under_a_crowded_key_those_of_the_largest_group_go_first_and_of_these_the_last_rank(
+    make_store, is_crowd_seen: bool
+):
+    store = make_store(RecordConfig(max_records_per_key=4))
+    agents = [
+        a_record(b"%d" % number, b"%032d" % number, group="crowd" if is_crowd_seen and number < 3 else f"{number}")
+        for number in range(5)
+    ]
+    agents = [replace(agent, rank=rank) for agent, rank in zip(agents, (5, 9, 1, 99, 7), strict=True)]
+
+    said = [store.put(KEYS[0], agent, 0.0) for agent in agents]
+
+    gone = 1 if is_crowd_seen else 3
+    assert said == [None] * 5
+    assert store.get(KEYS[0], 0.0) == [agent for number, agent in enumerate(agents) if number != gone]
+    assert store.put(KEYS[0], replace(agents[gone], rank=2**63), 1.0) is Refusal.FULL
+    assert store.is_full(KEYS[0], 1.0)
+
+
+def test_a_key_is_full_while_it_is_crowded_and_for_part_of_a_lease_after_a_record_made_room(make_store):
+    config = RecordConfig(max_records_per_key=2)
+    store = make_store(config)
+    for number, rank in enumerate((3, 2, 1)):
+        store.put(
+            KEYS[0], replace(a_record(b"%d" % number, b"%032d" % number, expires_at=10.0 + number), rank=rank), 0.0
+        )
+    store.expire(11.5)
+    assert len(store) == 1
+
+    assert store.is_full(KEYS[0], 0.6 * config.lease_s - 1)
+    assert not store.is_full(KEYS[0], 0.6 * config.lease_s + 1)
+    assert not store.is_full(KEYS[1], 0.0)
 
 
 def test_one_groups_flood_leaves_room_for_all_others(make_store):
@@ -291,6 +328,21 @@ class StoreModel(RuleBasedStateMachine):
     def live(self) -> dict[tuple[bytes, bytes], StoredRecord]:
         return {place: record for place, record in self.model.items() if record.expires_at > self.now}
 
+    def is_crowded(self, key: bytes) -> bool:
+        return sum(at == key for at, _ in self.live()) >= SMALL.max_records_per_key
+
+    def who_goes(self, key: bytes, new: StoredRecord) -> StoredRecord:
+        """Of agents' records, the newcomer's as well: from the largest group the one with the largest rank."""
+        if new.kind is not RecordKind.AGENT:
+            return new
+        there = [record for (at, _), record in self.live().items() if at == key and record.kind is RecordKind.AGENT]
+        groups = [
+            [record for record in (*there, new) if record.group == group] for group in {r.group for r in (*there, new)}
+        ]
+        largest = max(len(group) for group in groups)
+        crowd = [record for group in groups if len(group) == largest for record in group]
+        return max(crowd, key=lambda record: (record.rank, record.owner))
+
     def expected_refusal(self, key: bytes, new: StoredRecord, expected_seq: int | None) -> Refusal | None:
         live = self.live()
         held = live.pop((key, new.slot), None)
@@ -303,7 +355,7 @@ class StoreModel(RuleBasedStateMachine):
                 return Refusal.SEQ_MISMATCH
             if new.seq <= held.seq:
                 return Refusal.STALE
-        if held is None and sum(at == key for at, _ in live) >= SMALL.max_records_per_key:
+        if held is None and self.is_crowded(key) and self.who_goes(key, new) is new:
             return Refusal.FULL
         unseen_bytes = max(1 + 2 * RECORD_OVERHEAD_BYTES, int(SMALL.max_bytes * SMALL.unseen_share))
         group = (SMALL.max_records_per_group, SMALL.max_bytes_per_group) if new.group else (2, unseen_bytes)
@@ -336,10 +388,13 @@ class StoreModel(RuleBasedStateMachine):
         expected_seq=st.none() | st.integers(1, 2),
     )
     def put(self, key, owner, group, kind, seq: int, record: bytes, life_s: int, expected_seq: int | None) -> None:
-        # The bytes say who signed which version, as those of real records do.
+        # The bytes say who signed which version, as those of real records do; a rank follows from key and owner.
         record += bytes([OWNERS.index(owner), seq])
-        new = StoredRecord(record, owner, seq, self.now + life_s, kind, group)
+        rank = int.from_bytes(hashlib.sha256(key + owner).digest()[:8], "big") if kind is RecordKind.AGENT else 0
+        new = StoredRecord(record, owner, seq, self.now + life_s, kind, group, rank=rank, depth=rank % 3)
         expected = self.expected_refusal(key, new, expected_seq)
+        is_newcomer = (key, new.slot) not in self.live()
+        goes = self.who_goes(key, new) if expected is None and is_newcomer and self.is_crowded(key) else None
 
         asked = self.store.refusal_of(key, new, self.now, expected_seq=expected_seq)
         refusal = self.store.put(key, new, self.now, expected_seq=expected_seq)
@@ -350,10 +405,12 @@ class StoreModel(RuleBasedStateMachine):
         held = self.model.get((key, new.slot))
         if expected is None and (held is None or held.record != record):
             self.model.pop((key, new.slot), None)
+            if goes is not None:
+                del self.model[key, goes.slot]
             self.model[key, new.slot] = new
         elif expected is None:
             self.model[key, new.slot] = self.store.find(key, new.slot)  # its group alone may be another
-            assert held == StoredRecord(record, owner, seq, held.expires_at, kind, held.group)
+            assert held == replace(new, expires_at=held.expires_at, group=held.group)
 
     @rule(seconds=st.integers(0, 3))
     def time_passes(self, seconds: int) -> None:

@@ -1,0 +1,222 @@
+"""Keeps an agent's record where searchers look for it: under each capability, at the depths that its crowd asks for.
+
+It runs what `agents/placement.py` decides. A capability that is new to this node costs a look at its root, which is
+part of the lookup that stores there where the root holds everybody. A renewal goes to the storers of before, and
+searches for them only when they are not those any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dht.agents.index import capability_key, capability_root
+from dht.agents.placement import Placed, Placement, ReadRoot, Write
+from dht.agents.record import AgentRecord
+from dht.agents.shards import ROOT_SHARD, ShardReport, median_report
+from dht.config import DHTConfig
+from dht.contact import Contact
+from dht.keyspace import Key, distance
+from dht.lookup import LookupMode
+from dht.messages import FindValue, Store
+from dht.putting import Parcel, Placing, Putting
+from dht.requester import Requester
+from dht.responder import Responder
+from synapse_p2p.identity import NodeID
+from synapse_p2p.peers import Host
+
+ROOT_READERS = 3
+"""Storers of a root whose median is believed about a capability that we have no record of our own under."""
+WATCHED_STORERS = 8
+"""The nearest storers of a key: while they are the same, a renewal needs no lookup."""
+LEAST_KEPT_PART = 1 / 2
+"""Of the storers of before; where fewer keep a renewal, others are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReport:
+    """What became of one record under one capability: how many were asked, how many keep it, and why the others do not.
+
+    `depths` are those of the shards where it is; `lookups` how many it took to get there. `kept_here` says that we are
+    among the storers.
+    """
+
+    capability: str
+    asked: int
+    stored: int
+    refusals: tuple[str, ...]
+    kept_here: bool = False
+    depths: tuple[int, ...] = (0,)
+    lookups: int = 1
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether others can find it. A copy of our own counts where there was nobody else to ask."""
+        return self.stored > (1 if self.kept_here and self.asked > 1 else 0)
+
+
+@dataclass(slots=True)
+class _Announced:
+    """One capability of ours: where its record is, and who keeps it there."""
+
+    placement: Placement
+    storers: dict[int, list[Contact]] = field(default_factory=dict)  # by depth, nearest to the key first
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Announcing:
+    """One node's records of its agent. It remembers what it was asked to publish: an agent has few capabilities."""
+
+    def __init__(
+        self, host: Host, config: DHTConfig, requester: Requester, putting: Putting, responder: Responder
+    ) -> None:
+        self._host = host
+        self._cap = config.records.max_records_per_key
+        self._requester = requester
+        self._putting = putting
+        self._responder = responder
+        self._announced: dict[tuple[NodeID, str], _Announced] = {}
+
+    async def publish(self, envelope: bytes, record: AgentRecord, capability: str) -> PublishReport:
+        """Have a record kept under a capability that it lists, where it was before, or where it belongs by now.
+
+        Cost: a lookup for each depth where it is new; a request to each storer where it is renewed.
+        """
+        announced = self._announced.setdefault((record.owner, capability), _Announced(Placement(self._cap)))
+        async with announced.turn:
+            announced.placement.renew()
+            return await _Publication(self, announced, envelope, record, capability).run()
+
+    def forget(self, owner: NodeID, capability: str) -> None:
+        """It is not offered any more: what is stored of it lapses."""
+        self._announced.pop((owner, capability), None)
+
+
+class _Publication:
+    """One action: until the record is where it has to be."""
+
+    def __init__(
+        self, announcing: Announcing, announced: _Announced, envelope: bytes, record: AgentRecord, capability: str
+    ) -> None:
+        self._of = announcing
+        self._announced = announced
+        self._envelope = envelope
+        self._record = record
+        self._capability = capability
+        self._root = capability_root(record.network_id, capability)
+        self._placings: dict[int, Placing] = {}
+        self._lookups = 0
+
+    async def run(self) -> PublishReport:
+        placement = self._announced.placement
+        while not isinstance(step := placement.poll(), Placed):
+            match step:
+                case ReadRoot(all_storers=False):
+                    placement.on_root(await self._enter())
+                case ReadRoot():
+                    placement.on_root(await self._read_root())
+                case Write(depth):
+                    placing = self._placings.get(depth) or await self._write(depth)
+                    self._placings[depth] = placing
+                    placement.on_written(depth, placing.reports)
+        return self._report(step.depths)
+
+    async def _enter(self) -> Sequence[ShardReport]:
+        """What a few storers of the root say. Where that is all there is, the others are asked to keep the record."""
+        scout = _Scout(self._of._requester, self._question())
+        placing = await self._of._putting.place(self._parcel(0), scout=scout)
+        self._lookups += 1
+        if scout.holds_all:
+            self._note(0, placing)
+        return scout.reports
+
+    async def _read_root(self) -> Sequence[ShardReport]:
+        """What all of its storers say."""
+        reports: list[ShardReport] = []
+        question = self._question()
+
+        async def ask(contact: Contact) -> tuple[Sequence[Contact], bool]:
+            answer = await self._of._requester.find_value(contact, question)
+            if answer.count or answer.full:
+                reports.append(answer.report)
+            return answer.contacts, False
+
+        await self._of._requester.lookup(self._root, LookupMode.STRICT, ask=ask)
+        self._lookups += 1
+        return reports
+
+    async def _write(self, depth: int) -> Placing:
+        parcel, storers = self._parcel(depth), self._announced.storers.get(depth)
+        if storers:
+            placing = await self._of._putting.bring_to(storers, parcel)
+            if not _have_changed(parcel.key, storers, placing):
+                return placing
+        placing = await self._of._putting.place(parcel)
+        self._lookups += 1
+        self._note(depth, placing)
+        return placing
+
+    def _note(self, depth: int, placing: Placing) -> None:
+        self._placings[depth] = placing
+        key = self._parcel(depth).key
+        self._announced.storers[depth] = sorted(placing.keepers(), key=lambda storer: distance(storer.id, key))
+
+    def _parcel(self, depth: int) -> Parcel:
+        record, capability = self._record, self._capability
+        return Parcel(
+            capability_key(record.network_id, capability, record.owner, depth),
+            Store(self._envelope, capability, depth),
+            lambda: self._of._responder.keep_agent(self._envelope, record, capability, depth),
+        )
+
+    def _question(self) -> FindValue:
+        return FindValue.of_shard(self._root, self._capability, ROOT_SHARD, b"", limit=1)
+
+    def _report(self, depths: Sequence[int]) -> PublishReport:
+        placings = [self._placings[depth] for depth in depths if depth in self._placings]
+        return PublishReport(
+            self._capability,
+            asked=sum(placing.asked for placing in placings),
+            stored=sum(placing.stored for placing in placings),
+            refusals=tuple(refusal for placing in placings for refusal in placing.refusals),
+            kept_here=any(placing.kept_here for placing in placings),
+            depths=tuple(depths),
+            lookups=self._lookups,
+        )
+
+
+class _Scout:
+    """Asks the first storers of a root that a put comes to what they hold; then it is known whether to store there."""
+
+    def __init__(self, requester: Requester, question: FindValue) -> None:
+        self._requester = requester
+        self._question = question
+        self.reports: list[ShardReport] = []
+
+    @property
+    def is_open(self) -> bool | None:
+        """Whether the root holds everybody; None while too few have said."""
+        return None if len(self.reports) < ROOT_READERS else self.holds_all
+
+    @property
+    def holds_all(self) -> bool:
+        """The same by those who have said so far."""
+        root = median_report(self.reports) if self.reports else None
+        return root is None or (root.depth == 0 and not root.is_full)
+
+    async def ask(self, contact: Contact) -> Sequence[Contact]:
+        """Have one storer say. Raises as every request."""
+        answer = await self._requester.find_value(contact, self._question)
+        self.reports.append(answer.report)
+        return answer.contacts
+
+
+def _have_changed(key: Key, storers: Sequence[Contact], placing: Placing) -> bool:
+    """Whether a renewal went to storers who are not the nearest any more."""
+    if len(placing.keepers()) < LEAST_KEPT_PART * len(storers):
+        return True
+    known = {storer.id for storer in storers}
+    watched = storers[:WATCHED_STORERS]
+    reach = distance(watched[-1].id, key)
+    return any(contact.id not in known and distance(contact.id, key) < reach for contact in placing.named)

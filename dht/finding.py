@@ -1,0 +1,230 @@
+"""Finds who has a capability: reads its shards at their storers, and believes nothing that is not signed.
+
+It runs what `agents/search.py` decides. Of one shard it asks until three storers had nobody new to name, so that what
+one of them lacks another adds; all of them, where a search is strict; and the first that knows anybody, where it is
+fast.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from dht.agents.index import capability_root, check_belongs, shard_key
+from dht.agents.record import AgentRecord, NewestSeen
+from dht.agents.search import Ended, Read, ShardSearch, Take
+from dht.agents.shards import Shard, ShardReport, median_report
+from dht.config import DHTConfig
+from dht.contact import Contact
+from dht.exceptions import RecordRefused
+from dht.keyspace import Key
+from dht.lookup import LookupMode, LookupOutcome
+from dht.messages import FindValue, FindValueAnswer
+from dht.requester import Requester
+from dht.responder import Responder
+from dht.store import RecordStore
+from synapse_p2p.background import TaskScope
+from synapse_p2p.identity import NodeID
+from synapse_p2p.peers import Host
+
+NONCE_SIZE_BYTES = 8
+MAX_PAGES = 40
+"""Answers of one storer about one shard: 48 KiB each, and a thousand records fit into as many."""
+HINT_S = 600.0
+"""How long an estimate of a capability's providers is believed; each registers anew within less."""
+MAX_HINTS = 1024
+"""Capabilities of which an estimate is remembered; past it the oldest goes."""
+
+Fits = Callable[[AgentRecord], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class ProvidersFound:
+    """The verified records of a capability's providers, the newest of each; `reason` says why they may not be all.
+
+    `outcomes` are those of the lookups that it took, in their order.
+    """
+
+    records: tuple[AgentRecord, ...]
+    reason: str
+    outcomes: tuple[LookupOutcome, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether these are all that honest storers know of."""
+        return not self.reason
+
+
+@dataclass(slots=True)
+class _ShardRead:
+    """What the storers of one shard said, of whom none is trusted: verified, and the newest of each owner."""
+
+    shard: Shard
+    newest: dict[NodeID, AgentRecord] = field(default_factory=dict)
+    reports: dict[NodeID, ShardReport] = field(default_factory=dict)  # by storer
+    outcome: LookupOutcome | None = None
+    is_truncated: bool = False
+    verdicts: dict[bytes, bool] = field(default_factory=dict)  # k storers send the same bytes: they are read once
+
+    def live(self) -> list[AgentRecord]:
+        """The records of those who have not withdrawn."""
+        return [record for record in self.newest.values() if record.gone is None]
+
+    def report(self) -> ShardReport | None:
+        """What most of those say who hold anything; None where nobody answered at all."""
+        if self.reports:
+            return median_report(list(self.reports.values()))
+        if self.outcome is not None and not self.outcome.closest and self.outcome.asked:
+            return None
+        return ShardReport(0, self.shard.stem().depth, is_full=False, estimate=0)
+
+    @property
+    def reason(self) -> str:
+        """Why somebody may be missing; empty where nobody is."""
+        outcome = self.outcome
+        if outcome is not None and not outcome.complete:
+            if not outcome.closest:
+                return f"none of the {outcome.asked} nodes asked answered"
+            if outcome.is_thin:
+                return f"of the nodes near the key only {len(outcome.region)} answered"
+            return f"the search was given up after {outcome.asked} requests"
+        return "a storer holds more providers than it sent" if self.is_truncated else ""
+
+
+class Finding:
+    """One node's searches for providers. What it remembers of capabilities is bounded by `MAX_HINTS`."""
+
+    def __init__(
+        self, host: Host, config: DHTConfig, requester: Requester, responder: Responder, store: RecordStore
+    ) -> None:
+        self._host = host
+        self._cap = config.records.max_records_per_key
+        self._requester = requester
+        self._responder = responder
+        self._store = store
+        self._newest_seen = NewestSeen()
+        self._hints: OrderedDict[str, tuple[float, float]] = OrderedDict()  # when, and how many providers
+
+    async def providers(
+        self, capabilities: Sequence[str], mode: LookupMode, *, limit: int | None = None, fits: Fits | None = None
+    ) -> ProvidersFound:
+        """Those who have all of these normalised capabilities, and whose records fit; at most about `limit`, at random.
+
+        The rarest of the capabilities is read, for which the root of each other one is looked at, unless it was lately.
+        Cost: one lookup mostly; two where a capability has more providers than one storer keeps.
+        """
+        searches = {name: self._new_search(name, limit) for name in dict.fromkeys(capabilities)}
+        reads: dict[str, _ShardRead] = {}
+        if len(searches) > 1:
+            async with TaskScope("find") as scope:
+                looks = {
+                    name: scope.spawn_awaited(self._read(name, step.shard, mode, limit))
+                    for name, search in searches.items()
+                    if isinstance(step := search.poll(), Read) and search.estimate is None
+                }
+                reads = {name: await look for name, look in looks.items()}
+        rarest = min(searches, key=lambda name: self._providers_of(searches[name], reads.get(name)))
+        return await self._run(rarest, searches[rarest], reads.get(rarest), mode, limit, fits or _all_fit)
+
+    async def _run(
+        self,
+        capability: str,
+        search: ShardSearch,
+        first: _ShardRead | None,
+        mode: LookupMode,
+        limit: int | None,
+        fits: Fits,
+    ) -> ProvidersFound:
+        reads: dict[Shard, _ShardRead] = {}
+        newest: dict[NodeID, AgentRecord] = {}
+        while not isinstance(step := search.poll(), Ended):
+            if isinstance(step, Read):
+                read, first = first or await self._read(capability, step.shard, mode, limit), None
+                reads[step.shard] = read
+                search.on_read(step.shard, read.report(), is_whole=not read.reason)
+            elif isinstance(step, Take):
+                for record in reads[step.shard].newest.values():
+                    held = newest.get(record.owner)
+                    if held is None or held.seq < record.seq:
+                        newest[record.owner] = record
+                live = [record for record in newest.values() if record.gone is None]
+                search.on_taken(sum(fits(record) for record in live))
+        self._remember(capability, search)
+        found = self._newest_seen.of(record for record in newest.values() if record.gone is None)
+        reason = "" if step.complete else next((read.reason for read in reads.values() if read.reason), step.reason)
+        outcomes = tuple(read.outcome for read in reads.values() if read.outcome is not None)
+        return ProvidersFound(tuple(record for record in found if fits(record)), reason, outcomes)
+
+    async def _read(self, capability: str, shard: Shard, mode: LookupMode, limit: int | None) -> _ShardRead:
+        """Ask the storers of one shard."""
+        root = capability_root(self._host.network_id, capability)
+        key = shard_key(root, shard.prefix, shard.depth)
+        nonce = self._host.runtime.token_bytes(NONCE_SIZE_BYTES)
+        request = FindValue.of_shard(key, capability, shard, nonce, limit=limit or 0)
+        read = _ShardRead(shard)
+        own = self._responder.held(request)
+        self._take(read, self._host.identity.node_id, own, key, capability)
+        if read.live() and mode is LookupMode.FAST:
+            return read
+
+        async def ask(contact: Contact) -> tuple[Sequence[Contact], bool]:
+            answer = await self._requester.find_value(contact, request)
+            known = len(read.newest)
+            contacts = answer.contacts
+            self._take(read, contact.id, answer, key, capability)
+            page = 1
+            while answer.more and limit is None and mode is not LookupMode.FAST and answer.records and page < MAX_PAGES:
+                answer = await self._requester.find_value(contact, request.after(answer))
+                self._take(read, contact.id, answer, key, capability)
+                page += 1
+            read.is_truncated |= answer.more and limit is None
+            holds = bool(answer.records)
+            return contacts, holds and (mode is not LookupMode.FRESH or len(read.newest) == known)
+
+        read.outcome = await self._requester.lookup(key, mode, ask=ask)
+        return read
+
+    def _take(self, read: _ShardRead, storer: NodeID, answer: FindValueAnswer, key: Key, capability: str) -> None:
+        for envelope in answer.records:
+            if envelope not in read.verdicts:
+                read.verdicts[envelope] = self._is_one(read, envelope, key, capability)
+        if answer.count or answer.full:
+            read.reports.setdefault(storer, answer.report)
+
+    def _is_one(self, read: _ShardRead, envelope: bytes, key: Key, capability: str) -> bool:
+        """Whether this is a record of the shard; then it counts, if it is the newest of its owner."""
+        try:
+            record = self._responder.read(envelope)
+            check_belongs(record, capability, read.shard.depth, key)
+        except RecordRefused:
+            return False
+        held = read.newest.get(record.owner)
+        if held is None or held.seq < record.seq:
+            read.newest[record.owner] = record
+        return True
+
+    # What is remembered of capabilities
+
+    def _new_search(self, capability: str, limit: int | None) -> ShardSearch:
+        heard_at, estimate = self._hints.get(capability, (float("-inf"), 0.0))
+        is_lately = self._host.runtime.now() - heard_at < HINT_S
+        return ShardSearch(
+            self._cap, self._host.runtime.rng, limit=limit, estimate=estimate if is_lately and estimate else None
+        )
+
+    def _remember(self, capability: str, search: ShardSearch) -> None:
+        self._hints.pop(capability, None)
+        if search.estimate is not None:
+            self._hints[capability] = (self._host.runtime.now(), search.estimate)
+            if len(self._hints) > MAX_HINTS:
+                self._hints.popitem(last=False)
+
+    @staticmethod
+    def _providers_of(search: ShardSearch, read: _ShardRead | None) -> float:
+        report = None if read is None else read.report()
+        return float(report.estimate) if report is not None else search.estimate or 0.0
+
+
+def _all_fit(_record: AgentRecord) -> bool:
+    return True
