@@ -8,6 +8,7 @@ In the files, text that begins with `hex:` stands for bytes.
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from dht.messages import (
 from dht.reading import RecordReader
 from dht.records import Gone, RecordKind, Verdicts, open_envelope, seal
 from dht.values import ImmutableRecord, MutableRecord
+from synapse_p2p.canonical_json import canonical_json
+from synapse_p2p.capability import AgentCapability
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import HandshakeFailed
 from synapse_p2p.identity import Identity, network_id_of, node_id_of
@@ -86,6 +89,7 @@ OPENINGS = [
     pytest.param(with_network_key(HANDSHAKE), id="network key"),
 ]
 RECORDS = load("records.json")
+CAPABILITIES = load("capabilities.json")
 DHT_MESSAGES = load("dht_messages.json")
 
 
@@ -416,6 +420,16 @@ def test_golden_body_is_what_any_record_of_that_kind_is_signed_as() -> None:
     sealed = seal(RecordKind.AGENT, golden["body"], Identity.from_seed(RECORDS["identity_seed"]))
 
     assert sealed == golden["envelope"]
+
+
+@pytest.mark.parametrize("case", CAPABILITIES["schemas"], ids=lambda case: case["name"])
+def test_schemas_have_the_golden_digest(case: dict[str, Any]) -> None:
+    schemas = {"input": case["input_schema"], "output": case["output_schema"]}
+    capability = AgentCapability("any", input_schema=schemas["input"], output_schema=schemas["output"])
+
+    assert capability.schema_digest() == case["digest"]
+    assert not case["digest"] or canonical_json(schemas) == case["canonical"]
+    assert not case["digest"] or sha256(b"synapse-schemas:v1:" + case["canonical"]).digest() == case["digest"]
 
 
 # Messages of the overlay
