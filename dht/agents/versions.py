@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 from synapse_p2p.exceptions import ConfigError
 
 MAX_VERSION_CHARS = 32
-MAX_COMPARATORS = 8
+MAX_COMPARATORS = 4
 MAX_REMEMBERED_VERSIONS = 4096  # parsed once: a storer compares the same ones again and again
 
 Numbers: TypeAlias = tuple[int, int, int]

@@ -26,7 +26,7 @@ from dht import (
     sqlite_store,
     values,
 )
-from dht.agents import claim, index, record, versions
+from dht.agents import claim, index, query, record, versions, where
 from dht.config import DHTConfig, DialConfig, HealthConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
@@ -47,6 +47,7 @@ MODULES = (
     lookup,
     messages,
     node,
+    query,
     quotas,
     reading,
     record,
@@ -62,6 +63,7 @@ MODULES = (
     sqlite_store,
     values,
     versions,
+    where,
     wire,
 )
 CONFIGS = (

@@ -8,6 +8,7 @@ In the files, text that begins with `hex:` stands for bytes.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from dht.agents.index import capability_key, capability_root, check_belongs, provider_prefix, shard_key
+from dht.agents.query import Query, parse_query
 from dht.agents.record import AgentRecord, CapabilityClaim, Reach, read_agent_record
 from dht.config import RecordConfig
 from dht.exceptions import RecordRefused
@@ -90,6 +92,7 @@ OPENINGS = [
 ]
 RECORDS = load("records.json")
 CAPABILITIES = load("capabilities.json")
+QUERIES = load("queries.json")
 DHT_MESSAGES = load("dht_messages.json")
 
 
@@ -430,6 +433,35 @@ def test_schemas_have_the_golden_digest(case: dict[str, Any]) -> None:
     assert capability.schema_digest() == case["digest"]
     assert not case["digest"] or canonical_json(schemas) == case["canonical"]
     assert not case["digest"] or sha256(b"synapse-schemas:v1:" + case["canonical"]).digest() == case["digest"]
+
+
+# Queries
+
+
+@pytest.mark.parametrize("case", QUERIES["queries"], ids=lambda case: case["name"])
+def test_query_that_is_typed_packs_to_the_golden_bytes_and_is_read_from_them(case: dict[str, Any]) -> None:
+    query = parse_query(case["typed"], case["where"])
+
+    assert query.to_map() == case["fields"]
+    assert pack(query.to_map()) == case["packed"]
+    assert Query.from_map(unpack(case["packed"], CONTROL_LIMITS)) == query
+
+
+@pytest.mark.parametrize("case", QUERIES["queries"], ids=lambda case: case["name"])
+def test_query_from_the_future_is_read_as_if_it_asked_for_nothing_more(case: dict[str, Any]) -> None:
+    assert case["future"] != case["packed"]
+    assert Query.from_map(unpack(case["future"], CONTROL_LIMITS)) == parse_query(case["typed"], case["where"])
+
+
+@pytest.mark.parametrize("case", QUERIES["queries"], ids=lambda case: case["name"])
+def test_query_matches_the_golden_agents(case: dict[str, Any]) -> None:
+    query = parse_query(case["typed"], case["where"])
+    agents = {
+        name: replace(golden_record(), capabilities=tuple(CapabilityClaim(*claim) for claim in claims))
+        for name, claims in QUERIES["agents"].items()
+    }
+
+    assert [name for name, record in agents.items() if query.matches(record)] == case["matches"]
 
 
 # Messages of the overlay
