@@ -22,6 +22,8 @@ from dht.config import MAX_AGENT_RECORD_SIZE_BYTES, RecordConfig
 from dht.contact import MAX_ADDRESSES
 from dht.exceptions import RecordRefused
 from dht.records import (
+    LAST_SEQ,
+    MAX_INT,
     Envelope,
     Gone,
     RecordKind,
@@ -103,6 +105,37 @@ class AgentRecord:
         """The names under which searchers find this record: capabilities and all their ancestors, sorted."""
         names = {claim.name for claim in self.capabilities}
         return tuple(sorted(names.union(*(ancestors(name) for name in names))))
+
+    def withdrawn(self, *, seq: int, issued_ms: int) -> AgentRecord:
+        """The tombstone that takes this record's place: "not now". `seq` is above this one's.
+
+        It lists the same capabilities, and nothing else, so that it is found in every place of the record and needs no
+        more room; it lives as long as the record would. Raises ConfigError for a `seq` that is not above, and for a
+        record that is over at `issued_ms`.
+        """
+        if seq <= self.seq:
+            raise ConfigError(f"what takes the place of a record has a seq above its {self.seq}, not {seq}")
+        return self._emptied(seq=seq, issued_ms=issued_ms, expires_ms=self.expires_ms, gone=Gone.NOW)
+
+    def revoked(self, *, issued_ms: int) -> AgentRecord:
+        """The final tombstone of this record's key: nothing it signs is ever stored again in this record's places."""
+        return self._emptied(seq=LAST_SEQ, issued_ms=issued_ms, expires_ms=MAX_INT, gone=Gone.FINAL)
+
+    def _emptied(self, *, seq: int, issued_ms: int, expires_ms: int, gone: Gone) -> AgentRecord:
+        return AgentRecord(
+            public_key=self.public_key,
+            seq=seq,
+            issued_ms=issued_ms,
+            expires_ms=expires_ms,
+            network_id=self.network_id,
+            addresses=(),
+            reach=Reach.NONE,
+            name="",
+            role="",
+            description="",
+            capabilities=tuple(CapabilityClaim(claim.name) for claim in self.capabilities),
+            gone=gone,
+        )
 
     def seal(self, identity: Identity) -> bytes:
         """The signed envelope. Raises ConfigError for another's identity and for too large a record."""

@@ -319,3 +319,34 @@ def test_what_a_body_says_of_being_gone_is_read_or_malformed(word: Any):
         assert refusal_of(sealed(BODY | {"gone": word})) == Refusal.MALFORMED
     else:
         assert read(sealed(BODY | {"gone": word})).gone is Gone.NOW
+
+
+@given(st.lists(CLAIMS, max_size=5, unique_by=lambda claim: claim.name), st.text(max_size=20))
+def test_a_withdrawal_is_found_where_the_record_was_lives_as_long_and_is_no_larger(
+    claims: list[CapabilityClaim], description: str
+):
+    record = replace(RECORD, capabilities=tuple(claims), description=description)
+
+    gone = read(record.withdrawn(seq=8, issued_ms=NOW_MS + 5).seal(OWNER), unix_ms=NOW_MS + 5)
+
+    assert (gone.gone, gone.seq, gone.owner) == (Gone.NOW, 8, record.owner)
+    assert (gone.issued_ms, gone.expires_ms) == (NOW_MS + 5, record.expires_ms)
+    assert gone.indexed_names() == record.indexed_names()
+    assert len(gone.seal(OWNER)) <= len(record.seal(OWNER))
+
+
+def test_a_withdrawal_needs_a_larger_number_and_a_record_that_lives():
+    with pytest.raises(ConfigError, match="above its 7, not 7"):
+        RECORD.withdrawn(seq=7, issued_ms=NOW_MS)
+    with pytest.raises(ConfigError, match="expires after it was issued"):
+        RECORD.withdrawn(seq=8, issued_ms=RECORD.expires_ms)
+
+
+def test_a_revocation_is_final_and_is_found_where_the_record_was():
+    final = RECORD.revoked(issued_ms=NOW_MS + 5)
+
+    read_back = read(final.seal(OWNER), unix_ms=NOW_MS + 10**12)
+
+    assert read_back == final
+    assert (final.gone, final.seq, final.expires_ms) == (Gone.FINAL, LAST_SEQ, LAST_SEQ)
+    assert final.indexed_names() == RECORD.indexed_names()
