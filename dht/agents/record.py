@@ -5,7 +5,8 @@ Pure. Owns the bounds of a record and its body on the wire, a MsgPack map:
     key, seq, issued, expires, network, addresses, reach, name, role, description,
     capabilities: [[name, version, attributes, digest, ...], ...], [gone]
 
-Times are Unix milliseconds. Unknown keys and trailing elements are ignored here and stay in the signed bytes.
+Times are Unix milliseconds. Of a record that was renewed `seq`, `issued` and `expires` are those of the renewal
+(`renewal.py`). Unknown keys and trailing elements are ignored here and stay in the signed bytes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from enum import StrEnum
 from typing import Any
 
 from dht.agents.claim import CapabilityClaim
+from dht.agents.renewal import renewed_body
 from dht.agents.versions import MAX_VERSION_CHARS, read_version
 from dht.config import MAX_AGENT_RECORD_SIZE_BYTES, RecordConfig
 from dht.contact import MAX_ADDRESSES
@@ -208,7 +210,7 @@ def read_agent_record(envelope: bytes, *, network_id: bytes, unix_ms: int, confi
 def decode_agent_record(envelope: Envelope, *, network_id: bytes, unix_ms: int, config: RecordConfig) -> AgentRecord:
     """As `read_agent_record` of an opened envelope, with the signature left to check."""
     check_size(envelope.data, config.max_agent_record_bytes)
-    body = read_body(envelope, network_id)
+    body = renewed_body(read_body(envelope, network_id), envelope)
     check_times(body, unix_ms, gone=read_gone(body), max_life_s=config.max_lease_s, max_future_s=config.max_future_s)
     try:
         return _decode_body(body)

@@ -26,7 +26,7 @@ from dht import (
     sqlite_store,
     values,
 )
-from dht.agents import claim, index, query, record, versions, where
+from dht.agents import claim, index, query, record, renewal, versions, where
 from dht.config import DHTConfig, DialConfig, HealthConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
@@ -54,6 +54,7 @@ MODULES = (
     records,
     recovery,
     region,
+    renewal,
     replication,
     responder,
     round_trips,

@@ -18,6 +18,7 @@ import pytest
 from dht.agents.index import capability_key, capability_root, check_belongs, provider_prefix, shard_key
 from dht.agents.query import Query, parse_query
 from dht.agents.record import AgentRecord, CapabilityClaim, Reach, read_agent_record
+from dht.agents.renewal import Renewal, read_renewal, with_renewal
 from dht.config import RecordConfig
 from dht.exceptions import RecordRefused
 from dht.messages import (
@@ -388,6 +389,45 @@ def test_golden_withdrawal_is_read_as_a_tombstone_of_its_agent(envelope: str) ->
 
     assert (record.gone, record.owner, record.seq) == (Gone.NOW, RECORDS["owner"], golden["body_fields"]["seq"])
     assert record.seal(Identity.from_seed(RECORDS["identity_seed"])) == golden["envelope"]
+
+
+RENEWAL = RECORDS["renewal"]
+
+
+def test_golden_renewal_is_sealed_and_put_beside_its_record() -> None:
+    fields, record = RENEWAL["body_fields"], RECORDS["agent_record"]["envelope"]
+    identity = Identity.from_seed(RECORDS["identity_seed"])
+    times = {"seq": fields["seq"], "issued_ms": fields["issued"], "expires_ms": fields["expires"]}
+
+    renewal = Renewal.of(record, **times)
+
+    assert (renewal.public_key, renewal.digest) == (fields["key"], fields["digest"])
+    assert renewal.seal(identity) == RENEWAL["alone"]
+    assert unpack(RENEWAL["alone"], CONTROL_LIMITS) == [RENEWAL["body"], RENEWAL["signature"]]
+    assert unpack(RENEWAL["body"], CONTROL_LIMITS) == fields
+    assert identity.sign(b"synapse-record:v1:renewal:", RENEWAL["body"]) == RENEWAL["signature"]
+    assert sha256(RECORDS["agent_record"]["body"]).digest() == fields["digest"]
+    assert with_renewal(record, RENEWAL["alone"]) == RENEWAL["envelope"]
+    assert read_renewal(RENEWAL["alone"]) == read_renewal(RENEWAL["future_alone"]) == renewal
+
+
+@pytest.mark.parametrize("envelope", ["envelope", "future"])
+def test_golden_record_that_was_renewed_has_the_number_and_times_of_the_renewal(envelope: str) -> None:
+    fields = RENEWAL["body_fields"]
+
+    record = READER.read(RENEWAL[envelope], RENEWAL["unix_ms"])
+
+    assert record == replace(
+        golden_record(), seq=fields["seq"], issued_ms=fields["issued"], expires_ms=fields["expires"]
+    )
+
+
+@pytest.mark.parametrize("case", RENEWAL["refused"], ids=lambda case: case["name"])
+def test_golden_bad_renewal_spoils_its_record(case: dict[str, Any]) -> None:
+    with pytest.raises(RecordRefused) as refused:
+        READER.read(case["envelope"], RENEWAL["unix_ms"])
+
+    assert refused.value.reason == case["refusal"]
 
 
 @pytest.mark.parametrize("case", RECORDS["refused_values"], ids=lambda case: case["name"])
