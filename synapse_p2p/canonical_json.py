@@ -15,6 +15,7 @@ from synapse_p2p.exceptions import ConfigError
 MAX_DEPTH = 64
 """Lists and maps in each other: twice what travels. A value that holds itself ends here too."""
 _MAX_EXACT_INT = 2**53
+_quoted = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder for each text
 _MAX_PLAIN_DIGITS, _MAX_LEADING_ZEROS = 21, 6  # ECMAScript, Number::toString: beyond them there is an exponent
 
 
@@ -31,7 +32,7 @@ def canonical_json(value: Any) -> bytes:
 def _write(value: Any, pieces: list[str], depth_left: int) -> None:
     match value:
         case None | bool() | str():
-            pieces.append(json.dumps(value, ensure_ascii=False))
+            pieces.append(_quoted(value))
         case int() | float():
             pieces.append(_number(value))
         case list() | tuple():
@@ -50,7 +51,7 @@ def _write_all(members: Any, brackets: str, pieces: list[str], depth_left: int) 
         raise ConfigError(f"this value is more than {MAX_DEPTH} lists and maps deep")
     separator = brackets[0]
     for key, item in members:
-        pieces.append(separator if key is None else f"{separator}{json.dumps(key, ensure_ascii=False)}:")
+        pieces.append(separator if key is None else f"{separator}{_quoted(key)}:")
         _write(item, pieces, depth_left - 1)
         separator = ","
     pieces.append(brackets[1] if separator == "," else brackets)

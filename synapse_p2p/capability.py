@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ _SEGMENT = re.compile(r"[a-z0-9._-]+")
 _WRONG_CHARACTERS = re.compile(r"[^a-z0-9._/-]")
 
 Scalar: TypeAlias = str | int | float | bool
-Attributes: TypeAlias = Mapping[str, Scalar | list[Scalar] | tuple[Scalar, ...]]
+Attributes: TypeAlias = Mapping[str, Scalar | Sequence[Scalar]]
 
 
 @dataclass(slots=True)

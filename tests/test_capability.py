@@ -39,6 +39,10 @@ def test_spellings_of_one_name_become_one(written: str, normal: str):
         ("code review", "' '"),
         ("überprüfung", "'ü'"),
         ("a" * 129, "more than 128"),
+        ("a" * 1024, "more than 128"),
+        ("a\0b", r"'\x00'"),
+        ("\u0441ode", "'\u0441'"),  # a Cyrillic letter that looks like c
+        ("*", "'*'"),
         ("\ufdfa", "contains"),
         (7, "text, not int"),
     ],
