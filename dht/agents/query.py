@@ -90,7 +90,7 @@ class Query:
     def matches(self, record: AgentRecord) -> bool:
         """Whether this agent has it all. Tombstones are not for queries: let them through.
 
-        Cost: about 1 us, and for records made to be slow at most 0.3 ms.
+        Cost: 0.3 us for a name, 2 us with three conditions; 0.2 ms where query and record are made to be slow.
         """
         claims: Sequence[CapabilityClaim] = record.capabilities
         if self.where:
