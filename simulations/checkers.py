@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from dht.config import RecordConfig
 from dht.exceptions import RecordRefused
 from dht.keyspace import Key
-from dht.records import LABELS, RecordKind, open_envelope
+from dht.records import LABELS, RENEWAL_LABEL, RecordKind, open_envelope
 from dht.store import MemoryRecordStore
 from simulations.history import Accepted, Acknowledged, History
 from synapse_p2p.exceptions import InvalidMessageError, SynapseError
@@ -140,7 +140,11 @@ class Signatures:
             envelope = open_envelope(record.envelope, self._config.max_agent_record_bytes)
             body = unpack(envelope.body, CONTROL_LIMITS)
             is_signed = verify(body["key"], LABELS[RecordKind.AGENT], envelope.body, envelope.signature)
-            return is_signed and node_id_of(body["key"]) == record.owner and body["seq"] == record.seq
+            seq = body["seq"]
+            if (renewal := envelope.renewal) is not None:
+                is_signed = is_signed and verify(body["key"], RENEWAL_LABEL, renewal.body, renewal.signature)
+                seq = unpack(renewal.body, CONTROL_LIMITS)["seq"]
+            return is_signed and node_id_of(body["key"]) == record.owner and seq == record.seq
         except (RecordRefused, InvalidMessageError, KeyError, TypeError):
             return False
 

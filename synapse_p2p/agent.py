@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from synapse_p2p.capability import AgentCapability
+from synapse_p2p.capability import AgentCapability, Attributes
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import Endpoint, EndpointMetadata, RefusedError
 from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError
@@ -66,7 +66,7 @@ class AgentNode(Server):
         self.name = name
         self.role = role
         self.description = description
-        self.capabilities = [_as_capability(capability) for capability in capabilities or ()]
+        self.capabilities = _as_capabilities(capabilities or ())
         # A swarm chooses a port by itself where the user did not.
         self.bind_given = "address" in server_options or "port" in server_options
         self._swarm: Any = None
@@ -96,16 +96,40 @@ class AgentNode(Server):
         description: str = "",
         input_schema: dict[str, Any] | None = None,
         output_schema: dict[str, Any] | None = None,
+        version: str = "",
+        attributes: Attributes | None = None,
     ) -> AgentCapability:
         """Add a capability, and return it.
 
         Tasks and answers have to fit its schemas, as `TaskChecks` has it. Raises ConfigError for a schema that is none,
         where the extra `schema` is installed.
         """
-        capability = AgentCapability(name, description, input_schema or {}, output_schema or {})
+        capability = AgentCapability(
+            name, description, input_schema or {}, output_schema or {}, version, attributes or {}
+        )
         self._task_checks = TaskChecks([*self.capabilities, capability])
         self.capabilities.append(capability)
         return capability
+
+    async def set_capabilities(self, capabilities: Sequence[str | AgentCapability]) -> None:
+        """From now on this agent can do these things and no others.
+
+        Tasks are checked by them at once; those that run go on as they began. In a swarm it returns when others find
+        the agent by them. Raises ConfigError as the constructor does, and for what the swarm cannot tell others of;
+        then nothing has changed.
+        """
+        before = self.capabilities, self._task_checks
+        new = _as_capabilities(capabilities)
+        self._task_checks = TaskChecks(new)
+        self.capabilities = new
+        if self._swarm is None:
+            return
+        try:
+            await self._swarm.on_capabilities_changed()
+        except ConfigError:
+            if self.capabilities is new:  # else they were set again meanwhile
+                self.capabilities, self._task_checks = before
+            raise
 
     def task_handler(self, function: TaskHandlerT) -> TaskHandlerT:
         """Decorator: the function that does the work, called with the task and a context map; the latest one counts.
@@ -241,5 +265,7 @@ def _contract_of_task(endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-def _as_capability(capability: str | AgentCapability) -> AgentCapability:
-    return AgentCapability(capability) if isinstance(capability, str) else capability
+def _as_capabilities(capabilities: Sequence[str | AgentCapability]) -> list[AgentCapability]:
+    if isinstance(capabilities, str):
+        raise ConfigError(f"capabilities are a list: write [{capabilities!r}]")
+    return [AgentCapability(each) if isinstance(each, str) else each for each in capabilities]

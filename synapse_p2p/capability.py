@@ -1,35 +1,61 @@
-"""What an agent can do: the descriptor it answers with, and the rule for names.
+"""What an agent can do: the descriptor it answers with, the rule for names, and the digest of schemas.
 
 Owns the spelling of a capability. Pure: under which keys one is stored is the overlay's business.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+from synapse_p2p.canonical_json import canonical_json
 from synapse_p2p.exceptions import ConfigError
 
 MAX_NAME_BYTES = 128
 MAX_SEGMENTS = 4
+SCHEMAS_LABEL = b"synapse-schemas:v1:"
 
 _SEGMENT = re.compile(r"[a-z0-9._-]+")
 _WRONG_CHARACTERS = re.compile(r"[^a-z0-9._/-]")
+
+Scalar: TypeAlias = str | int | float | bool
+Attributes: TypeAlias = Mapping[str, Scalar | Sequence[Scalar]]
 
 
 @dataclass(slots=True)
 class AgentCapability:
     """One thing an agent can do, with the JSON Schemas of what goes in and out; an empty schema allows all.
 
-    The name is kept as written: an agent that joins no swarm may call it anything. A swarm normalises it.
+    `version` is a semantic one, as in "2.1.0", or empty. `attributes` are what others may search by: text, numbers,
+    bools, and short lists of those, as in `{"tier": "gold", "price": 0.5, "lang": ["de", "en"]}`. All is kept as
+    written: an agent that joins no swarm may say anything here. A swarm normalises names and versions, and takes what
+    fits a record (`dht.agents.claim`).
     """
 
     name: str
     description: str = ""
     input_schema: dict[str, Any] = field(default_factory=dict)
     output_schema: dict[str, Any] = field(default_factory=dict)
+    version: str = ""
+    attributes: Attributes = field(default_factory=dict)
+
+    def schema_digest(self) -> bytes:
+        """32 bytes that stand for both schemas, whoever computes them; none where both are empty.
+
+        SHA-256 of the label and the canonical JSON of `{"input": ..., "output": ...}`. Raises ConfigError for a schema
+        that JSON cannot say.
+        """
+        if not self.input_schema and not self.output_schema:
+            return b""
+        try:
+            schemas = canonical_json({"input": self.input_schema, "output": self.output_schema})
+        except ConfigError as error:
+            raise ConfigError(f"a schema of capability {self.name!r} is no JSON: {error}") from error
+        return hashlib.sha256(SCHEMAS_LABEL + schemas).digest()
 
 
 def normalize_capability(name: str) -> str:

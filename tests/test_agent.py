@@ -50,7 +50,13 @@ async def serving(agent: AgentNode) -> AsyncIterator[Client]:
 
 @pytest.mark.parametrize("prefix", ["_agent.", "_node."])
 async def test_an_agent_says_who_it_is_and_what_it_can_do(prefix: str):
-    described = AgentCapability("code-review", description="Reviews code", input_schema={"type": "object"})
+    described = AgentCapability(
+        "code-review",
+        description="Reviews code",
+        input_schema={"type": "object"},
+        version="2.1.0",
+        attributes={"price": 0.5, "lang": ("de", "en")},
+    )
     agent = make_agent(description="Reviews Python code", capabilities=["python", described])
 
     async with serving(agent) as client:
@@ -61,12 +67,21 @@ async def test_an_agent_says_who_it_is_and_what_it_can_do(prefix: str):
             "capabilities": ["python", "code-review"],
         }
         assert await client.call(prefix + "capabilities") == [
-            {"name": "python", "description": "", "input_schema": {}, "output_schema": {}},
+            {
+                "name": "python",
+                "description": "",
+                "input_schema": {},
+                "output_schema": {},
+                "version": "",
+                "attributes": {},
+            },
             {
                 "name": "code-review",
                 "description": "Reviews code",
                 "input_schema": {"type": "object"},
                 "output_schema": {},
+                "version": "2.1.0",
+                "attributes": {"price": 0.5, "lang": ["de", "en"]},
             },
         ]
 
@@ -74,9 +89,90 @@ async def test_an_agent_says_who_it_is_and_what_it_can_do(prefix: str):
 def test_a_capability_can_be_added_later():
     agent = make_agent(capabilities=["python"])
 
-    added = agent.capability("code-review", description="Reviews code")
+    added = agent.capability("code-review", description="Reviews code", version="2.1", attributes={"tier": "gold"})
 
     assert agent.capabilities == [AgentCapability("python"), added]
+    assert added == AgentCapability("code-review", "Reviews code", version="2.1", attributes={"tier": "gold"})
+
+
+async def test_capabilities_are_set_anew_while_the_agent_runs():
+    agent = make_agent(capabilities=["python"])
+    agent.task_handler(lambda task, context: context["diff"])
+    review = AgentCapability("review", input_schema={"type": "object", "required": ["diff"]})
+
+    async with serving(agent) as client:
+        before = await client.call("_agent.info")
+        await agent.set_capabilities([review, "rust"])
+        await agent.set_capabilities([review])
+        after = await client.call("_agent.info")
+        with pytest.raises(RemoteError, match="does not fit its schema"):
+            await client.call("_agent.ask", "go", {})
+        answer = await client.call("_agent.ask", "go", {"diff": 1})
+
+    assert (before["capabilities"], after["capabilities"], answer) == (["python"], ["review"], 1)
+
+
+async def test_a_list_that_cannot_be_set_changes_nothing():
+    agent = make_agent(capabilities=["python"])
+
+    with pytest.raises(ConfigError, match="no valid JSON Schema"):
+        await agent.set_capabilities(["rust", AgentCapability("review", input_schema={"type": "text"})])
+
+    assert agent.capabilities == [AgentCapability("python")]
+
+
+async def test_one_name_is_no_list_of_capabilities():
+    agent = make_agent()
+
+    with pytest.raises(ConfigError, match="write \\['python'\\]"):
+        await agent.set_capabilities("python")
+    with pytest.raises(ConfigError, match="are a list"):
+        make_agent(capabilities="python")
+
+    assert agent.capabilities == []
+
+
+class TellingSwarm:
+    """What an agent asks of its swarm: to tell others of its capabilities, as the last of which `none` is refused."""
+
+    def __init__(self, agent: AgentNode) -> None:
+        self.agent = agent
+        self.told: list[list[str]] = []
+        self.may_go_on = asyncio.Event()
+
+    async def on_capabilities_changed(self) -> None:
+        names = [capability.name for capability in self.agent.capabilities]
+        self.told.append(names)
+        if names[-1] == "none":
+            await self.may_go_on.wait()
+            raise ConfigError("a swarm cannot tell of this")
+
+
+async def test_a_swarm_tells_others_of_the_capabilities_that_are_set():
+    agent = make_agent(capabilities=["python"])
+    swarm = agent._swarm = TellingSwarm(agent)
+    swarm.may_go_on.set()
+
+    await agent.set_capabilities(["rust"])
+    with pytest.raises(ConfigError, match="cannot tell"):
+        await agent.set_capabilities(["go", "none"])
+
+    assert swarm.told == [["rust"], ["go", "none"]]
+    assert agent.capabilities == [AgentCapability("rust")]
+
+
+async def test_capabilities_set_meanwhile_stay_where_others_are_refused():
+    agent = make_agent(capabilities=["python"])
+    swarm = agent._swarm = TellingSwarm(agent)
+
+    refused = asyncio.create_task(agent.set_capabilities(["none"]))
+    await asyncio.sleep(0)
+    await agent.set_capabilities(["rust"])
+    swarm.may_go_on.set()
+
+    with pytest.raises(ConfigError):
+        await refused
+    assert agent.capabilities == [AgentCapability("rust")]
 
 
 @pytest.mark.parametrize("prefix", ["_agent.", "_node."])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import re
 
 import pytest
@@ -38,6 +39,10 @@ def test_spellings_of_one_name_become_one(written: str, normal: str):
         ("code review", "' '"),
         ("überprüfung", "'ü'"),
         ("a" * 129, "more than 128"),
+        ("a" * 1024, "more than 128"),
+        ("a\0b", r"'\x00'"),
+        ("\u0441ode", "'\u0441'"),  # a Cyrillic letter that looks like c
+        ("*", "'*'"),
         ("\ufdfa", "contains"),
         (7, "text, not int"),
     ],
@@ -88,3 +93,43 @@ def test_descriptors_do_not_share_their_schemas():
     first.input_schema["type"] = "object"
 
     assert second.input_schema == {}
+
+
+def test_what_is_new_in_a_descriptor_comes_after_what_was_there():
+    capability = AgentCapability("a", "described", {"type": "object"}, {}, "1.2", {"lang": ["de", "en"]})
+
+    assert capability == AgentCapability(
+        "a", description="described", input_schema={"type": "object"}, version="1.2", attributes={"lang": ["de", "en"]}
+    )
+
+
+# The digest of schemas
+
+DIFF = {"type": "object", "properties": {"diff": {"type": "string"}}, "required": ["diff"]}
+
+
+def test_a_capability_without_schemas_has_no_digest():
+    assert AgentCapability("a", "described", version="1.0", attributes={"tier": "gold"}).schema_digest() == b""
+
+
+def test_the_digest_is_of_both_schemas_and_of_nothing_else():
+    first = AgentCapability("a", "described", DIFF, {"type": "string"}, version="1.0", attributes={"tier": "gold"})
+    turned = {"required": ["diff"], "type": "object", "properties": {"diff": {"type": "string"}}}
+
+    assert len(first.schema_digest()) == 32
+    assert AgentCapability("b", "", turned, {"type": "string"}).schema_digest() == first.schema_digest()
+    assert AgentCapability("a", "", {"type": "string"}, DIFF).schema_digest() != first.schema_digest()
+    assert AgentCapability("a", "", DIFF).schema_digest() != AgentCapability("a", "", {}, DIFF).schema_digest()
+
+
+def test_the_digest_is_that_of_the_text_in_the_specification():
+    capability = AgentCapability("a", "", {"minLength": 1.0, "type": "string"})
+    text = b'synapse-schemas:v1:{"input":{"minLength":1,"type":"string"},"output":{}}'
+
+    assert capability.schema_digest() == hashlib.sha256(text).digest()
+
+
+@pytest.mark.parametrize("schema", [{"const": float("nan")}, {"const": b"x"}, {1: "x"}], ids=str)
+def test_a_schema_that_json_cannot_say_has_no_digest(schema: dict):
+    with pytest.raises(ConfigError, match="a schema of capability 'a' is no JSON"):
+        AgentCapability("a", input_schema=schema).schema_digest()

@@ -266,6 +266,11 @@ async def test_classes_travel_over_a_session_too():
 # Agents
 
 
+def described(name: str, **said: Any) -> dict[str, Any]:
+    empty = {"description": "", "input_schema": {}, "output_schema": {}, "version": "", "attributes": {}}
+    return {"name": name, **empty, **said}
+
+
 async def test_an_ask_is_described_with_what_the_task_handler_takes_and_with_the_capabilities():
     agent = make_agent(capabilities=["python"])
     agent.capability("code-review", description="Reviews code", input_schema={"type": "object"})
@@ -285,13 +290,8 @@ async def test_an_ask_is_described_with_what_the_task_handler_takes_and_with_the
         assert contract["order"] == ["task", "context"]
         assert contract["returns"] == {"type": "array", "items": {"type": "string"}}
         assert contract["capabilities"] == [
-            {"name": "python", "description": "", "input_schema": {}, "output_schema": {}},
-            {
-                "name": "code-review",
-                "description": "Reviews code",
-                "input_schema": {"type": "object"},
-                "output_schema": {},
-            },
+            described("python"),
+            described("code-review", description="Reviews code", input_schema={"type": "object"}),
         ]
     assert answer == ["review", "python"]
 

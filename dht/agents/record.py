@@ -5,22 +5,26 @@ Pure. Owns the bounds of a record and its body on the wire, a MsgPack map:
     key, seq, issued, expires, network, addresses, reach, name, role, description,
     capabilities: [[name, version, attributes, digest, ...], ...], [gone]
 
-Times are Unix milliseconds. Unknown keys and trailing elements are ignored here and stay in the signed bytes.
+Times are Unix milliseconds. Of a record that was renewed `seq`, `issued` and `expires` are those of the renewal
+(`renewal.py`). Unknown keys and trailing elements are ignored here and stay in the signed bytes.
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any
 
+from dht.agents.claim import CapabilityClaim
+from dht.agents.renewal import renewed_body
+from dht.agents.versions import MAX_VERSION_CHARS, read_version
 from dht.config import MAX_AGENT_RECORD_SIZE_BYTES, RecordConfig
 from dht.contact import MAX_ADDRESSES
 from dht.exceptions import RecordRefused
 from dht.records import (
+    LAST_SEQ,
     MAX_INT,
     Envelope,
     Gone,
@@ -35,27 +39,20 @@ from dht.records import (
     seal,
     version_fault,
 )
-from synapse_p2p.capability import ancestors, normalize_capability
+from synapse_p2p.capability import ancestors
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.identity import PUBLIC_KEY_SIZE_BYTES, Identity, NodeID, node_id_of
 from synapse_p2p.protocol.wire import pack
 from synapse_p2p.transport.base import is_literal_address
 
 NETWORK_ID_SIZE_BYTES = 16
-DIGEST_SIZE_BYTES = 32
 MAX_NAME_CHARS = 64
 MAX_ROLE_CHARS = 64
 MAX_DESCRIPTION_CHARS = 200
-MAX_VERSION_CHARS = 32
 MAX_CAPABILITIES = 16
 MAX_CAPABILITY_KEYS = 32
 """Distinct names an agent is stored under: its capabilities and all their ancestors."""
-MAX_ATTRIBUTES = 8
-MAX_ATTRIBUTE_CHARS = 64
-"""Of an attribute's name, and of its value where that is text."""
 MAX_REMEMBERED_OWNERS = 4096  # whose newest version a searcher remembers
-
-Scalar: TypeAlias = str | int | float | bool
 
 
 class Reach(StrEnum):
@@ -63,35 +60,6 @@ class Reach(StrEnum):
 
     DIRECT = "direct"  # dial one of its addresses
     NONE = "none"  # it cannot be dialed; only who holds a session with it reaches it
-
-
-@dataclass(frozen=True, slots=True)
-class CapabilityClaim:
-    """One thing an agent says it can do. `digest` is SHA-256 of its schemas, or empty where it has none.
-
-    Raises ConfigError for a name that is not in its normal form, and for anything over its bound.
-    """
-
-    name: str
-    version: str = ""
-    attributes: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
-    digest: bytes = b""
-
-    def __post_init__(self) -> None:
-        normal = normalize_capability(self.name)
-        if normal != self.name:
-            raise ConfigError(f"capability {self.name!r} is not in its normal form; write {normal!r}")
-        _check_length(f"the version of {self.name!r}", self.version, MAX_VERSION_CHARS)
-        if len(self.digest) not in (0, DIGEST_SIZE_BYTES):
-            raise ConfigError(
-                f"the digest of {self.name!r} has {len(self.digest)} bytes, not {DIGEST_SIZE_BYTES} or none"
-            )
-        if len(self.attributes) > MAX_ATTRIBUTES:
-            raise ConfigError(
-                f"{self.name!r} has {len(self.attributes)} attributes; at most {MAX_ATTRIBUTES} fit a record"
-            )
-        for key, value in self.attributes.items():
-            _check_attribute(self.name, key, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +107,37 @@ class AgentRecord:
         """The names under which searchers find this record: capabilities and all their ancestors, sorted."""
         names = {claim.name for claim in self.capabilities}
         return tuple(sorted(names.union(*(ancestors(name) for name in names))))
+
+    def withdrawn(self, *, seq: int, issued_ms: int) -> AgentRecord:
+        """The tombstone that takes this record's place: "not now". `seq` is above this one's.
+
+        It lists the same capabilities, and nothing else, so that it is found in every place of the record and needs no
+        more room; it lives as long as the record would. Raises ConfigError for a `seq` that is not above, and for a
+        record that is over at `issued_ms`.
+        """
+        if seq <= self.seq:
+            raise ConfigError(f"what takes the place of a record has a seq above its {self.seq}, not {seq}")
+        return self._emptied(seq=seq, issued_ms=issued_ms, expires_ms=self.expires_ms, gone=Gone.NOW)
+
+    def revoked(self, *, issued_ms: int) -> AgentRecord:
+        """The final tombstone of this record's key: nothing it signs is ever stored again in this record's places."""
+        return self._emptied(seq=LAST_SEQ, issued_ms=issued_ms, expires_ms=MAX_INT, gone=Gone.FINAL)
+
+    def _emptied(self, *, seq: int, issued_ms: int, expires_ms: int, gone: Gone) -> AgentRecord:
+        return AgentRecord(
+            public_key=self.public_key,
+            seq=seq,
+            issued_ms=issued_ms,
+            expires_ms=expires_ms,
+            network_id=self.network_id,
+            addresses=(),
+            reach=Reach.NONE,
+            name="",
+            role="",
+            description="",
+            capabilities=tuple(CapabilityClaim(claim.name) for claim in self.capabilities),
+            gone=gone,
+        )
 
     def seal(self, identity: Identity) -> bytes:
         """The signed envelope. Raises ConfigError for another's identity and for too large a record."""
@@ -188,9 +187,7 @@ class AgentRecord:
             "name": self.name,
             "role": self.role,
             "description": self.description,
-            "capabilities": [
-                [claim.name, claim.version, dict(claim.attributes), claim.digest] for claim in self.capabilities
-            ],
+            "capabilities": [claim.to_list() for claim in self.capabilities],
         }
         if self.gone is not None:
             body["gone"] = str(self.gone)
@@ -213,7 +210,7 @@ def read_agent_record(envelope: bytes, *, network_id: bytes, unix_ms: int, confi
 def decode_agent_record(envelope: Envelope, *, network_id: bytes, unix_ms: int, config: RecordConfig) -> AgentRecord:
     """As `read_agent_record` of an opened envelope, with the signature left to check."""
     check_size(envelope.data, config.max_agent_record_bytes)
-    body = read_body(envelope, network_id)
+    body = renewed_body(read_body(envelope, network_id), envelope)
     check_times(body, unix_ms, gone=read_gone(body), max_life_s=config.max_lease_s, max_future_s=config.max_future_s)
     try:
         return _decode_body(body)
@@ -249,7 +246,9 @@ def _decode_reach(text: str) -> Reach:
 def _decode_claim(value: Any) -> CapabilityClaim:
     match value:
         case [str() as name, str() as version, dict() as attributes, bytes() as digest, *_]:
-            return CapabilityClaim(name, version, attributes, digest)
+            if len(version) > MAX_VERSION_CHARS:
+                raise RecordRefused(Refusal.MALFORMED, f"a version has at most {MAX_VERSION_CHARS} characters")
+            return CapabilityClaim(name, read_version(version), attributes, digest)
     raise RecordRefused(Refusal.MALFORMED, "a capability is [name, version, attributes, digest]")
 
 
@@ -276,21 +275,6 @@ class NewestSeen:
         if len(self._seqs) > self._max_owners:
             self._seqs.popitem(last=False)
         return record.seq >= known
-
-
-def _check_attribute(capability: str, key: Any, value: Any) -> None:
-    if type(key) is not str or len(key) > MAX_ATTRIBUTE_CHARS:
-        raise ConfigError(f"an attribute's name is text of at most {MAX_ATTRIBUTE_CHARS} characters ({capability!r})")
-    if type(value) not in (str, int, float, bool):
-        raise ConfigError(
-            f"attribute {key!r} of {capability!r} is {type(value).__name__}, not text, a number or a bool"
-        )
-    if type(value) is str and len(value) > MAX_ATTRIBUTE_CHARS:
-        raise ConfigError(f"attribute {key!r} of {capability!r} has more than {MAX_ATTRIBUTE_CHARS} characters")
-    if type(value) is int and not -MAX_INT <= value <= MAX_INT:
-        raise ConfigError(f"attribute {key!r} of {capability!r} is a number of more than 63 bits")
-    if type(value) is float and not math.isfinite(value):
-        raise ConfigError(f"attribute {key!r} of {capability!r} is {value}, and nothing compares with that")
 
 
 def _check_length(what: str, text: str, max_chars: int) -> None:

@@ -58,7 +58,9 @@ def offer_endpoints(agent: AgentNode) -> None:
 
 
 INFO = {"name": "Reviewer", "role": "reviewer", "description": "Reviews code.", "capabilities": ["python"]}
-CAPABILITIES = [{"name": "python", "description": "", "input_schema": {}, "output_schema": {}}]
+CAPABILITIES = [
+    {"name": "python", "description": "", "input_schema": {}, "output_schema": {}, "version": "", "attributes": {}}
+]
 RETURNED = [
     (("sum", 2, 3), {}, 5),
     (("sum", 2), {"b": 3, "scale": 2}, 10),

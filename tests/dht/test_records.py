@@ -6,9 +6,11 @@ from dht.exceptions import RecordRefused
 from dht.records import (
     LAST_SEQ,
     MAX_INT,
+    RENEWAL_LABEL,
     Gone,
     RecordKind,
     Refusal,
+    Signed,
     Verdicts,
     next_seq,
     open_envelope,
@@ -110,6 +112,31 @@ def test_a_signature_for_one_kind_is_none_for_another(kind: RecordKind):
         else:
             with pytest.raises(RecordRefused):
                 envelope.check_signature(OWNER.public_key)
+
+
+def test_a_renewal_is_two_more_elements_of_an_agent_record_and_of_nothing_else():
+    signature = OWNER.sign(RENEWAL_LABEL, b"renewal")
+    for kind in RecordKind:
+        _, body, signed = unpack(seal(kind, b"body", OWNER), CONTROL_LIMITS)
+        envelope = open_envelope(pack([int(kind), body, signed, b"renewal", signature, "later"]))
+
+        envelope.check_signature(OWNER.public_key)
+        is_renewed = envelope.renewal == Signed(b"synapse-record:v1:renewal:", b"renewal", signature)
+        assert is_renewed is (kind is RecordKind.AGENT)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_both_signatures_of_a_renewed_record_have_to_be_the_owners(wrong: int):
+    signers = [OWNER, OWNER]
+    signers[wrong] = STRANGER
+    labels = [b"synapse-record:v1:agent:", RENEWAL_LABEL]
+    first, second = (who.sign(label, b"body") for who, label in zip(signers, labels, strict=True))
+    envelope = open_envelope(pack([3, b"body", first, b"body", second]))
+    verdicts = Verdicts()
+
+    for check in (envelope.check_signature, lambda key: verdicts.check(envelope, key)):
+        with pytest.raises(RecordRefused):
+            check(OWNER.public_key)
 
 
 def test_verdicts_are_those_of_the_signatures_and_the_latest_are_remembered():

@@ -14,12 +14,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from dht.agents.claim import CapabilityClaim
+from dht.agents.record import AgentRecord, Reach
 from dht.config import RecordConfig
 from dht.exceptions import StoreDamaged
 from dht.quotas import OWN_GROUP, RECORD_OVERHEAD_BYTES
 from dht.records import LAST_SEQ, RecordKind, Refusal
 from dht.sqlite_store import SqliteRecordStore
 from dht.store import MemoryRecordStore, StoredRecord, life_left_s
+from synapse_p2p.identity import Identity
 from synapse_p2p.runtime import Runtime
 
 KEYS = [bytes([index]) * 32 for index in range(3)]
@@ -113,6 +116,78 @@ def test_a_final_tombstone_lives_on_with_every_copy_and_nothing_follows_it(make_
 
     assert refusal is Refusal.STALE
     assert [record.record for record in store.get(KEYS[0], 98.0)] == [b"final"]
+
+
+# What an agent takes back
+
+
+OWNER = Identity.from_seed(bytes(32))
+UNIX_MS = 1_800_000_000_000
+AGENT = AgentRecord(
+    public_key=OWNER.public_key, seq=5, issued_ms=UNIX_MS, expires_ms=UNIX_MS + 900_000, network_id=bytes(16),
+    addresses=("10.1.1.1:9000",), reach=Reach.DIRECT, name="Rita", role="reviewer", description="",
+    capabilities=(CapabilityClaim("python", "3.11.0"),),
+)  # fmt: skip
+
+
+def stored(record: AgentRecord) -> StoredRecord:
+    """As a storer keeps it that met it at time 0, UNIX_MS by its wall clock."""
+    life_s = min(RecordConfig().max_ttl_s, (record.expires_ms - UNIX_MS) / 1000)
+    is_gone = record.gone is not None
+    return StoredRecord(record.seal(OWNER), record.owner, record.seq, life_s, group="g", is_gone=is_gone)
+
+
+def test_a_withdrawn_agent_is_gone_until_it_publishes_anew(make_store):
+    store = make_store()
+    gone = AGENT.withdrawn(seq=6, issued_ms=UNIX_MS + 1)
+    again = replace(AGENT, seq=7, issued_ms=UNIX_MS + 2)
+    store.put(KEYS[0], stored(AGENT), 0.0)
+
+    answers = [store.put(KEYS[0], stored(record), 0.0) for record in (gone, AGENT, replace(AGENT, seq=6))]
+    is_gone = [record.is_gone for record in store.get(KEYS[0], 899.0)]
+    published = store.put(KEYS[0], stored(again), 0.0)
+
+    assert answers == [None, Refusal.STALE, Refusal.STALE]
+    assert is_gone == [True]
+    assert published is None
+    assert [record.seq for record in store.get(KEYS[0], 0.0)] == [7]
+
+
+def test_a_withdrawal_is_forgotten_when_the_record_would_have_been(make_store):
+    store = make_store()
+    store.put(KEYS[0], stored(AGENT), 0.0)
+    store.put(KEYS[0], stored(AGENT.withdrawn(seq=6, issued_ms=UNIX_MS + 1)), 0.0)
+
+    assert store.get(KEYS[0], 899.9) != []
+    assert store.get(KEYS[0], 900.0) == []
+
+
+def test_a_withdrawal_has_room_where_nothing_else_has(make_store):
+    store = make_store(RecordConfig(max_records_per_key=1, max_records_per_owner=1, max_records=1))
+    store.put(KEYS[0], stored(AGENT), 0.0)
+
+    assert store.put(KEYS[0], stored(AGENT.withdrawn(seq=6, issued_ms=UNIX_MS + 1)), 0.0) is None
+    assert store.put(KEYS[0], stored(AGENT.revoked(issued_ms=UNIX_MS + 1)), 0.0) is None
+    assert store.put(KEYS[0], a_record(), 0.0) is Refusal.FULL
+
+
+def test_nothing_follows_a_revoked_key(make_store):
+    store = make_store()
+    store.put(KEYS[0], stored(AGENT), 0.0)
+    final = stored(AGENT.revoked(issued_ms=UNIX_MS + 1))
+
+    refusals = [
+        store.put(KEYS[0], record, 0.0)
+        for record in (
+            final,
+            stored(replace(AGENT, seq=LAST_SEQ - 1)),
+            stored(AGENT.revoked(issued_ms=UNIX_MS + 2)),
+            replace(final, expires_at=999_999.0),
+        )
+    ]
+
+    assert refusals == [None, Refusal.STALE, Refusal.STALE, None]
+    assert [record.seq for record in store.get(KEYS[0], 999_998.0)] == [LAST_SEQ]
 
 
 def test_a_version_is_replaced_only_by_who_knows_it_where_that_is_asked(make_store):

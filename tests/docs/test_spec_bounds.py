@@ -26,7 +26,7 @@ from dht import (
     sqlite_store,
     values,
 )
-from dht.agents import index, record
+from dht.agents import claim, index, query, record, renewal, versions, where
 from dht.config import DHTConfig, DialConfig, HealthConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
@@ -39,6 +39,7 @@ MODULES = (
     base,
     capability,
     channel,
+    claim,
     contact,
     dial_policy,
     handshake,
@@ -46,12 +47,14 @@ MODULES = (
     lookup,
     messages,
     node,
+    query,
     quotas,
     reading,
     record,
     records,
     recovery,
     region,
+    renewal,
     replication,
     responder,
     round_trips,
@@ -60,6 +63,8 @@ MODULES = (
     spoken,
     sqlite_store,
     values,
+    versions,
+    where,
     wire,
 )
 CONFIGS = (

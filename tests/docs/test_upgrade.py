@@ -616,7 +616,8 @@ async def _() -> None:
 
     async with serving(agent) as client:
         assert await client.call("_agent.info") == information
-        assert await client.call("_agent.capabilities") == [descriptor]
+        [described] = await client.call("_agent.capabilities")
+        assert described == descriptor | {"version": "", "attributes": {}}
         refusal = await refusal_of(client.call("_agent.ask", "it", context={}))
     assert (refusal.code, str(refusal)) == ("failed", "no_task_handler: agent has no task handler")
 

@@ -8,13 +8,17 @@ In the files, text that begins with `hex:` stands for bytes.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dht.agents.index import capability_key, capability_root, check_belongs, provider_prefix, shard_key
+from dht.agents.query import Query, parse_query
 from dht.agents.record import AgentRecord, CapabilityClaim, Reach, read_agent_record
+from dht.agents.renewal import Renewal, read_renewal, with_renewal
 from dht.config import RecordConfig
 from dht.exceptions import RecordRefused
 from dht.messages import (
@@ -32,6 +36,8 @@ from dht.messages import (
 from dht.reading import RecordReader
 from dht.records import Gone, RecordKind, Verdicts, open_envelope, seal
 from dht.values import ImmutableRecord, MutableRecord
+from synapse_p2p.canonical_json import canonical_json
+from synapse_p2p.capability import AgentCapability
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import HandshakeFailed
 from synapse_p2p.identity import Identity, network_id_of, node_id_of
@@ -86,6 +92,8 @@ OPENINGS = [
     pytest.param(with_network_key(HANDSHAKE), id="network key"),
 ]
 RECORDS = load("records.json")
+CAPABILITIES = load("capabilities.json")
+QUERIES = load("queries.json")
 DHT_MESSAGES = load("dht_messages.json")
 
 
@@ -383,6 +391,45 @@ def test_golden_withdrawal_is_read_as_a_tombstone_of_its_agent(envelope: str) ->
     assert record.seal(Identity.from_seed(RECORDS["identity_seed"])) == golden["envelope"]
 
 
+RENEWAL = RECORDS["renewal"]
+
+
+def test_golden_renewal_is_sealed_and_put_beside_its_record() -> None:
+    fields, record = RENEWAL["body_fields"], RECORDS["agent_record"]["envelope"]
+    identity = Identity.from_seed(RECORDS["identity_seed"])
+    times = {"seq": fields["seq"], "issued_ms": fields["issued"], "expires_ms": fields["expires"]}
+
+    renewal = Renewal.of(record, **times)
+
+    assert (renewal.public_key, renewal.digest) == (fields["key"], fields["digest"])
+    assert renewal.seal(identity) == RENEWAL["alone"]
+    assert unpack(RENEWAL["alone"], CONTROL_LIMITS) == [RENEWAL["body"], RENEWAL["signature"]]
+    assert unpack(RENEWAL["body"], CONTROL_LIMITS) == fields
+    assert identity.sign(b"synapse-record:v1:renewal:", RENEWAL["body"]) == RENEWAL["signature"]
+    assert sha256(RECORDS["agent_record"]["body"]).digest() == fields["digest"]
+    assert with_renewal(record, RENEWAL["alone"]) == RENEWAL["envelope"]
+    assert read_renewal(RENEWAL["alone"]) == read_renewal(RENEWAL["future_alone"]) == renewal
+
+
+@pytest.mark.parametrize("envelope", ["envelope", "future"])
+def test_golden_record_that_was_renewed_has_the_number_and_times_of_the_renewal(envelope: str) -> None:
+    fields = RENEWAL["body_fields"]
+
+    record = READER.read(RENEWAL[envelope], RENEWAL["unix_ms"])
+
+    assert record == replace(
+        golden_record(), seq=fields["seq"], issued_ms=fields["issued"], expires_ms=fields["expires"]
+    )
+
+
+@pytest.mark.parametrize("case", RENEWAL["refused"], ids=lambda case: case["name"])
+def test_golden_bad_renewal_spoils_its_record(case: dict[str, Any]) -> None:
+    with pytest.raises(RecordRefused) as refused:
+        READER.read(case["envelope"], RENEWAL["unix_ms"])
+
+    assert refused.value.reason == case["refusal"]
+
+
 @pytest.mark.parametrize("case", RECORDS["refused_values"], ids=lambda case: case["name"])
 def test_golden_bad_value_is_refused_with_its_word(case: dict[str, Any]) -> None:
     with pytest.raises(RecordRefused) as refused:
@@ -416,6 +463,45 @@ def test_golden_body_is_what_any_record_of_that_kind_is_signed_as() -> None:
     sealed = seal(RecordKind.AGENT, golden["body"], Identity.from_seed(RECORDS["identity_seed"]))
 
     assert sealed == golden["envelope"]
+
+
+@pytest.mark.parametrize("case", CAPABILITIES["schemas"], ids=lambda case: case["name"])
+def test_schemas_have_the_golden_digest(case: dict[str, Any]) -> None:
+    schemas = {"input": case["input_schema"], "output": case["output_schema"]}
+    capability = AgentCapability("any", input_schema=schemas["input"], output_schema=schemas["output"])
+
+    assert capability.schema_digest() == case["digest"]
+    assert not case["digest"] or canonical_json(schemas) == case["canonical"]
+    assert not case["digest"] or sha256(b"synapse-schemas:v1:" + case["canonical"]).digest() == case["digest"]
+
+
+# Queries
+
+
+@pytest.mark.parametrize("case", QUERIES["queries"], ids=lambda case: case["name"])
+def test_query_that_is_typed_packs_to_the_golden_bytes_and_is_read_from_them(case: dict[str, Any]) -> None:
+    query = parse_query(case["typed"], case["where"])
+
+    assert query.to_map() == case["fields"]
+    assert pack(query.to_map()) == case["packed"]
+    assert Query.from_map(unpack(case["packed"], CONTROL_LIMITS)) == query
+
+
+@pytest.mark.parametrize("case", QUERIES["queries"], ids=lambda case: case["name"])
+def test_query_from_the_future_is_read_as_if_it_asked_for_nothing_more(case: dict[str, Any]) -> None:
+    assert case["future"] != case["packed"]
+    assert Query.from_map(unpack(case["future"], CONTROL_LIMITS)) == parse_query(case["typed"], case["where"])
+
+
+@pytest.mark.parametrize("case", QUERIES["queries"], ids=lambda case: case["name"])
+def test_query_matches_the_golden_agents(case: dict[str, Any]) -> None:
+    query = parse_query(case["typed"], case["where"])
+    agents = {
+        name: replace(golden_record(), capabilities=tuple(CapabilityClaim(*claim) for claim in claims))
+        for name, claims in QUERIES["agents"].items()
+    }
+
+    assert [name for name, record in agents.items() if query.matches(record)] == case["matches"]
 
 
 # Messages of the overlay

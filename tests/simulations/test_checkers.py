@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
+from dht.agents.record import AgentRecord, Reach
+from dht.agents.renewal import Renewal, with_renewal
 from dht.config import RecordConfig
+from dht.records import RENEWAL_LABEL
 from dht.store import MemoryRecordStore, StoredRecord
 from simulations.checkers import (
     GRACE_S,
@@ -25,6 +28,8 @@ from simulations.checkers import (
 )
 from simulations.history import Accepted, Acknowledged, History, Read
 from simulations.virtual_loop import run
+from synapse_p2p.identity import Identity
+from synapse_p2p.protocol.wire import CONTROL_LIMITS, pack, unpack
 
 KEY = b"k" * 32
 OWNER, CLIENT, OTHER = b"o" * 32, b"c" * 32, b"x" * 32
@@ -74,6 +79,24 @@ def test_a_record_that_is_no_record_is_not_to_be_taken():
     what = broken(Rule.SIGNATURE, Signatures(notes, RecordConfig()), 3.0)
 
     assert OWNER.hex()[:16] in what
+
+
+def test_a_record_that_was_renewed_has_the_number_of_its_renewal_and_both_are_signed():
+    owner, stranger = Identity.from_seed(bytes(32)), Identity.from_seed(b"\1" * 32)
+    record = AgentRecord(owner.public_key, 5, 1, 2, bytes(16), (), Reach.NONE, "", "", "", ()).seal(owner)
+    renewal = Renewal.of(record, seq=6, issued_ms=2, expires_ms=3)
+    renewed = with_renewal(record, renewal.seal(owner))
+    _, _, _, body, _ = unpack(renewed, CONTROL_LIMITS)
+    forged = with_renewal(record, pack([body, stranger.sign(RENEWAL_LABEL, body)]))
+    notes = history()
+    checker = Signatures(notes, RecordConfig())
+
+    for seq, envelope in ((5, record), (6, renewed)):
+        notes.note_accepted(Accepted(OTHER, owner.node_id, seq, envelope))
+        checker.on_step(1.0)
+    for seq, envelope in ((6, forged), (7, with_renewal(record, replace(renewal, expires_ms=4).seal(owner)))):
+        notes.note_accepted(Accepted(OTHER, owner.node_id, seq, envelope))
+        broken(Rule.SIGNATURE, checker, 2.0)
 
 
 @pytest.mark.parametrize(("reads", "is_broken"), [((1, 2, 2, 9), False), ((1, 3, 2), True)])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dht.records import Envelope
+from dht.records import Signed
 from dht.store import MemoryRecordStore
 from simulations.report import run_scenario
 from simulations.scenarios import SCENARIOS, Settings
@@ -52,7 +52,7 @@ def test_a_run_repeats_with_all_its_faults(name: str, wire: bool):
 
 
 def test_a_storer_that_does_not_check_signatures_is_found(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Envelope, "check_signature", lambda self, public_key: None)
+    monkeypatch.setattr(Signed, "check", lambda self, public_key: None)
 
     assert figures_of("faults")["error"].startswith("Violation: S1 broken at ")
 

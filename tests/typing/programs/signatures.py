@@ -63,6 +63,10 @@ async def what_the_rpc_layer_returns(client: Client, request: RPCRequest) -> Non
     assert_type(app.port, int)
     assert_type(client.with_options(timeout_s=None), Client)
     assert_type(agent.capability("pytest", input_schema={"type": "object"}), AgentCapability)
+    languages: list[str] = ["de", "en"]
+    attributes = {"lang": languages}
+    assert_type(agent.capability("pytest", version="8.2", attributes=attributes), AgentCapability)
+    assert_type(await agent.set_capabilities(["python", AgentCapability("review", attributes={"price": 1})]), None)
     assert_type(MessagePackRPCSerializer.deserialize(b""), RPCRequest | RPCResponse)
     assert_type(encode_frame(b""), bytes)
     assert_type(await read_frame(asyncio.StreamReader(), 1024), bytes)
