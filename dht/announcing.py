@@ -23,6 +23,7 @@ from dht.messages import FindValue, Store
 from dht.putting import Parcel, Placing, Putting
 from dht.requester import Requester
 from dht.responder import Responder
+from synapse_p2p.background import TaskScope
 from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host
 
@@ -88,9 +89,15 @@ class Announcing:
             announced.placement.renew()
             return await _Publication(self, announced, envelope, record, capability).run()
 
-    def forget(self, owner: NodeID, capability: str) -> None:
-        """It is not offered any more: what is stored of it lapses."""
-        self._announced.pop((owner, capability), None)
+    async def withdraw(self, envelope: bytes, record: AgentRecord, capability: str) -> None:
+        """Have a tombstone take the place of a record under a capability, at the storers who have that.
+
+        Cost: a request to each. What they do not hear lapses.
+        """
+        announced = self._announced.pop((record.owner, capability), None)
+        if announced is not None:
+            async with announced.turn:
+                await _Publication(self, announced, envelope, record, capability).replace()
 
 
 class _Publication:
@@ -121,6 +128,15 @@ class _Publication:
                     self._placings[depth] = placing
                     placement.on_written(depth, placing.reports)
         return self._report(step.depths)
+
+    async def replace(self) -> None:
+        """Bring the record to those who keep the last version."""
+        async with TaskScope("withdraw") as scope:
+            for task in [
+                scope.spawn_awaited(self._of._putting.bring_to(storers, self._parcel(depth)))
+                for depth, storers in self._announced.storers.items()
+            ]:
+                await task
 
     async def _enter(self) -> Sequence[ShardReport]:
         """What a few storers of the root say. Where that is all there is, the others are asked to keep the record."""

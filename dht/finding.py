@@ -8,10 +8,12 @@ fast.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from dht.agents.index import capability_root, check_belongs, shard_key
+from dht.agents.query import Query
 from dht.agents.record import AgentRecord, NewestSeen
 from dht.agents.search import Ended, Read, ShardSearch, Take
 from dht.agents.shards import Shard, ShardReport, median_report
@@ -92,6 +94,30 @@ class _ShardRead:
         return "a storer holds more providers than it sent" if self.is_truncated else ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What one search is for."""
+
+    query: Query
+    mode: LookupMode
+    limit: int | None
+    also: Fits
+
+    def fits(self, record: AgentRecord) -> bool:
+        """Whether it is one of those."""
+        return record.gone is None and self.query.matches(record) and self.also(record)
+
+    def count(self, records: Iterable[AgentRecord]) -> int:
+        """How many of these fit."""
+        return sum(map(self.fits, records))
+
+    def is_enough(self, records: Iterable[AgentRecord]) -> bool:
+        """Whether no more of a storer are wanted. A fast search ends with one page: whoever is on it will do."""
+        if self.mode is LookupMode.FAST or self.limit is not None:
+            return self.count(records) >= (self.limit or 1)
+        return False
+
+
 class Finding:
     """One node's searches for providers. What it remembers of capabilities is bounded by `MAX_HINTS`."""
 
@@ -107,40 +133,35 @@ class Finding:
         self._hints: OrderedDict[str, tuple[float, float]] = OrderedDict()  # when, and how many providers
 
     async def providers(
-        self, capabilities: Sequence[str], mode: LookupMode, *, limit: int | None = None, fits: Fits | None = None
+        self, query: Query, mode: LookupMode, *, limit: int | None = None, fits: Fits | None = None
     ) -> ProvidersFound:
-        """Those who have all of these normalised capabilities, and whose records fit; at most about `limit`, at random.
+        """Those who match a query, and whose records fit; at most about `limit`, at random.
 
-        The rarest of the capabilities is read, for which the root of each other one is looked at, unless it was lately.
+        The rarest of its capabilities is read, for which the root of each other one is looked at, unless it was lately.
         Cost: one lookup mostly; two where a capability has more providers than one storer keeps.
         """
-        searches = {name: self._new_search(name, limit) for name in dict.fromkeys(capabilities)}
+        wanted = _Wanted(query, mode, limit, fits or _all_fit)
+        searches = {name: self._new_search(name, limit) for name in query.names}
         reads: dict[str, _ShardRead] = {}
         if len(searches) > 1:
             async with TaskScope("find") as scope:
                 looks = {
-                    name: scope.spawn_awaited(self._read(name, step.shard, mode, limit))
+                    name: scope.spawn_awaited(self._read(name, step.shard, wanted))
                     for name, search in searches.items()
                     if isinstance(step := search.poll(), Read) and search.estimate is None
                 }
                 reads = {name: await look for name, look in looks.items()}
         rarest = min(searches, key=lambda name: self._providers_of(searches[name], reads.get(name)))
-        return await self._run(rarest, searches[rarest], reads.get(rarest), mode, limit, fits or _all_fit)
+        return await self._run(rarest, searches[rarest], reads.get(rarest), wanted)
 
     async def _run(
-        self,
-        capability: str,
-        search: ShardSearch,
-        first: _ShardRead | None,
-        mode: LookupMode,
-        limit: int | None,
-        fits: Fits,
+        self, capability: str, search: ShardSearch, first: _ShardRead | None, wanted: _Wanted
     ) -> ProvidersFound:
         reads: dict[Shard, _ShardRead] = {}
         newest: dict[NodeID, AgentRecord] = {}
         while not isinstance(step := search.poll(), Ended):
             if isinstance(step, Read):
-                read, first = first or await self._read(capability, step.shard, mode, limit), None
+                read, first = first or await self._read(capability, step.shard, wanted), None
                 reads[step.shard] = read
                 search.on_read(step.shard, read.report(), is_whole=not read.reason)
             elif isinstance(step, Take):
@@ -148,52 +169,82 @@ class Finding:
                     held = newest.get(record.owner)
                     if held is None or held.seq < record.seq:
                         newest[record.owner] = record
-                live = [record for record in newest.values() if record.gone is None]
-                search.on_taken(sum(fits(record) for record in live))
+                search.on_taken(wanted.count(newest.values()))
         self._remember(capability, search)
         found = self._newest_seen.of(record for record in newest.values() if record.gone is None)
+        records = tuple(record for record in found if wanted.fits(record))
         reason = "" if step.complete else next((read.reason for read in reads.values() if read.reason), step.reason)
-        outcomes = tuple(read.outcome for read in reads.values() if read.outcome is not None)
-        return ProvidersFound(tuple(record for record in found if fits(record)), reason, outcomes)
+        if reason and wanted.limit is not None and len(records) >= wanted.limit:
+            reason = f"limit {wanted.limit}"
+        return ProvidersFound(
+            records, reason, tuple(read.outcome for read in reads.values() if read.outcome is not None)
+        )
 
-    async def _read(self, capability: str, shard: Shard, mode: LookupMode, limit: int | None) -> _ShardRead:
+    async def _read(self, capability: str, shard: Shard, wanted: _Wanted) -> _ShardRead:
         """Ask the storers of one shard."""
         root = capability_root(self._host.network_id, capability)
         key = shard_key(root, shard.prefix, shard.depth)
-        nonce = self._host.runtime.token_bytes(NONCE_SIZE_BYTES)
-        request = FindValue.of_shard(key, capability, shard, nonce, limit=limit or 0)
+        query = None if wanted.query.is_met_by_name else wanted.query
+        request = FindValue.of_shard(
+            key,
+            capability,
+            shard,
+            self._host.runtime.token_bytes(NONCE_SIZE_BYTES),
+            limit=wanted.limit or 0,
+            query=query,
+        )
         read = _ShardRead(shard)
-        own = self._responder.held(request)
-        self._take(read, self._host.identity.node_id, own, key, capability)
-        if read.live() and mode is LookupMode.FAST:
+        own_id = self._host.identity.node_id
+
+        async def ask_ourselves(request: FindValue) -> FindValueAnswer:
+            return self._responder.held(request)
+
+        await self._read_pages(read, own_id, ask_ourselves, request, wanted, key)
+        if wanted.count(read.newest.values()) and wanted.mode is LookupMode.FAST:
             return read
 
         async def ask(contact: Contact) -> tuple[Sequence[Contact], bool]:
-            answer = await self._requester.find_value(contact, request)
             known = len(read.newest)
-            contacts = answer.contacts
-            self._take(read, contact.id, answer, key, capability)
-            page = 1
-            while answer.more and limit is None and mode is not LookupMode.FAST and answer.records and page < MAX_PAGES:
-                answer = await self._requester.find_value(contact, request.after(answer))
-                self._take(read, contact.id, answer, key, capability)
-                page += 1
-            read.is_truncated |= answer.more and limit is None
-            holds = bool(answer.records)
-            return contacts, holds and (mode is not LookupMode.FRESH or len(read.newest) == known)
+            first, holds = await self._read_pages(
+                read, contact.id, partial(self._requester.find_value, contact), request, wanted, key
+            )
+            return first.contacts, holds and (wanted.mode is not LookupMode.FRESH or len(read.newest) == known)
 
-        read.outcome = await self._requester.lookup(key, mode, ask=ask)
+        read.outcome = await self._requester.lookup(key, wanted.mode, ask=ask)
         return read
 
-    def _take(self, read: _ShardRead, storer: NodeID, answer: FindValueAnswer, key: Key, capability: str) -> None:
+    async def _read_pages(
+        self,
+        read: _ShardRead,
+        storer: NodeID,
+        ask: Callable[[FindValue], Awaitable[FindValueAnswer]],
+        request: FindValue,
+        wanted: _Wanted,
+        key: Key,
+    ) -> tuple[FindValueAnswer, bool]:
+        """The first answer of one storer, and whether it holds anybody. Others are asked for while more is wanted."""
+        first = answer = await ask(request)
+        holds = self._take(read, storer, answer, request, key)
+        pages = 1
+        while answer.next > request.skip and pages < MAX_PAGES and not wanted.is_enough(read.newest.values()):
+            request = request.after(answer)
+            answer = await ask(request)
+            holds |= self._take(read, storer, answer, request, key)
+            pages += 1
+        read.is_truncated |= bool(answer.next)
+        return first, holds
+
+    def _take(self, read: _ShardRead, storer: NodeID, answer: FindValueAnswer, request: FindValue, key: Key) -> bool:
+        """Whether an answer has a record of somebody who is there."""
         for envelope in answer.records:
             if envelope not in read.verdicts:
-                read.verdicts[envelope] = self._is_one(read, envelope, key, capability)
+                read.verdicts[envelope] = self._is_one(read, envelope, key, request.capability or "")
         if answer.count or answer.full:
             read.reports.setdefault(storer, answer.report)
+        return any(read.verdicts[envelope] for envelope in answer.records)
 
     def _is_one(self, read: _ShardRead, envelope: bytes, key: Key, capability: str) -> bool:
-        """Whether this is a record of the shard; then it counts, if it is the newest of its owner."""
+        """Whether this is a record of the shard, and of somebody who is there; the newest of its owner counts."""
         try:
             record = self._responder.read(envelope)
             check_belongs(record, capability, read.shard.depth, key)
@@ -202,7 +253,7 @@ class Finding:
         held = read.newest.get(record.owner)
         if held is None or held.seq < record.seq:
             read.newest[record.owner] = record
-        return True
+        return record.gone is None
 
     # What is remembered of capabilities
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dht.agents.index import MAX_SHARD_DEPTH
+from dht.agents.query import Query
 from dht.agents.shards import Shard, ShardReport
 from dht.contact import Contact, decode_contacts, encode_contacts
 from dht.keyspace import KEY_SIZE_BYTES, Key
@@ -103,8 +104,8 @@ class FindValue:
     """What do you hold under `key`, and whom do you know near it?
 
     For a capability: its name, the shard's `depth` and `prefix` bits (left-aligned), the `nonce` that decides
-    which sample is drawn, `limit`, the most records wanted (0: as many as fit), and how many to `skip` in that order,
-    where they were sent before.
+    which sample is drawn, `limit`, the most records wanted (0: as many as fit), how many to `skip` in that order, where
+    they were looked at before, and the `query` that an agent has to match.
     """
 
     key: Key
@@ -114,17 +115,20 @@ class FindValue:
     nonce: bytes = b""
     limit: int = 0
     skip: int = 0
+    query: Query | None = None
 
     @classmethod
-    def of_shard(cls, key: Key, capability: str, shard: Shard, nonce: bytes, *, limit: int = 0) -> FindValue:
+    def of_shard(
+        cls, key: Key, capability: str, shard: Shard, nonce: bytes, *, limit: int = 0, query: Query | None = None
+    ) -> FindValue:
         """The question for a shard, which is kept under `key`."""
         size_bytes = (shard.depth + 7) // 8
         prefix = (shard.prefix << (8 * size_bytes - shard.depth)).to_bytes(size_bytes, "big")
-        return cls(key, capability, shard.depth, prefix, nonce, limit)
+        return cls(key, capability, shard.depth, prefix, nonce, limit, query=query)
 
     def after(self, answer: FindValueAnswer) -> FindValue:
         """The same question for what comes after the records of an answer to it."""
-        return replace(self, skip=self.skip + len(answer.records))
+        return replace(self, skip=answer.next)
 
     @property
     def shard(self) -> Shard | None:
@@ -147,6 +151,8 @@ class FindValue:
         }
         if self.skip:
             fields["skip"] = self.skip
+        if self.query is not None:
+            fields["query"] = self.query.to_map()
         return fields
 
     @classmethod
@@ -160,6 +166,7 @@ class FindValue:
             nonce=_bytes(fields, "nonce", MAX_NONCE_SIZE_BYTES, default=b""),
             limit=_int(fields, "limit", default=0),
             skip=_int(fields, "skip", default=0),
+            query=None if fields.get("query") is None else Query.from_map(fields["query"]),
         )
 
 
@@ -168,7 +175,7 @@ class FindValueAnswer:
     """Records held under the key, and contacts near it, nearest first; none beside an immutable value.
 
     Of a capability `count`, `depth`, `full` and `estimate` are what an `agents.shards.ShardReport` says; of other keys
-    `count` is how many records are held. `more` says that some are held which come after these.
+    `count` is how many records are held. `next` is what to `skip` for those that come after these; 0 where none do.
     """
 
     records: tuple[bytes, ...]
@@ -177,7 +184,7 @@ class FindValueAnswer:
     full: bool
     estimate: int
     contacts: tuple[Contact, ...]
-    more: bool = False
+    next: int = 0
 
     @property
     def report(self) -> ShardReport:
@@ -193,8 +200,8 @@ class FindValueAnswer:
             "estimate": self.estimate,
             "contacts": encode_contacts(self.contacts),
         }
-        if self.more:
-            fields["more"] = True
+        if self.next:
+            fields["next"] = self.next
         return fields
 
     @classmethod
@@ -207,7 +214,7 @@ class FindValueAnswer:
             full=_bool(fields, "full"),
             estimate=_int(fields, "estimate"),
             contacts=_contacts(fields, MAX_CONTACTS),
-            more=_bool(fields, "more", default=False),
+            next=_int(fields, "next", default=0),
         )
 
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 
 from dht.admission import Candidates
 from dht.agents.index import capability_key
+from dht.agents.query import Query, parse_query
 from dht.agents.record import AgentRecord
 from dht.announcing import Announcing, PublishReport
 from dht.bootstrap import Bootstrap, JoinReport, SeedAddress, SeedState
@@ -298,19 +299,19 @@ class DHTNode:
         """Who has a normalised capability. Strict asks all k storers and joins what they say, fresh until three had
         nobody to add; fast ends at the first that knows anybody.
         """
-        return await self.find_all_of([capability], mode, limit=limit)
+        return await self.find_matching(parse_query([capability]), mode, limit=limit)
 
-    async def find_all_of(
+    async def find_matching(
         self,
-        capabilities: Sequence[str],
+        query: Query,
         mode: LookupMode = LookupMode.FRESH,
         *,
         limit: int | None = None,
         fits: Callable[[AgentRecord], bool] | None = None,
     ) -> ProvidersFound:
-        """Who has all of these normalised capabilities, and fits; about `limit` of them, at random, or all."""
+        """Who matches a query, and fits; about `limit` of them, at random, or all."""
         await self._knock_if_alone()
-        return await self._finding.providers(capabilities, mode, limit=limit, fits=fits)
+        return await self._finding.providers(query, mode, limit=limit, fits=fits)
 
     async def publish(self, envelope: bytes, record: AgentRecord, capability: str) -> PublishReport:
         """Store an agent's record under one of its capabilities, on all nodes of the key's region and on k in any case;
@@ -319,6 +320,10 @@ class DHTNode:
         Inside the region the request of the lookup is the store itself: about 26 requests instead of 46.
         """
         return await self._announcing.publish(envelope, record, capability)
+
+    async def withdraw(self, envelope: bytes, record: AgentRecord, capability: str) -> None:
+        """Have a tombstone of an agent take the place of its record under a capability, where `publish` brought it."""
+        await self._announcing.withdraw(envelope, record, capability)
 
     # Values
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dht.agents.index import capability_key, capability_root, check_belongs, shard_key
+from dht.agents.query import Query
 from dht.agents.record import AgentRecord
 from dht.agents.shards import RANK_BITS, Shard, ShardReport, rank_of, report_on, sampled
 from dht.config import DHTConfig
@@ -46,6 +47,11 @@ from synapse_p2p.trust import TrustConfig
 
 MAX_TOMBSTONES = 100
 """In one answer: what was withdrawn within a lease is mostly less, and the room is for those who are there."""
+
+MAX_EXAMINED = 250
+"""Records that a query is held against in one request."""
+MAX_DECODED = 2000
+"""Records kept taken apart for queries: 4 MiB, and those of two crowded capabilities."""
 
 _KINDS = frozenset(RecordKind)
 
@@ -105,6 +111,7 @@ class Responder:
         self._trust = trust or TrustConfig()
         self._on_kept = on_kept
         self.reader = RecordReader(host.network_id, config.records, Verdicts())
+        self._decoded: dict[bytes, Record] = {}
         self._estimate = estimate or RegionEstimate(host.identity.node_id, config.lookup)
         self._group_of = group_of
 
@@ -160,8 +167,10 @@ class Responder:
         if report is None:
             is_full = self._store.is_full(wanted.key, self._host.runtime.now())
             report = ShardReport(len(live), 0, is_full, len(live))
-        end = wanted.skip + wanted.limit if wanted.limit else None
-        records = self._as_many_as_fit([*live[wanted.skip : end], *tombstones[:MAX_TOMBSTONES]])
+        fitting, next_place = self._fitting(live, wanted)
+        records = self._as_many_as_fit([*fitting, *tombstones[:MAX_TOMBSTONES]])
+        if len(records) < len(fitting):  # the last that is sent was in this place
+            next_place = live.index(fitting[len(records)])
         return FindValueAnswer(
             records=records,
             count=report.count,
@@ -169,8 +178,35 @@ class Responder:
             full=report.is_full,
             estimate=report.estimate,
             contacts=contacts,
-            more=wanted.skip + len(records) < len(live),
+            next=next_place,
         )
+
+    def _fitting(self, live: Sequence[StoredRecord], wanted: FindValue) -> tuple[list[StoredRecord], int]:
+        """Those of these that the query matches, after those to skip; and the place of the first not looked at, or 0.
+
+        A query costs up to 0.2 ms a record, where it is made to be slow, so few are looked at in one request.
+        """
+        query = wanted.query
+        end = wanted.skip + (MAX_EXAMINED if query is not None else len(live))
+        fitting: list[StoredRecord] = []
+        for place, stored in enumerate(live[wanted.skip : end], wanted.skip):
+            if query is None or self._matches(query, stored):
+                if wanted.limit and len(fitting) == wanted.limit:
+                    return fitting, place
+                fitting.append(stored)
+        return fitting, end if end < len(live) else 0
+
+    def _matches(self, query: Query, stored: StoredRecord) -> bool:
+        record = self._decoded.get(stored.record)
+        if record is None:
+            try:
+                _, record = self.reader.decode(stored.record, self._unix_ms())
+            except RecordRefused:
+                return False  # it has expired by its owner's clock
+            self._decoded[stored.record] = record
+            if len(self._decoded) > MAX_DECODED:
+                del self._decoded[next(iter(self._decoded))]
+        return isinstance(record, AgentRecord) and query.matches(record)
 
     def store(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """Keep a record, or say in one word why not; and say which of those that are offered are missing here.

@@ -15,7 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dht.agents.record import MAX_DESCRIPTION_CHARS, AgentRecord, CapabilityClaim, Reach
+from dht.agents.claim import CapabilityClaim, claims_of
+from dht.agents.query import Query, parse_query
+from dht.agents.record import MAX_DESCRIPTION_CHARS, AgentRecord, Reach
 from dht.asking import Asking
 from dht.bootstrap import JoinReport, SeedAddress
 from dht.config import DHTConfig
@@ -27,11 +29,12 @@ from dht.kept_identity import KeptIdentity
 from dht.lookup import LookupMode
 from dht.node import DHTNode
 from dht.publishing import Offer, Publishing
+from dht.records import next_seq
 from dht.requester import UNREACHABLE
 from dht.results import Answer, FindResult, FoundAgent, SwarmMode, SwarmStatus
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope, wait_at_most
-from synapse_p2p.capability import normalize_capability
+from synapse_p2p.capability import ancestors
 from synapse_p2p.exceptions import ConfigError, RemoteError
 from synapse_p2p.identity import Identity
 from synapse_p2p.server import Server, run_until_signal
@@ -41,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - what a node that strangers join has to listen on
 LOOPBACK = "127.0.0.1"
+ASKED_OF = 16
+"""Providers looked for at first to have a task done by one of them."""
 MIN_PROBES = 16
 MAX_PROBES = 128
 """Found agents that are asked at once whether they live: storers' answers decide how many there are."""
@@ -101,6 +106,7 @@ class Swarm:
         self._life = asyncio.Lock()  # held while starting, and while ending
         self._publishing = self._new_publishing()
         self._seq = 0
+        self._published: AgentRecord | None = None  # what others find by now, or will in a moment
 
     # Its life
 
@@ -213,6 +219,7 @@ class Swarm:
         if scope is not None:
             await scope.close()
         if self._node is not None and grace > 0:
+            await self._withdraw_all(self._node)
             await self._node.leave()
         elif self._node is not None:
             await self._node.stop()
@@ -236,21 +243,27 @@ class Swarm:
     # Finding and asking
 
     async def find(
-        self, *capabilities: str, limit: int | None = None, max_age: float | None = None, probe: bool = True
+        self,
+        *capabilities: str,
+        where: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        max_age: float | None = None,
+        probe: bool = True,
     ) -> FindResult:
         """The agents that have all of these capabilities, verified, in random order.
 
-        Our own agent is left out by design, for who searches wants somebody else. `limit` is how many are wanted at
-        most, `max_age` is seconds since an agent signed its record. With `probe` those that do not answer within
-        `probe_timeout_s` are left out. Raises ConfigError for a name that cannot be one. Cost: one strict lookup, about
-        20 requests, and a ping to each agent found.
+        A name means itself and all below it, so "nlp" finds who offers "nlp/summarization", as "nlp/" does; a range of
+        versions may follow it, as in "parser>=2,<3". `where` is about attributes, as in `{"tier": "gold", "price":
+        {"<": 5}, "lang": {"in": ["de", "en"]}}`. Our own agent is left out by design, for who searches wants somebody
+        else. `limit` is how many are wanted at most, `max_age` is seconds since an agent signed its record. With
+        `probe` those that do not answer within `probe_timeout_s` are left out. Raises ConfigError for a query that
+        cannot be one. Cost: a lookup, about 8 requests, one more where a capability has many providers, and a ping to
+        each agent found.
         """
-        names = _normalized(capabilities)
+        query = parse_query(capabilities, where)
         if limit is not None and limit < 1:
             raise ConfigError(f"limit is {limit}; it has to be 1 or more, or None for all")
-        agents, reason = await self._search(names, LookupMode.STRICT)
-        if max_age is not None:
-            agents = [agent for agent in agents if agent.age_s <= max_age]
+        agents, reason = await self._search(query, LookupMode.FRESH, limit=limit, max_age=max_age)
         if probe:
             agents = await self._answering(agents, limit)
         if limit is not None and len(agents) > limit:
@@ -272,14 +285,14 @@ class Swarm:
         elsewhere only when `idempotent`. Raises NoAgentFound when nobody is left to try, Timeout after `timeout`
         seconds.
         """
-        name = _normalized([capability])[0]
+        query = parse_query([capability])
 
         async def find(mode: LookupMode) -> FindResult:
-            agents, reason = await self._search([name], mode)
+            agents, reason = await self._search(query, mode, limit=ASKED_OF if mode is LookupMode.FAST else None)
             return FindResult(tuple(agents), not reason, reason)
 
         asking = Asking(
-            name, find=find, is_answering=self._is_answering, now=self._server.runtime.now, timeout_s=timeout
+            str(query), find=find, is_answering=self._is_answering, now=self._server.runtime.now, timeout_s=timeout
         )
         return await asking.run(task, dict(context or {}), idempotent=idempotent)
 
@@ -300,6 +313,16 @@ class Swarm:
             records_held=len(node.store),
             capabilities=tuple(claim.name for claim in _claims(self._agent)),
         )
+
+    async def on_capabilities_changed(self) -> None:
+        """Our agent can do other things now: publish that, and withdraw what it cannot do any more.
+
+        Raises ConfigError for what no record can tell of, before anything is published.
+        """
+        offer = self._offer()
+        if self._node is not None and self._agent is not None:
+            self._seal_record(self._agent, offer)
+            await self._publish()
 
     async def call_agent(
         self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float | None
@@ -395,7 +418,7 @@ class Swarm:
         """What the agent offers, signed now. Raises ConfigError where it passes a bound of records."""
         server = self._server
         now_ms = round(server.runtime.unix_now() * 1000)
-        self._seq = max(self._seq + 1, now_ms)
+        self._seq = next_seq(self._seq, now_ms)
         record = AgentRecord(
             public_key=server.identity.public_key,
             seq=self._seq,
@@ -418,7 +441,9 @@ class Swarm:
         is_kept = False
         self._publishing.begin(offer)
         try:
+            await self._withdraw_dropped(node, offer)
             envelope, record = self._seal_record(agent, offer)
+            self._published = record
             async with TaskScope("publish") as scope:
                 tasks = [scope.spawn_awaited(node.publish(envelope, record, name)) for name in record.indexed_names()]
                 reports = [await task for task in tasks]
@@ -431,13 +456,55 @@ class Swarm:
         if self._publishing.is_due(self._offer(), self._server.runtime.now()):
             await self._publish()
 
+    async def _withdraw_dropped(self, node: DHTNode, offer: Offer) -> None:
+        """Take back what the last record said of capabilities that are not offered any more."""
+        published = self._published
+        if published is None:
+            return
+        still = {name for claim in offer.claims for name in (claim.name, *ancestors(claim.name))}
+        await self._withdraw(node, published, [name for name in published.indexed_names() if name not in still])
+
+    async def _withdraw_all(self, node: DHTNode) -> None:
+        """Before we go: who does not hear of it in the time there is finds out by asking us."""
+        published, self._published = self._published, None
+        if published is not None:
+            async with TaskScope("withdraw") as scope:
+                task = scope.spawn_awaited(self._withdraw(node, published, published.indexed_names()))
+                await wait_at_most(task, self._config.dht.leave_timeout_s)
+
+    async def _withdraw(self, node: DHTNode, published: AgentRecord, names: Iterable[str]) -> None:
+        names = list(names)
+        if not names:
+            return
+        now_ms = round(self._server.runtime.unix_now() * 1000)
+        self._seq = next_seq(self._seq, now_ms)
+        tombstone = published.withdrawn(seq=self._seq, issued_ms=now_ms)
+        envelope = tombstone.seal(self._server.identity)
+        async with TaskScope("withdraw") as scope:
+            for task in [scope.spawn_awaited(node.withdraw(envelope, tombstone, name)) for name in names]:
+                await task
+
     # Choosing among those found
 
-    async def _search(self, names: list[str], mode: LookupMode) -> tuple[list[FoundAgent], str]:
-        """Agents with all of these names, in random order, and why they may not be all; empty where they are."""
-        providers = await self._started().find_providers(names[0], mode)
-        agents = self._matching(providers, names)
-        self._server.runtime.rng.shuffle(agents)
+    async def _search(
+        self, query: Query, mode: LookupMode, *, limit: int | None = None, max_age: float | None = None
+    ) -> tuple[list[FoundAgent], str]:
+        """Agents that match, in random order, and why they may not be all; empty where they are.
+
+        With a limit more are looked for, as some may not answer.
+        """
+        runtime = self._server.runtime
+        unix_ms = round(runtime.unix_now() * 1000)
+        own_id = self._server.identity.node_id
+
+        def fits(record: AgentRecord) -> bool:
+            is_old = max_age is not None and unix_ms - record.issued_ms > max_age * 1000
+            return record.owner != own_id and not is_old
+
+        sought = None if limit is None else max(2 * limit, MIN_PROBES)
+        providers = await self._started().find_matching(query, mode, limit=sought, fits=fits)
+        agents = [FoundAgent.from_record(record, unix_ms=unix_ms, caller=self) for record in providers.records]
+        runtime.rng.shuffle(agents)
         return agents, self._incompleteness(providers)
 
     def _incompleteness(self, providers: ProvidersFound) -> str:
@@ -446,15 +513,6 @@ class Swarm:
         if not len(node.routing_table) and node.join_report().tried:
             return "this node has lost all its contacts" if node.has_joined else "this node has joined nobody yet"
         return providers.reason
-
-    def _matching(self, providers: ProvidersFound, names: list[str]) -> list[FoundAgent]:
-        unix_ms = round(self._server.runtime.unix_now() * 1000)
-        own_id = self._server.identity.node_id
-        return [
-            FoundAgent.from_record(record, unix_ms=unix_ms, caller=self)
-            for record in providers.records
-            if record.owner != own_id and all(name in record.indexed_names() for name in names)
-        ]
 
     async def _answering(self, agents: list[FoundAgent], limit: int | None) -> list[FoundAgent]:
         """Those that answer a ping. With a limit, no more are asked than it takes to pass it, some at a time."""
@@ -484,13 +542,6 @@ class Swarm:
         return True
 
 
-def _normalized(capabilities: Iterable[str]) -> list[str]:
-    names = [normalize_capability(name) for name in capabilities]
-    if not names:
-        raise ConfigError('name at least one capability, as in find("code-review")')
-    return names
-
-
 def _parse_seeds(bootstrap: Iterable[str]) -> tuple[SeedAddress, ...]:
     if isinstance(bootstrap, str):
         raise ConfigError(f"bootstrap is a list of addresses: write [{bootstrap!r}]")
@@ -498,7 +549,4 @@ def _parse_seeds(bootstrap: Iterable[str]) -> tuple[SeedAddress, ...]:
 
 
 def _claims(agent: AgentNode | None) -> tuple[CapabilityClaim, ...]:
-    if agent is None:
-        return ()
-    names = dict.fromkeys(normalize_capability(capability.name) for capability in agent.capabilities)
-    return tuple(CapabilityClaim(name) for name in names)
+    return () if agent is None else claims_of(agent.capabilities)

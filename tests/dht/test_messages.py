@@ -75,7 +75,7 @@ def test_the_wire_names_the_fields_and_ignores_keys_from_the_future(message):
     fields = message.to_map()
 
     assert (
-        set(fields) | {"expected_seq", "offers", "wanted", "skip", "more", "report"}
+        set(fields) | {"expected_seq", "offers", "wanted", "skip", "next", "query", "report"}
         >= set(type(message).__dataclass_fields__)
         >= set(fields)
     )

@@ -605,7 +605,7 @@ async def test_an_agent_stays_found_for_hours_and_is_gone_one_lease_after_it_cra
         [agent] = await first.find("python")
         ages.append(agent.age_s)
 
-    await swarm.stop()
+    await swarm.stop(grace=0)  # which tells nobody, as a crash
     listed = await first.find("python", probe=False)
     await asyncio.sleep(900)
     later = await first.find("python", probe=False)
@@ -656,7 +656,7 @@ async def test_find_leaves_out_the_silent_and_the_old_when_asked_to(world: World
     gone = await world.start(world.agent("gone", "x"), bootstrap=[seed_of(first)])
     await asyncio.sleep(100)
     await world.start(world.agent("fresh", "x"), bootstrap=[seed_of(first)])
-    await gone.stop()
+    await gone.stop(grace=0)
 
     probed = await first.find("x")
     unprobed = await first.find("x", probe=False)
