@@ -64,7 +64,7 @@ KEPT_IN_ORDER: dict[Callable[..., Any], dict[str, Any]] = {
         "timeout": 30,
     },
     Client.with_options: {"self": REQUIRED},
-    AgentNode.task_handler: {"self": REQUIRED, "function": REQUIRED},
+    AgentNode.task_handler: {"self": REQUIRED, "function": None},
     AgentNode.capability: {"self": REQUIRED, "name": REQUIRED},
     AgentCapability: {"name": REQUIRED, "description": "", "input_schema": {}, "output_schema": {}},
     RPCRequest: {"endpoint": REQUIRED, "id": "", "args": [], "kwargs": {}, "type": "request"},
@@ -101,6 +101,7 @@ KEYWORD_ONLY: dict[Callable[..., Any], dict[str, Any]] = {
     Server.endpoint: {"publish": True, "description": ""},
     AgentNode: {"name": REQUIRED, "role": REQUIRED, "description": "", "capabilities": None},
     AgentNode.capability: {"description": "", "input_schema": None, "output_schema": None},
+    AgentNode.task_handler: {"reentrant": False},
     Client.with_options: {
         "timeout_s": Keep.AS_IT_IS,
         "idempotent": Keep.AS_IT_IS,
@@ -119,7 +120,7 @@ KEYWORD_ONLY: dict[Callable[..., Any], dict[str, Any]] = {
     dht.Swarm.start: {"join_timeout": 5, "wait_joined": False},
     dht.Swarm.stop: {"grace": 5},
     dht.Swarm.find: {"limit": None, "max_age": None, "probe": True},
-    dht.Swarm.ask: {"context": None, "timeout": 600, "idempotent": False},
+    dht.Swarm.ask: {"context": None, "timeout": 600, "idempotent": False, "budget": None},
 }
 """The parameters that have to be named. More of them may come, each with a default."""
 
@@ -256,6 +257,7 @@ def test_dht_exports_exactly_these_names():
         "Contact",
         "DHTConfig",
         "DHTNode",
+        "DelegationExhausted",
         "FindResult",
         "FoundAgent",
         "JoinFailed",

@@ -26,7 +26,7 @@ from dht import (
     sqlite_store,
     values,
 )
-from dht.agents import index, record
+from dht.agents import delegation, index, record
 from dht.config import DHTConfig, DialConfig, HealthConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
@@ -40,6 +40,7 @@ MODULES = (
     capability,
     channel,
     contact,
+    delegation,
     dial_policy,
     handshake,
     index,
