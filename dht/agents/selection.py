@@ -52,11 +52,13 @@ FIRST_SERVICE_S = 1.0
 MAX_SPEED = 4.0
 """Nobody's word is taken for being more than so many times quicker than providers usually are with us."""
 SLOW = 3.0
-"""One that takes so many times the usual time is slow, and not out of luck: means of few tasks differ by half."""
+"""One that takes so many times the usual time, on average, is slow and not out of luck."""
+MAX_PACE = 16.0
+"""A single task counts for no more than so many: with the smoothing, one long task makes no slow provider, two do."""
 MAX_CLAIM = 4096
 """A claimed count above it counts as it."""
 MAX_CLAIMED_S = 3600.0
-SMOOTHING = 8  # times that a provider's smoothed time looks back on, or so
+SMOOTHING = 8  # tasks that a provider's pace looks back on, or so
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +107,10 @@ class Why(StrEnum):
 
 @dataclass(slots=True)
 class _Known:
-    """What we have seen of one provider. `took_s` is smoothed, None while it has answered nothing."""
+    """What we have seen of one provider. `pace`: how long its tasks take, in what they usually take with others."""
 
-    took_s: float | None = None
-    took_at: float = 0.0
+    pace: float = 1.0
+    paced_at: float = -math.inf
     avoided_until: float = -math.inf
     asked: int = 0  # asks of ours that it has now
 
@@ -168,11 +170,14 @@ class Experience:
 
     def on_took(self, provider: NodeID, capability: str, took_s: float, now: float) -> None:
         """It answered after so long; or was not waited for any longer, which says at least that."""
-        known = self._known(provider)
-        known_s = self._took_s(known, now)
-        known.took_s = took_s if known_s is None else known_s + (took_s - known_s) / SMOOTHING
-        known.took_at = now
-        self._times_of(capability).add(took_s)
+        times = self._times_of(capability)
+        times.add(took_s)
+        usual_s = times.quantile(0.5)
+        if usual_s > 0:
+            known = self._known(provider)
+            pace = _pace_of(known, now)
+            known.pace = pace + (min(took_s / usual_s, MAX_PACE) - pace) / SMOOTHING
+            known.paced_at = now
 
     def on_failed(self, provider: NodeID, now: float, *, for_s: float = FAILURE_MEMORY_S) -> None:
         """It did not do what it was asked for, and is asked after all others for so long."""
@@ -202,10 +207,9 @@ class Experience:
     def outlook(self, provider: NodeID, capability: str, load: Load | None, now: float) -> Outlook:
         """What a task would meet there. One that says nothing of its load counts as having one place, and it taken."""
         known = self._providers.get(provider, _UNKNOWN)
-        took_s = self._took_s(known, now)
         times = self._times.get(capability)
-        usual_s = times.quantile(0.5) if times else None
-        guessed_s = took_s or usual_s or FIRST_SERVICE_S
+        usual_s = times.quantile(0.5) if times else 0.0
+        guessed_s = _pace_of(known, now) * usual_s or FIRST_SERVICE_S
         if load is None:
             ahead, places, service_s = known.asked + 1, 1, guessed_s
         else:
@@ -213,8 +217,8 @@ class Experience:
             if load.service_s is None:
                 service_s = max(guessed_s, FIRST_SERVICE_S)  # its first tasks still run, and may for long
             else:
-                service_s = max(load.service_s, (usual_s or 0.0) / MAX_SPEED)
-        slower_s = 0.0 if took_s is None or usual_s is None else max(0.0, took_s - SLOW * usual_s)
+                service_s = max(load.service_s, usual_s / MAX_SPEED)
+        slower_s = max(0.0, _pace_of(known, now) - SLOW) * usual_s
         wait_s = max(0, ahead + 1 - places) * service_s / places
         return Outlook(ahead * service_s / places + slower_s, wait_s)
 
@@ -225,10 +229,6 @@ class Experience:
         assert all(known.asked >= 0 for known in self._providers.values())
         assert len(self._times) <= MAX_CAPABILITIES
         assert all(0 <= times.hedges <= MAX_SAVED_HEDGES for times in self._times.values())
-
-    @staticmethod
-    def _took_s(known: _Known, now: float) -> float | None:
-        return known.took_s if now - known.took_at < PROVIDER_MEMORY_S else None
 
     def _known(self, provider: NodeID) -> _Known:
         known = self._providers.pop(provider, None) or _Known()
@@ -245,7 +245,9 @@ class Experience:
             del self._providers[idle]
 
     def _times_of(self, capability: str) -> _Times:
-        times = self._times.pop(capability, None) or _Times()
+        times = self._times.pop(capability, None)
+        if times is None:
+            times = _Times()
         self._times[capability] = times
         if len(self._times) > MAX_CAPABILITIES:
             del self._times[next(iter(self._times))]
@@ -253,6 +255,10 @@ class Experience:
 
 
 _UNKNOWN = _Known()
+
+
+def _pace_of(known: _Known, now: float) -> float:
+    return known.pace if now - known.paced_at < PROVIDER_MEMORY_S else 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,14 +302,27 @@ def test_our_own_asks_count_where_a_provider_says_that_it_has_none():
 
 def test_one_that_was_slow_with_us_is_not_light_because_it_says_so():
     experience = used_to(1.0)
-    experience.on_took(A, "x", 60.0, 0.0)
 
-    assert lighter(load(0), load(8, 8), experience) == B
+    experience.on_took(A, "x", 60.0, 0.0)
+    once = lighter(load(0), load(8, 8), experience)
+    for _ in range(3):
+        experience.on_took(A, "x", 60.0, 0.0)
+
+    assert (once, lighter(load(0), load(8, 8), experience)) == (A, B)
+
+
+def test_one_that_takes_long_for_tasks_that_take_long_is_not_slow_with_those_that_do_not():
+    experience = used_to(1.0)
+    for _ in range(30):
+        experience.on_took(A, "films", 3600.0, 0.0)
+
+    assert experience.outlook(A, "x", load(0), 0.0).work_s == 0.0
 
 
 def test_how_slow_it_was_is_forgotten():
     experience = used_to(1.0)
-    experience.on_took(A, "x", 60.0, -PROVIDER_MEMORY_S)
+    for _ in range(4):
+        experience.on_took(A, "x", 60.0, -PROVIDER_MEMORY_S)
 
     assert lighter(load(0), load(8, 8), experience) == A
 
@@ -503,7 +516,8 @@ def test_a_liar_wins_the_pairs_that_it_is_in_and_none_of_them_once_it_was_slow_w
     experience = used_to(1.0)
 
     fooled = share_of_a_liar(rng, experience)
-    experience.on_took(b"l" * 32, "x", 30.0, 0.0)
+    for _ in range(4):
+        experience.on_took(b"l" * 32, "x", 30.0, 0.0)
     warned = share_of_a_liar(rng, experience)
 
     assert fooled == pytest.approx(2 / 10, abs=0.03)
