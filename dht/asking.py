@@ -9,6 +9,7 @@ whoever answers first has answered, and the other is told to stop.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,8 @@ from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.exceptions import PeerUnavailable, RemoteError, Timeout
 from synapse_p2p.identity import NodeID
 from synapse_p2p.messages import Code
+
+logger = logging.getLogger(__name__)
 
 MODES = (LookupMode.FAST, LookupMode.STRICT)
 """The first storer that knows anybody is enough to begin with; all of them are read when those failed."""
@@ -137,7 +140,11 @@ class Asking:
 
     async def _run_probe(self, agent: FoundAgent) -> None:
         started_at = self._now()
-        probed = await self._probe(agent)
+        probed = None
+        try:
+            probed = await self._probe(agent)
+        except Exception:  # a fault of ours, and no reason to wait for this one
+            logger.exception("a probe of %s failed", agent.id.hex()[:16])
         now = self._now()
         if probed is not None:
             self._selection.on_probe(agent.id, probed.load, now - started_at, now)
@@ -191,6 +198,8 @@ class Asking:
             self._experience.on_took(agent.id, self._capability, took_s, now)
         elif end.end in _AVOIDED_S:
             self._experience.on_failed(agent.id, now, for_s=_AVOIDED_S[end.end])
+        elif end.end is AttemptEnd.WITHDRAWN and now >= self._deadline:
+            self._experience.on_failed(agent.id, now)
         elif isinstance(end.error, RemoteError) and end.error.code == Code.INTERNAL_ERROR:
             self._experience.on_failed(agent.id, now)  # its handler is broken, and quick at that
         self._attempts.append(Attempt(agent, end.end, end.text, took_s, why))

@@ -196,6 +196,32 @@ def test_who_failed_a_moment_ago_is_passed_over_by_the_next_ask_and_found_again_
     assert run(main()) == [["gone", "here"], ["here"], ["gone", "here"]]
 
 
+def test_one_that_kept_a_task_until_its_time_was_over_is_passed_over_too():
+    async def main() -> list[str]:
+        world = World(hangs=is_slow, works=works)
+        world.probe_s = {"works": 0.5}
+        await time_of(world.ask(timeout_s=10))
+        await world.ask()
+        return world.asked
+
+    assert run(main()) == ["hangs", "works"]
+
+
+def test_a_probe_that_breaks_is_logged_and_another_provider_is_asked(caplog: pytest.LogCaptureFixture):
+    world = World(one=works, two=works)
+    probe = world.probe
+
+    async def breaks_for_one(agent: FoundAgent) -> Probed | None:
+        if agent.name == "one":
+            raise ValueError("oh")
+        return await probe(agent)
+
+    world.probe = breaks_for_one  # type: ignore[method-assign]
+
+    assert run(world.ask()).agent.name == "two"
+    assert "ValueError: oh" in caplog.text
+
+
 # A second provider beside a slow one
 
 

@@ -16,7 +16,7 @@ from dht import Answer, AttemptEnd, DelegationExhausted, NoAgentFound, Swarm
 from dht.agents.delegation import MAX_BUDGET, MAX_HOPS
 from dht.agents.selection import MIN_TIMES, Why
 from dht.contact import Contact
-from synapse_p2p import AgentNode, CallContext, Identity, PeerUnavailable, RemoteError
+from synapse_p2p import AgentNode, CallContext, Client, Identity, PeerUnavailable, RemoteError
 from synapse_p2p.exceptions import Timeout
 
 Handler = Callable[..., Any]
@@ -366,6 +366,21 @@ async def test_it_travels_through_the_thread_of_a_plain_function_and_through_tas
 
     assert answer.result == ["part 0", "part 1", "part 2"]
     assert paths == [4, 4, 4]  # the client, the first, the second, and the last
+
+
+async def test_the_trace_of_the_first_call_reaches_the_last_handler():
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    @working("last", "two")
+    async def last(task: str, context: dict[str, Any], call: CallContext) -> str | None:
+        return call.traceparent
+
+    @working("first", "one")
+    async def first(task: str, context: dict[str, Any], call: CallContext) -> str:
+        return (await call.swarm.ask("two", task)).result
+
+    async with swarms(first, last), Client(first.listening_addresses[0]) as client:
+        assert await client.with_options(traceparent=trace).call("_agent.ask", "work") == trace
 
 
 async def test_the_budget_holds_over_parallel_asks_and_the_caller_is_told_before_anybody_is_asked():
