@@ -4,7 +4,7 @@ from dht.agents.record import AgentRecord, Reach
 from dht.bootstrap import JoinReport, SeedReport, SeedState
 from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
 from dht.contact import Contact
-from dht.exceptions import JoinFailed, NoAgentFound, RecordRefused, StoreDamaged
+from dht.exceptions import DelegationExhausted, JoinFailed, NoAgentFound, RecordRefused, StoreDamaged
 from dht.node import DHTNode
 from dht.owned import MutableValue, PutReport
 from dht.results import Answer, Attempt, AttemptEnd, FindResult, FoundAgent, SwarmMode, SwarmStatus
@@ -19,6 +19,7 @@ __all__ = [
     "Contact",
     "DHTConfig",
     "DHTNode",
+    "DelegationExhausted",
     "FindResult",
     "FoundAgent",
     "JoinFailed",

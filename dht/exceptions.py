@@ -3,6 +3,7 @@
 SynapseError
 |-- JoinFailed       no seed let us into the swarm; the report says why, seed by seed
 |-- NoAgentFound     nobody to ask with that capability, and whether the search was complete
+|-- DelegationExhausted  a task may not be passed on any further (also a CallError)
 |-- RecordRefused    a signed record is not kept, or not believed, and the reason
 `-- StoreDamaged     saved records are not what was saved; nothing of them is used
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from synapse_p2p.exceptions import SynapseError
+from synapse_p2p.exceptions import CallError, SynapseError
 
 
 class JoinFailed(SynapseError):
@@ -34,6 +35,13 @@ class NoAgentFound(SynapseError):
         self.capability = capability
         self.complete = complete
         self.reason = reason
+
+
+class DelegationExhausted(CallError):
+    """A task that arrived here may not be passed on. `reason` is `no_hops` or `no_budget`; nobody was asked.
+
+    A handler that lets it pass refuses its task in these words.
+    """
 
 
 class RecordRefused(SynapseError):

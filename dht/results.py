@@ -24,6 +24,10 @@ class AgentCaller(Protocol):
         """The answer of one call to one agent."""
         ...
 
+    async def ask_agent(self, contact: Contact, task: str, context: Mapping[str, Any], *, timeout_s: float) -> Any:
+        """What one agent's task handler returns; the task is part of the one that runs here, if one does."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FoundAgent:
@@ -64,9 +68,11 @@ class FoundAgent:
         return await self._caller.call_agent(self.contact, endpoint, list(args), kwargs, timeout_s=30.0)
 
     async def ask(self, task: str, context: Mapping[str, Any] | None = None, *, timeout: float = 600.0) -> Any:
-        """What the agent's task handler returns. Raises as `call`. `timeout` is seconds."""
-        arguments = [task, dict(context or {})]
-        return await self._caller.call_agent(self.contact, "_agent.ask", arguments, {}, timeout_s=timeout)
+        """What the agent's task handler returns. Raises as `call`. `timeout` is seconds.
+
+        In a task handler it is a part of the task that runs, as `Swarm.ask` has it; DelegationExhausted may be raised.
+        """
+        return await self._caller.ask_agent(self.contact, task, dict(context or {}), timeout_s=timeout)
 
     def __str__(self) -> str:
         where = ", ".join(self.addresses) or "no address"
@@ -110,16 +116,20 @@ class AttemptEnd(StrEnum):
     BUSY = "busy"
     FORBIDDEN = "forbidden"
     TIMEOUT = "timeout"
+    EXHAUSTED = "exhausted"  # the task of which this ask is a part may ask nobody any more
+    LOOP = "loop"  # it has passed this very task on itself, and takes no question back
+    WITHDRAWN = "withdrawn"  # another one answered first
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One provider that was tried: how it ended, why, and how long it took."""
+    """One provider that was tried: how it ended, with what text, how long it took, and why it was chosen."""
 
     agent: FoundAgent
     end: AttemptEnd
     text: str
     took_s: float
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

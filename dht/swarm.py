@@ -7,18 +7,21 @@ connected is decided elsewhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from dht.agents.claim import CapabilityClaim, claims_of
+from dht.agents.delegation import Delegation, NextAsk, current_delegation, within
 from dht.agents.query import Query, parse_query
 from dht.agents.record import MAX_DESCRIPTION_CHARS, AgentRecord, Reach
-from dht.asking import Asking
+from dht.agents.selection import Experience, Load
+from dht.asking import Asking, Probed
 from dht.bootstrap import JoinReport, SeedAddress
 from dht.config import DHTConfig
 from dht.contact import Contact
@@ -35,8 +38,11 @@ from dht.results import Answer, FindResult, FoundAgent, SwarmMode, SwarmStatus
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.capability import ancestors
+from synapse_p2p.context import CallContext
+from synapse_p2p.endpoints import RefusedError
 from synapse_p2p.exceptions import ConfigError, RemoteError
 from synapse_p2p.identity import Identity
+from synapse_p2p.messages import Refusal
 from synapse_p2p.server import Server, run_until_signal
 from synapse_p2p.transport.base import is_literal_address, is_loopback, parse_address
 
@@ -101,6 +107,7 @@ class Swarm:
         self._kept = self._keep(identity, data_dir)
         self._place(listen, advertise)
         _claims(agent)  # names that cannot be one are better refused here than in the background
+        self._experience = Experience()
         self._node: DHTNode | None = None
         self._scope: TaskScope | None = None  # set from the beginning of a start to that of a stop
         self._life = asyncio.Lock()  # held while starting, and while ending
@@ -278,23 +285,46 @@ class Swarm:
         context: Mapping[str, Any] | None = None,
         timeout: float = 600,
         idempotent: bool = False,
+        budget: int | None = None,
     ) -> Answer:
         """Have a task done by some agent with this capability, and by another if that one is not there or busy.
 
-        A provider's own failure is an answer: RemoteError, with `.answer`. A call that may have started is repeated
-        elsewhere only when `idempotent`. Raises NoAgentFound when nobody is left to try, Timeout after `timeout`
-        seconds.
+        Of two that live the one with less to do is asked. A provider's own failure is an answer: RemoteError, with
+        `.answer`. A call that may have started is repeated elsewhere only when `idempotent`; then a second provider is
+        asked too where the first takes longer than nearly all tasks did, and the first answer counts. Raises
+        NoAgentFound when nobody is left to try, Timeout after `timeout` seconds.
+
+        Made in a task handler, or in what it starts, it is a part of the task that runs: it has no more time than that,
+        and raises DelegationExhausted where a task has been passed on 8 times, or has no asks left. `budget` is how
+        many asks it may come to in all, those of others for it included; by default a quarter of what is left.
         """
         query = parse_query([capability])
+        if budget is not None and budget < 1:
+            raise ConfigError(f"budget is {budget}; it has to be 1 or more, or None for a quarter of what is left")
+        delegation = current_delegation() or Delegation()
+        now = self._server.runtime.now
 
         async def find(mode: LookupMode) -> FindResult:
             agents, reason = await self._search(query, mode, limit=ASKED_OF if mode is LookupMode.FAST else None)
             return FindResult(tuple(agents), not reason, reason)
 
+        async def send(agent: FoundAgent, carried: NextAsk, left_s: float) -> Any:
+            return await self._send_ask(agent.contact, task, dict(context or {}), carried, left_s)
+
         asking = Asking(
-            str(query), find=find, is_answering=self._is_answering, now=self._server.runtime.now, timeout_s=timeout
+            str(query),
+            find=find,
+            probe=self._probe_load,
+            send=send,
+            experience=self._experience,
+            delegation=delegation,
+            own_id=self._server.identity.node_id,
+            now=now,
+            timeout_s=delegation.shortened_s(timeout, now()),
+            budget=budget,
+            is_idempotent=idempotent,
         )
-        return await asking.run(task, dict(context or {}), idempotent=idempotent)
+        return await asking.run()
 
     def status(self) -> SwarmStatus:
         """A look at our own node, without asking anybody."""
@@ -331,6 +361,42 @@ class Swarm:
         PeerUnavailable.
         """
         return await self._server.sessions.call_with(contact, endpoint, args, kwargs, timeout_s=timeout_s)
+
+    async def ask_agent(self, contact: Contact, task: str, context: Mapping[str, Any], *, timeout_s: float) -> Any:
+        """What one agent's task handler returns; made in a task handler it is a part of the task that runs. Raises as
+        `call_agent`, and DelegationExhausted.
+        """
+        delegation = current_delegation() or Delegation()
+        left_s = delegation.shortened_s(timeout_s, self._server.runtime.now())
+        carried = delegation.for_next_ask(self._server.identity.node_id)
+        return await self._send_ask(contact, task, context, carried, left_s)
+
+    async def _send_ask(
+        self, contact: Contact, task: str, context: Mapping[str, Any], carried: NextAsk, left_s: float
+    ) -> Any:
+        arguments = [task, context]
+        return await self._server.sessions.call_with(
+            contact, "_agent.ask", arguments, {}, timeout_s=left_s, options=carried.options()
+        )
+
+    @contextlib.contextmanager
+    def taking_up(self, call_context: CallContext, *, is_reentrant: bool) -> Iterator[CallContext]:
+        """For our agent: within it the handler of a task runs, with the context given here. Raises RefusedError where
+        the task has gone in circles, or may not be passed on to us.
+        """
+        received = Delegation.received(
+            call_context.delegation,
+            peer=call_context.peer,
+            own_id=self._server.identity.node_id,
+            now=self._server.runtime.now(),
+            deadline=call_context.deadline,
+            traceparent=call_context.traceparent,
+            is_reentrant=is_reentrant,
+        )
+        if isinstance(received, Refusal):
+            raise RefusedError(received)
+        with within(received):
+            yield replace(call_context, delegation=received, swarm=self)
 
     # Who and where we are
 
@@ -528,18 +594,26 @@ class Swarm:
         return answering
 
     async def _is_answering(self, agent: FoundAgent) -> bool:
+        return await self._probe(agent, "_dht.ping") is not None
+
+    async def _probe_load(self, agent: FoundAgent) -> Probed | None:
+        answer = await self._probe(agent, "_agent.load")
+        return None if answer is None else Probed(Load.from_map(answer))
+
+    async def _probe(self, agent: FoundAgent, endpoint: str) -> Mapping[str, Any] | None:
+        """What it answers, which is nobody's word for it; None for one that is silent. A refusal is an empty answer."""
         peers = self._server.sessions
         if agent.reach is Reach.NONE and not peers.is_connected(agent.id):
-            return False
+            return None
         try:
             # A dial may take longer than a call is given; a probe takes no longer than that.
             async with asyncio.timeout(self._config.probe_timeout_s):
-                await peers.call(agent.contact, "_dht.ping", {}, timeout_s=self._config.probe_timeout_s)
+                answer = await peers.call(agent.contact, endpoint, {}, timeout_s=self._config.probe_timeout_s)
         except (*UNREACHABLE, TimeoutError):
-            return False
+            return None
         except RemoteError:
-            return True  # it is there, whatever it thinks of us
-        return True
+            return {}  # it is there, whatever it thinks of us
+        return answer if isinstance(answer, dict) else {}
 
 
 def _parse_seeds(bootstrap: Iterable[str]) -> tuple[SeedAddress, ...]:

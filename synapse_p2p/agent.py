@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from synapse_p2p.capability import AgentCapability, Attributes
 from synapse_p2p.context import CallContext
@@ -27,6 +28,8 @@ from synapse_p2p.task_queue import Caller, Refuse, TaskQueue, Wait
 from synapse_p2p.transport.base import is_loopback, parse_address
 
 PREFIXES = ("_agent.", "_node.")  # the second for callers of release 2
+LONG = 3.0  # times the usual time: tasks that run for so long make the agent look as slow as it is
+SERVICE_MEMORY = 64  # tasks that the estimate of a task's time looks back on, or so; of fewer it is a matter of luck
 
 BUSY = Refusal(
     Code.BUSY,
@@ -41,7 +44,7 @@ __all__ = ["AgentCapability", "AgentNode"]
 
 
 class AgentNode(Server):
-    """A server that answers `_agent.info`, `_agent.capabilities` and `_agent.ask`.
+    """A server that answers `_agent.info`, `_agent.capabilities`, `_agent.load` and `_agent.ask`.
 
     It answers the same under `_node.`, the names that callers of release 2 know.
     """
@@ -71,6 +74,10 @@ class AgentNode(Server):
         self.bind_given = "address" in server_options or "port" in server_options
         self._swarm: Any = None
         self._task_endpoint: Endpoint | None = None
+        self._is_reentrant = False
+        self._begun_at: dict[int, float] = {}  # of the tasks that run, by ticket
+        self._tasks_done = 0
+        self._service_s: float | None = None  # how long a task takes once it runs, smoothed
         self._task_checks = TaskChecks(self.capabilities)
         self._turns = _Turns(TaskQueue(max_tasks=max_tasks, queue_size=queue, per_caller=per_caller))
         for prefix in PREFIXES:
@@ -81,6 +88,8 @@ class AgentNode(Server):
                     prefix + "ask": self._answer_ask,
                 }
             )
+            # Mounted, so that it is answered at once, however much runs here.
+            self.mount(prefix, {prefix + "load": self._answer_load})
 
     @property
     def swarm(self) -> Any:
@@ -131,19 +140,29 @@ class AgentNode(Server):
                 self.capabilities, self._task_checks = before
             raise
 
-    def task_handler(self, function: TaskHandlerT) -> TaskHandlerT:
+    @overload
+    def task_handler(self, function: TaskHandlerT) -> TaskHandlerT: ...
+    @overload
+    def task_handler(self, *, reentrant: bool = False) -> Callable[[TaskHandlerT], TaskHandlerT]: ...
+    def task_handler(self, function: Any = None, *, reentrant: bool = False) -> Any:
         """Decorator: the function that does the work, called with the task and a context map; the latest one counts.
 
         A plain function runs in a thread. A parameter annotated `CallContext` tells who asks; a context annotated with
-        a class, such as a dataclass, is built from the map. Raises ConfigError for a function that cannot be called
-        with those two.
+        a class, such as a dataclass, is built from the map. In a swarm a task that this agent itself has passed on is
+        refused when it comes back, unless `reentrant`: then those who work for it may ask it a question. Raises
+        ConfigError for a function that cannot be called with those two.
         """
+        if function is None:
+            return lambda handler: self._take_handler(handler, reentrant)
+        return self._take_handler(function, reentrant)
+
+    def _take_handler(self, function: TaskHandlerT, reentrant: bool) -> TaskHandlerT:
         endpoint = Endpoint.of(function, EndpointMetadata("the task handler", publish=False), injects_names=False)
         try:
             endpoint.parameters.check(["a task", {}], {})
         except InvalidMessageError as error:
             raise ConfigError(f"a task handler is called as handler(task, context): {error}") from error
-        self._task_endpoint = endpoint
+        self._task_endpoint, self._is_reentrant = endpoint, reentrant
         return function
 
     async def _answer_info(self) -> dict[str, Any]:
@@ -167,14 +186,46 @@ class AgentNode(Server):
             raise InvalidMessageError("parameter 'context' is a map")
         if self._task_endpoint is None:
             raise CallError("no_task_handler", "agent has no task handler")
-        context = context or {}
+        with self._taking_up(call_context) as own_context:
+            return await self._do_task(self._task_endpoint, task, context or {}, rpc, own_context)
+
+    def _taking_up(self, call_context: CallContext) -> AbstractContextManager[CallContext]:
+        """Within it the task's handler runs. Raises RefusedError for a task that has gone round, or too far."""
+        if self._swarm is None:
+            return contextlib.nullcontext(call_context)
+        return self._swarm.taking_up(call_context, is_reentrant=self._is_reentrant)
+
+    async def _do_task(
+        self, endpoint: Endpoint, task: Any, context: dict[str, Any], rpc: RPCRequest, call_context: CallContext
+    ) -> Any:
         if not self._task_checks.are_of(self.capabilities):
             self._task_checks = TaskChecks(self.capabilities)
         output_checks = self._task_checks.check_task(task, context)
-        endpoint = self._task_endpoint
-        async with self._turns.turn_of(_caller_of(call_context)):
-            answer = await self.endpoints.run(endpoint, [task, context], {}, request=rpc, context=call_context)
+        async with self._turns.turn_of(_caller_of(call_context)) as ticket:
+            begun_at = self._begun_at[ticket] = self.runtime.now()
+            try:
+                answer = await self.endpoints.run(endpoint, [task, context], {}, request=rpc, context=call_context)
+            finally:
+                del self._begun_at[ticket]
+            self._note_service(self.runtime.now() - begun_at)
         return check_answer(answer, output_checks) if output_checks else answer
+
+    def _answer_load(self, _: Mapping[str, Any], __: CallContext) -> dict[str, Any]:
+        """How busy this agent is."""
+        return {**self._turns.load(), "service_s": self._service_s_now()}
+
+    def _service_s_now(self) -> float | None:
+        """How long a task takes; of those that run, when they have taken far longer than those before."""
+        if self._service_s is None or not self._begun_at:
+            return self._service_s
+        age_s = self.runtime.now() - sum(self._begun_at.values()) / len(self._begun_at)
+        return age_s if age_s > LONG * self._service_s else self._service_s
+
+    def _note_service(self, took_s: float) -> None:
+        # Of those that returned alone: one that fails at once, or is cancelled, is not quick.
+        self._tasks_done += 1
+        known_s = self._service_s or 0.0
+        self._service_s = known_s + (took_s - known_s) / min(self._tasks_done, SERVICE_MEMORY)
 
     def _on_start(self) -> None:
         self._turns.open()
@@ -201,8 +252,8 @@ class _Turns:
         self._is_closed = False
 
     @contextlib.asynccontextmanager
-    async def turn_of(self, caller: Caller | None) -> AsyncIterator[None]:
-        """Within it the caller's task may run. Raises RefusedError where it will not come to that."""
+    async def turn_of(self, caller: Caller | None) -> AsyncIterator[int]:
+        """Within it the caller's task may run; its ticket. Raises RefusedError where it will not come to that."""
         if self._is_closed:
             raise RefusedError(STOPPING)
         step = self._queue.on_asked(caller)
@@ -211,12 +262,22 @@ class _Turns:
         try:
             if isinstance(step, Wait):
                 await self._wait(step)
-            yield
+            yield step.ticket
         finally:
             # Cancelled in the very turn of the loop in which it got its place, it passes the place on.
             following = self._queue.on_ended(step.ticket)
             if following is not None:
                 self._tell(following, None)
+
+    def load(self) -> dict[str, int]:
+        """How many run and wait, and how many may."""
+        queue = self._queue
+        return {
+            "running": queue.running_count,
+            "waiting": queue.waiting_count,
+            "max_tasks": queue.max_tasks,
+            "queue": queue.queue_size,
+        }
 
     def open(self) -> None:
         """Take asks, again."""

@@ -46,13 +46,28 @@ class TaskScope:
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None  # that of all its tasks
 
-    def spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
-        """Run a coroutine as a task that nobody awaits. After `close()` RuntimeError is raised and nothing runs."""
-        return self._start(coroutine, name, self._forget_and_log)
+    def spawn(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Task[T]:
+        """Run a coroutine as a task that nobody awaits. After `close()` RuntimeError is raised and nothing runs.
 
-    def spawn_awaited(self, coroutine: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
-        """Run a coroutine as a task whose result or failure the caller takes."""
-        return self._start(coroutine, name, self._forget)
+        It runs in `context`, by default a copy of the one that spawns it.
+        """
+        return self._start(coroutine, name, self._forget_and_log, context)
+
+    def spawn_awaited(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Task[T]:
+        """Run a coroutine as a task whose result or failure the caller takes. `context` as for `spawn`."""
+        return self._start(coroutine, name, self._forget, context)
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -93,14 +108,18 @@ class TaskScope:
         await self.close()
 
     def _start(
-        self, coroutine: Coroutine[Any, Any, T], name: str | None, on_end: Callable[[asyncio.Task[Any]], None]
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        name: str | None,
+        on_end: Callable[[asyncio.Task[Any]], None],
+        context: contextvars.Context | None,
     ) -> asyncio.Task[T]:
         if self._is_closed:
             coroutine.close()
             raise RuntimeError(f"{self.name} is closed; it starts no task")
         if self._loop is None:
             self._loop = asyncio.get_running_loop()  # once: on 3.11 each such question is a call of the system
-        task = self._loop.create_task(coroutine, name=name)
+        task = self._loop.create_task(coroutine, name=name, context=context)
         self._tasks[task] = None
         task.add_done_callback(on_end)
         return task

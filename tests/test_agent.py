@@ -490,6 +490,99 @@ def test_plain_callers_of_this_machine_are_not_counted_as_one():
     assert on_virtual_time(main()) == (["1", "2", "3", "4"], 3)
 
 
+def test_an_agent_says_how_busy_it_is_and_how_long_a_task_takes():
+    async def main() -> Any:
+        async with Office(max_tasks=2, queue=5, per_caller=9) as office:
+            client = office.caller(ANN)
+            idle = await client.call("_agent.load")
+            await ends_of(await asked(client, ["quick"], takes=10))
+            used_to_it = (await client.call("_agent.load"))["service_s"]
+            asks = await asked(client, ["1", "2", "3"], takes=42)
+            busy = await office.plain_caller().call("_node.load")
+            await ends_of(asks)
+            return idle, used_to_it, busy, (await client.call("_node.load"))["service_s"]
+
+    idle, used_to_it, busy, later = on_virtual_time(main())
+
+    assert idle == {"running": 0, "waiting": 0, "max_tasks": 2, "queue": 5, "service_s": None}
+    assert used_to_it == pytest.approx(10)
+    assert busy == {"running": 2, "waiting": 1, "max_tasks": 2, "queue": 5, "service_s": used_to_it}
+    assert used_to_it < later < 42
+
+
+def test_tasks_that_run_far_longer_than_those_before_make_an_agent_look_slow():
+    async def main() -> Any:
+        async with Office(max_tasks=2) as office:
+            client = office.caller(ANN)
+            await ends_of(await asked(client, ["quick"], takes=1))
+            asks = await asked(client, ["long", "long too"], takes=60)
+            told = []
+            for pause_s in (2, 38, 40):
+                await asyncio.sleep(pause_s)
+                told.append((await client.call("_agent.load"))["service_s"])
+            await ends_of(asks)
+            return told
+
+    assert on_virtual_time(main()) == pytest.approx([1, 40, (1 + 60 + 60) / 3], abs=0.1)
+
+
+def test_tasks_that_fail_or_are_cancelled_do_not_make_an_agent_look_quick():
+    async def main() -> Any:
+        async with Office(per_caller=9) as office:
+            client = office.caller(ANN)
+            await ends_of(await asked(client, ["quick"], takes=10))
+            before = await client.call("_agent.load")
+            cancelled = await asked(client, ["cancelled"])
+            cancelled[0].cancel()
+            with pytest.raises(RemoteError):
+                await client.call("_agent.ask", "fails", {"takes": "no number"})
+            return before, await client.call("_agent.load")
+
+    before, after = on_virtual_time(main())
+
+    assert before == after
+
+
+def test_an_agent_says_how_busy_it_is_to_a_caller_whose_own_asks_take_all_its_places():
+    async def main() -> Any:
+        async with Office(max_tasks=64, per_caller=64, queue=300) as office:
+            client = office.caller(ANN)
+            asks = await asked(client, map(str, range(80)), takes=60)
+            before = asyncio.get_running_loop().time()
+            load = await client.call("_agent.load")
+            took_s = asyncio.get_running_loop().time() - before
+            await ends_of(asks)
+            return load["running"], took_s
+
+    running, took_s = on_virtual_time(main())
+
+    assert running == 64
+    assert took_s < 0.1
+
+
+async def test_an_agent_says_how_busy_it_is_to_whom_it_says_who_it_is():
+    async with serving(make_agent(allow=[ANN.node_id], plain="off")) as client:
+        assert (await client.call("_agent.info"))["name"] == "Reviewer"
+        assert (await client.call("_agent.load"))["running"] == 0
+        with pytest.raises(RemoteError) as refused:
+            await client.call("_agent.ask", "read")
+
+    assert refused.value.code == "forbidden"
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+async def test_a_handler_is_declared_with_brackets_too(reentrant: bool):
+    agent = make_agent()
+
+    @agent.task_handler(reentrant=reentrant)
+    async def handle(task: str, context: dict[str, Any]) -> Any:
+        return task
+
+    async with serving(agent) as client:
+        assert await client.call("_agent.ask", "read") == "read"
+    assert await handle("read", {}) == "read"
+
+
 @pytest.mark.parametrize(
     ("peer", "address", "caller"),
     [

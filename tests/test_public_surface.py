@@ -64,7 +64,7 @@ KEPT_IN_ORDER: dict[Callable[..., Any], dict[str, Any]] = {
         "timeout": 30,
     },
     Client.with_options: {"self": REQUIRED},
-    AgentNode.task_handler: {"self": REQUIRED, "function": REQUIRED},
+    AgentNode.task_handler: {"self": REQUIRED, "function": None},
     AgentNode.set_capabilities: {"self": REQUIRED, "capabilities": REQUIRED},
     AgentNode.capability: {"self": REQUIRED, "name": REQUIRED},
     AgentCapability: {
@@ -115,6 +115,7 @@ KEYWORD_ONLY: dict[Callable[..., Any], dict[str, Any]] = {
         "version": "",
         "attributes": None,
     },
+    AgentNode.task_handler: {"reentrant": False},
     Client.with_options: {
         "timeout_s": Keep.AS_IT_IS,
         "idempotent": Keep.AS_IT_IS,
@@ -133,7 +134,7 @@ KEYWORD_ONLY: dict[Callable[..., Any], dict[str, Any]] = {
     dht.Swarm.start: {"join_timeout": 5, "wait_joined": False},
     dht.Swarm.stop: {"grace": 5},
     dht.Swarm.find: {"limit": None, "max_age": None, "probe": True},
-    dht.Swarm.ask: {"context": None, "timeout": 600, "idempotent": False},
+    dht.Swarm.ask: {"context": None, "timeout": 600, "idempotent": False, "budget": None},
 }
 """The parameters that have to be named. More of them may come, each with a default."""
 
@@ -271,6 +272,7 @@ def test_dht_exports_exactly_these_names():
         "Contact",
         "DHTConfig",
         "DHTNode",
+        "DelegationExhausted",
         "FindResult",
         "FoundAgent",
         "JoinFailed",

@@ -46,6 +46,7 @@ from synapse_p2p.protocol.wire import (
 
 CONTROL_PREFIX = "_dht."  # calls to these endpoints travel as control frames
 QUESTION_PREFIX = "_synapse."  # calls to these take no place from a user's functions
+QUESTIONS = frozenset({"_agent.load", "_node.load"})  # nor do these: how busy it is, is asked of a busy agent
 NODE_IS_STOPPING = "the node is stopping"
 MIN_KEPT_DEADLINES = 64  # of calls that may have ended, before they are looked through
 MIN_SILENCE_S = 1.0  # with not one byte for so long, a call that expires makes us ask whether the peer is there
@@ -75,6 +76,8 @@ class Code(StrEnum):
     UNAVAILABLE = "unavailable"
     FAILED = "failed"
     INTERNAL_ERROR = "internal_error"
+    LOOP = "loop"
+    EXHAUSTED = "exhausted"
 
     @classmethod
     def read(cls, text: str) -> Code:
@@ -541,7 +544,8 @@ class Session:
 
 
 def _place_of(endpoint: str) -> Place:
-    return Place.QUESTION if endpoint.startswith(QUESTION_PREFIX) else Place.TASK
+    is_question = endpoint.startswith(QUESTION_PREFIX) or endpoint in QUESTIONS
+    return Place.QUESTION if is_question else Place.TASK
 
 
 def _failed(message: Fail) -> CallFailed:

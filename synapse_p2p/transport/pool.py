@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
@@ -89,6 +90,7 @@ class SessionPool:
         self._dials: dict[tuple[str, NodeID | None], asyncio.Task[SessionConnection]] = {}
         self._scope: TaskScope | None = None
         self._is_stopped = False
+        self._outer = contextvars.copy_context()
 
     def __len__(self) -> int:
         """How many connections there are, proved or not."""
@@ -193,6 +195,7 @@ class SessionPool:
     def open(self) -> None:
         """Dial and accept again after a stop."""
         self._is_stopped = False
+        self._outer = contextvars.copy_context()
 
     async def stop(self, grace: float = 5.0) -> None:
         """Refuse new calls, let those that run finish for `grace` seconds, say goodbye, close. Bounded in time.
@@ -359,7 +362,8 @@ class SessionPool:
         if self._is_stopped:
             coroutine.close()
             raise PeerUnavailable(NODE_IS_STOPPING)
-        return self._tasks().spawn_awaited(coroutine, name=name)
+        # Not in the caller's context: what arrives over the session later is no part of what the caller does.
+        return self._tasks().spawn_awaited(coroutine, name=name, context=self._outer.copy())
 
     def _tasks(self) -> TaskScope:
         if self._scope is None:

@@ -7,6 +7,7 @@ by the CallServer.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -67,6 +68,7 @@ class ServedCalls:
         self._context = context
         self._on_answered = on_answered
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._outer = contextvars.copy_context()  # of no call: one may start in the very moment in which another ends
 
     def serve(self, call: Call, deadline: float | None) -> None:
         """Answer now where the handler is a mounted one; else start its task. `deadline` is on the session's clock."""
@@ -83,7 +85,8 @@ class ServedCalls:
             self._session.fail(call.id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
         else:
             context = self._context_of(call, deadline)
-            self._tasks[call.id] = self._scope.spawn(self._run(call, context), name=call.endpoint)
+            running = self._run(call, context)
+            self._tasks[call.id] = self._scope.spawn(running, name=call.endpoint, context=self._outer.copy())
 
     def is_run_by_current_task(self) -> bool:
         """Whether the task that asks is one of these calls, as that of a handler which stops its own node."""
@@ -102,11 +105,12 @@ class ServedCalls:
         traceparent = call.options.get("traceparent")
         if not isinstance(traceparent, str) or len(traceparent) > MAX_TRACEPARENT_CHARS:
             traceparent = None
-        if deadline is None and traceparent is None:
+        delegation = call.options.get("delegation")
+        if deadline is None and traceparent is None and delegation is None:
             return self._context
         # Not `replace`, which looks at every field by name: this is done for each call.
         own = self._context
-        return CallContext(own.peer, own.address, own.listen_address, own.network, deadline, traceparent)
+        return CallContext(own.peer, own.address, own.listen_address, own.network, deadline, traceparent, delegation)
 
     async def _run(self, call: Call, context: CallContext) -> None:
         had_to_wait = False

@@ -26,7 +26,7 @@ from dht import (
     sqlite_store,
     values,
 )
-from dht.agents import claim, index, query, record, renewal, versions, where
+from dht.agents import claim, delegation, index, query, record, renewal, versions, where
 from dht.config import DHTConfig, DialConfig, HealthConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
@@ -41,6 +41,7 @@ MODULES = (
     channel,
     claim,
     contact,
+    delegation,
     dial_policy,
     handshake,
     index,

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from dht.agents.delegation import Delegation, NextAsk
 from dht.agents.index import capability_key, capability_root, check_belongs, provider_prefix, shard_key
 from dht.agents.query import Query, parse_query
 from dht.agents.record import AgentRecord, CapabilityClaim, Reach, read_agent_record
 from dht.agents.renewal import Renewal, read_renewal, with_renewal
+from dht.agents.selection import Load
 from dht.config import RecordConfig
 from dht.exceptions import RecordRefused
 from dht.messages import (
@@ -41,11 +43,12 @@ from synapse_p2p.capability import AgentCapability
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import HandshakeFailed
 from synapse_p2p.identity import Identity, network_id_of, node_id_of
+from synapse_p2p.messages import Refusal as CallRefusal
 from synapse_p2p.protocol.channel import SecureChannel
 from synapse_p2p.protocol.handshake import Established, Handshake, HandshakeKeys, Parameters, Refusal, Role
 from synapse_p2p.protocol.noise import NoiseXX
 from synapse_p2p.protocol.session import CallAnswered, CallArrived, Session
-from synapse_p2p.protocol.wire import CONTROL_LIMITS, pack, unpack
+from synapse_p2p.protocol.wire import CONTROL_LIMITS, Call, FrameKind, decode_message, encode_message, pack, unpack
 
 DIRECTORY = Path(__file__).parents[1] / "vectors"
 MESSAGE_CLASSES = {
@@ -95,6 +98,7 @@ RECORDS = load("records.json")
 CAPABILITIES = load("capabilities.json")
 QUERIES = load("queries.json")
 DHT_MESSAGES = load("dht_messages.json")
+DELEGATION = load("delegation.json")
 
 
 # The handshake
@@ -526,3 +530,59 @@ def test_overlay_message_from_the_future_is_read_as_if_it_said_nothing_more(case
 
 def test_every_overlay_message_has_a_golden_vector() -> None:
     assert {case["class"] for case in DHT_MESSAGES["messages"]} == set(MESSAGE_CLASSES)
+
+
+# The delegation of an ask, and the load of an agent
+
+
+def received(call: bytes) -> Delegation | CallRefusal:
+    message = decode_message(call, FrameKind.TASK)
+    assert isinstance(message, Call)
+    options = message.options
+    return Delegation.received(
+        options["delegation"],
+        peer=DELEGATION["second"],
+        own_id=DELEGATION["own"],
+        now=0.0,
+        traceparent=options.get("traceparent"),
+    )
+
+
+@pytest.mark.parametrize("case", DELEGATION["asks"], ids=lambda case: case["name"])
+def test_golden_delegation_travels_in_the_golden_call(case: dict[str, Any]) -> None:
+    fields = case["delegation"]
+    carried = NextAsk(fields["hops"], tuple(fields["path"]), fields["budget"], case.get("traceparent"))
+    options = carried.options() | ({"deadline_ms": case["deadline_ms"]} if "deadline_ms" in case else {})
+
+    assert encode_message(Call(2, "_agent.ask", ["Review this diff", {}], {}, options)) == case["call"]
+    assert decode_message(case["call"], FrameKind.TASK) == Call(2, "_agent.ask", ["Review this diff", {}], {}, options)
+
+
+@pytest.mark.parametrize(
+    "case", [*DELEGATION["asks"], DELEGATION["future"]], ids=lambda case: case.get("name", "future")
+)
+def test_golden_delegation_is_received_with_one_hop_and_one_ask_less(case: dict[str, Any]) -> None:
+    delegation = received(case["call"])
+
+    assert isinstance(delegation, Delegation)
+    assert delegation.traceparent == case.get("traceparent")
+    fields = {"hops": delegation.hops, "path": list(delegation.path), "budget": delegation.budget}
+    assert fields == case["received"]
+
+
+@pytest.mark.parametrize("case", DELEGATION["refused"], ids=lambda case: case["name"])
+def test_golden_bad_delegation_is_refused_with_its_code(case: dict[str, Any]) -> None:
+    refusal = received(case["call"])
+
+    assert isinstance(refusal, CallRefusal)
+    assert refusal.code == case["code"]
+
+
+@pytest.mark.parametrize("case", DELEGATION["load"], ids=lambda case: case["name"])
+def test_golden_load_is_read_as_it_is_and_as_a_later_release_says_it(case: dict[str, Any]) -> None:
+    fields = case["fields"]
+
+    assert pack(fields) == case["packed"]
+    expected = Load(*(fields[name] for name in ("running", "waiting", "max_tasks", "queue", "service_s")))
+    assert Load.from_map(unpack(case["packed"], CONTROL_LIMITS)) == expected
+    assert Load.from_map(unpack(case["future"], CONTROL_LIMITS)) == expected

@@ -27,6 +27,16 @@ def config(*, lease_s: float = LEASE_S, max_records_per_key: int = 1000) -> Swar
     return SwarmConfig(dht=DHTConfig(records=records, expire_s=1.0), watch_address_s=0.5)
 
 
+def an_agent(name: str, skills: Iterable[str]) -> AgentNode:
+    agent = AgentNode(name=name, role="worker", capabilities=list(skills), identity=Identity.from_seed(os.urandom(32)))
+
+    @agent.task_handler
+    async def handle(task: str, context: dict) -> str:
+        return name
+
+    return agent
+
+
 class Agents:
     """The agents that are alive, each a swarm of its own on a port of its own."""
 
@@ -36,14 +46,8 @@ class Agents:
         self.skills: dict[str, list[str]] = {}
 
     async def add(self, name: str, skills: Iterable[str]) -> Swarm:
-        agent = AgentNode(name=name, role="worker", capabilities=list(skills), identity=Identity.from_seed(os.urandom(32)))
-
-        @agent.task_handler
-        async def handle(task: str, context: dict) -> str:
-            return name
-
         seeds = [next(iter(self.swarms.values())).status().listening[0]] if self.swarms else []
-        swarm = Swarm(agent, bootstrap=seeds, listen="127.0.0.1:0", config=self.settings)
+        swarm = Swarm(an_agent(name, skills), bootstrap=seeds, listen="127.0.0.1:0", config=self.settings)
         await swarm.start(wait_joined=True)
         self.swarms[name] = swarm
         self.skills[name] = list(skills)
@@ -145,14 +149,7 @@ async def test_agents_without_a_port_are_found_by_those_who_hold_a_session_and_h
             await there.add(f"agent-{number}", [SKILLS[0]])
         seed = there.swarms["agent-0"].status().listening[0]
         portless = [
-            Swarm(
-                AgentNode(
-                    name=f"portless-{number}", role="worker", capabilities=[SKILLS[0]], identity=Identity.from_seed(os.urandom(32))
-                ),
-                bootstrap=[seed],
-                config=config(),
-            )
-            for number in range(2)
+            Swarm(an_agent(f"portless-{number}", [SKILLS[0]]), bootstrap=[seed], config=config()) for number in range(2)
         ]
         try:
             for swarm in portless:
@@ -164,7 +161,7 @@ async def test_agents_without_a_port_are_found_by_those_who_hold_a_session_and_h
 
             assert names(others)[:3] == there.offering(SKILLS[0], but="agent-1")
             assert {agent.name for agent in listed if agent.reach is Reach.NONE} == {"portless-0", "portless-1"}
-            assert all(answer.result.startswith("agent-") for answer in asked)
+            assert {answer.result for answer in asked} <= {*there.swarms, "portless-0", "portless-1"}
         finally:
             for swarm in portless:
                 await swarm.stop(grace=0)

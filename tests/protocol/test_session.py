@@ -1060,7 +1060,8 @@ def test_a_lost_connection_ends_every_call_as_unavailable():
 
 def test_codes_are_for_ever():
     assert " ".join(Code) == (
-        "bad_request not_found forbidden busy too_large deadline_exceeded cancelled unavailable failed internal_error"
+        "bad_request not_found forbidden busy too_large deadline_exceeded cancelled unavailable failed internal_error "
+        "loop exhausted"
     )
 
 

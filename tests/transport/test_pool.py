@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from tests.transport.pool_nodes import (
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
+WHOSE: ContextVar[str] = ContextVar("whose", default="nobody's")
 
 
 # Sessions
@@ -72,6 +75,27 @@ def test_a_handler_that_is_torn_down_still_ends_its_call(caplog: pytest.LogCaptu
     assert answer == "hello"
     assert len([record for record in caplog.records if record.exc_info]) == len(ends)
     caplog.clear()
+
+
+def test_a_call_that_arrives_is_no_part_of_what_its_session_was_opened_for_nor_of_another_call():
+    async def whose() -> str:
+        seen = WHOSE.get()
+        WHOSE.set("another call's")
+        await asyncio.sleep(0.1)
+        return seen
+
+    async def main() -> list[str]:
+        network = Network(delay_s=0.01)
+        one_at_a_time = SessionConfig(max_calls_served=1)
+        a = await Node(network, 1, handlers=Handlers(whose=whose), session_config=one_at_a_time).listen()
+        b = await Node(network, 2, session_config=one_at_a_time).listen()
+        WHOSE.set("ours")
+        await a.echo(b)
+        answers = await asyncio.gather(*(b.call(a, "whose") for _ in range(3)))
+        await asyncio.gather(a.stop(), b.stop())
+        return answers
+
+    assert virtually(main()) == ["nobody's"] * 3
 
 
 def test_calls_share_the_session_that_the_first_one_opened():
