@@ -71,7 +71,7 @@ class Gate:
     seeds: int = 1
     sabotage: str = ""
     sabotaged: Settings | None = None
-    sabotaged_s: float = 40.0
+    sabotaged_s: float = 60.0
     is_short_sabotaged: bool = True
 
     def cells(self) -> list[Settings]:
