@@ -17,14 +17,14 @@ from dht.results import FindResult
 from synapse_p2p import AgentNode, Identity
 
 SKILLS = [f"skill-{number}" for number in range(12)]
-LEASE_S = 6.0
+LEASE_S = 10.0
 STILL_S = 2.0
 """By then who is asked anything has heard what was published."""
 
 
 def config(*, lease_s: float = LEASE_S, max_records_per_key: int = 1000) -> SwarmConfig:
     records = RecordConfig(lease_s=lease_s, max_records_per_key=max_records_per_key)
-    return SwarmConfig(dht=DHTConfig(records=records, expire_s=1.0), watch_address_s=0.5)
+    return SwarmConfig(dht=DHTConfig(records=records, expire_s=1.0), watch_address_s=0.5, probe_timeout_s=3.0)
 
 
 def an_agent(name: str, skills: Iterable[str]) -> AgentNode:
