@@ -19,11 +19,13 @@ one size is taken. Measured in a model of 10^6 providers; what was measured is i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from random import Random
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from dht.agents.placement import PROVES_NOTHING_PART, search_depth
 from dht.agents.shards import RANK_BITS, ROOT_SHARD, Shard, ShardReport
+
+if TYPE_CHECKING:
+    from random import Random
 
 MAX_DRAWS = 6
 """Shards drawn for one sample. Nearly all are accepted at once, so more are drawn only where storers lie."""
