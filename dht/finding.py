@@ -102,6 +102,7 @@ class _Wanted:
     mode: LookupMode
     limit: int | None
     also: Fits
+    on_taken: Callable[[AgentRecord], None]
 
     def fits(self, record: AgentRecord) -> bool:
         """Whether it is one of those."""
@@ -133,14 +134,20 @@ class Finding:
         self._hints: OrderedDict[str, tuple[float, float]] = OrderedDict()  # when, and how many providers
 
     async def providers(
-        self, query: Query, mode: LookupMode, *, limit: int | None = None, fits: Fits | None = None
+        self,
+        query: Query,
+        mode: LookupMode,
+        *,
+        limit: int | None = None,
+        fits: Fits | None = None,
+        on_taken: Callable[[AgentRecord], None] | None = None,
     ) -> ProvidersFound:
         """Those who match a query, and whose records fit; at most about `limit`, at random.
 
         The rarest of its capabilities is read, for which the root of each other one is looked at, unless it was lately.
         Cost: one lookup mostly; two where a capability has more providers than one storer keeps.
         """
-        wanted = _Wanted(query, mode, limit, fits or _all_fit)
+        wanted = _Wanted(query, mode, limit, fits or _all_fit, on_taken or _tell_nobody)
         searches = {name: self._new_search(name, limit) for name in query.names}
         reads: dict[str, _ShardRead] = {}
         if len(searches) > 1:
@@ -167,6 +174,8 @@ class Finding:
             elif isinstance(step, Take):
                 for record in reads[step.shard].newest.values():
                     held = newest.get(record.owner)
+                    if held is None and wanted.fits(record):
+                        wanted.on_taken(record)
                     if held is None or held.seq < record.seq:
                         newest[record.owner] = record
                 search.on_taken(wanted.count(newest.values()))
@@ -279,3 +288,7 @@ class Finding:
 
 def _all_fit(_record: AgentRecord) -> bool:
     return True
+
+
+def _tell_nobody(_record: AgentRecord) -> None:
+    """Nobody wants to know."""

@@ -308,10 +308,13 @@ class DHTNode:
         *,
         limit: int | None = None,
         fits: Callable[[AgentRecord], bool] | None = None,
+        on_taken: Callable[[AgentRecord], None] | None = None,
     ) -> ProvidersFound:
-        """Who matches a query, and fits; about `limit` of them, at random, or all."""
+        """Who matches a query, and fits; about `limit` of them, at random, or all. `on_taken` is told of each at once,
+        in the first version that was heard of.
+        """
         await self._knock_if_alone()
-        return await self._finding.providers(query, mode, limit=limit, fits=fits)
+        return await self._finding.providers(query, mode, limit=limit, fits=fits, on_taken=on_taken)
 
     async def publish(self, envelope: bytes, record: AgentRecord, capability: str) -> PublishReport:
         """Store an agent's record under one of its capabilities, on all nodes of the key's region and on k in any case;

@@ -26,6 +26,7 @@ from dht.bootstrap import JoinReport, SeedAddress
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.exceptions import JoinFailed
+from dht.find_stream import FindStream, OnFound
 from dht.finding import ProvidersFound
 from dht.introduction import introduce
 from dht.kept_identity import KeptIdentity
@@ -255,6 +256,7 @@ class Swarm:
         where: Mapping[str, Any] | None = None,
         limit: int | None = None,
         max_age: float | None = None,
+        timeout: float | None = None,
         probe: bool = True,
     ) -> FindResult:
         """The agents that have all of these capabilities, verified, in random order.
@@ -262,20 +264,45 @@ class Swarm:
         A name means itself and all below it, so "nlp" finds who offers "nlp/summarization", as "nlp/" does; a range of
         versions may follow it, as in "parser>=2,<3". `where` is about attributes, as in `{"tier": "gold", "price":
         {"<": 5}, "lang": {"in": ["de", "en"]}}`. Our own agent is left out by design, for who searches wants somebody
-        else. `limit` is how many are wanted at most, `max_age` is seconds since an agent signed its record. With
-        `probe` those that do not answer within `probe_timeout_s` are left out. Raises ConfigError for a query that
-        cannot be one. Cost: a lookup, about 8 requests, one more where a capability has many providers, and a ping to
-        each agent found.
+        else. `limit` is how many are wanted at most, `max_age` is seconds since an agent signed its record; after
+        `timeout` seconds it returns those who have answered by then. With `probe` those that do not answer within
+        `probe_timeout_s` are left out. Raises ConfigError for a query that cannot be one. Cost: a lookup, about 8
+        requests, one more where a capability has many providers, and a ping to each agent found.
         """
-        query = parse_query(capabilities, where)
-        if limit is not None and limit < 1:
-            raise ConfigError(f"limit is {limit}; it has to be 1 or more, or None for all")
+        query = _checked_query(capabilities, where, limit, timeout)
+        if timeout is not None:
+            return await self._find_until(
+                self.stream_find(*capabilities, where=where, limit=limit, max_age=max_age, timeout=timeout, probe=probe)
+            )
         agents, reason = await self._search(query, LookupMode.FRESH, limit=limit, max_age=max_age)
         if probe:
             agents = await self._answering(agents, limit)
         if limit is not None and len(agents) > limit:
             agents, reason = agents[:limit], f"limit {limit}"
         return FindResult(tuple(agents), not reason, reason)
+
+    def stream_find(
+        self,
+        *capabilities: str,
+        where: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        max_age: float | None = None,
+        timeout: float | None = None,
+        probe: bool = True,
+    ) -> FindStream:
+        """As `find`, one agent after the other, each as soon as it has answered: `async for agent in
+        swarm.stream_find("python")`.
+
+        When it has ended its `complete` and `reason` are those of a FindResult. Who answers first comes first.
+        """
+        query = _checked_query(capabilities, where, limit, timeout)
+        self._started()
+
+        async def search(on_found: OnFound) -> str:
+            return (await self._search(query, LookupMode.FRESH, limit=limit, max_age=max_age, on_found=on_found))[1]
+
+        is_there = self._is_answering if probe else None
+        return FindStream(search, is_there, limit=limit, timeout_s=timeout, max_probes=_probes_at_once(limit))
 
     async def ask(
         self,
@@ -552,12 +579,25 @@ class Swarm:
 
     # Choosing among those found
 
+    async def _find_until(self, stream: FindStream) -> FindResult:
+        """All that a stream comes to, in random order."""
+        async with stream:
+            agents = [agent async for agent in stream]
+        self._server.runtime.rng.shuffle(agents)
+        return FindResult(tuple(agents), stream.complete, stream.reason)
+
     async def _search(
-        self, query: Query, mode: LookupMode, *, limit: int | None = None, max_age: float | None = None
+        self,
+        query: Query,
+        mode: LookupMode,
+        *,
+        limit: int | None = None,
+        max_age: float | None = None,
+        on_found: OnFound | None = None,
     ) -> tuple[list[FoundAgent], str]:
         """Agents that match, in random order, and why they may not be all; empty where they are.
 
-        With a limit more are looked for, as some may not answer.
+        With a limit more are looked for, as some may not answer. `on_found` is told of each as it is found.
         """
         runtime = self._server.runtime
         unix_ms = round(runtime.unix_now() * 1000)
@@ -568,7 +608,12 @@ class Swarm:
             return record.owner != own_id and not is_old
 
         sought = None if limit is None else max(2 * limit, MIN_PROBES)
-        providers = await self._started().find_matching(query, mode, limit=sought, fits=fits)
+
+        def on_taken(record: AgentRecord) -> None:
+            if on_found is not None:
+                on_found(FoundAgent.from_record(record, unix_ms=unix_ms, caller=self))
+
+        providers = await self._started().find_matching(query, mode, limit=sought, fits=fits, on_taken=on_taken)
         agents = [FoundAgent.from_record(record, unix_ms=unix_ms, caller=self) for record in providers.records]
         runtime.rng.shuffle(agents)
         return agents, self._incompleteness(providers)
@@ -586,7 +631,7 @@ class Swarm:
         answering: list[FoundAgent] = []
         position = 0
         while position < len(agents) and len(answering) <= wanted:
-            batch = agents[position : position + min(max(2 * wanted, MIN_PROBES), MAX_PROBES)]
+            batch = agents[position : position + _probes_at_once(wanted)]
             position += len(batch)
             async with TaskScope("probe") as scope:
                 probes = [scope.spawn_awaited(self._is_answering(agent)) for agent in batch]
@@ -614,6 +659,20 @@ class Swarm:
         except RemoteError:
             return {}  # it is there, whatever it thinks of us
         return answer if isinstance(answer, dict) else {}
+
+
+def _checked_query(
+    capabilities: Iterable[str], where: Mapping[str, Any] | None, limit: int | None, timeout: float | None
+) -> Query:
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}; it has to be 1 or more, or None for all")
+    if timeout is not None and not timeout > 0:
+        raise ConfigError(f"timeout is {timeout}; it has to be above 0 seconds, or None to wait for the end")
+    return parse_query(capabilities, where)
+
+
+def _probes_at_once(wanted: int | None) -> int:
+    return MAX_PROBES if wanted is None else min(max(2 * wanted, MIN_PROBES), MAX_PROBES)
 
 
 def _parse_seeds(bootstrap: Iterable[str]) -> tuple[SeedAddress, ...]:

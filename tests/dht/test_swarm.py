@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import pytest
 from dht import JoinFailed, NoAgentFound, Swarm
 from dht.agents.record import Reach
 from dht.bootstrap import SeedState
+from dht.messages import FindValue, FindValueAnswer
 from dht.node import DHTNode
-from dht.results import SwarmMode
+from dht.results import FoundAgent, SwarmMode
 from simulations.network import EPOCH_S
 from simulations.virtual_loop import run
 from synapse_p2p import (
+    AgentCapability,
     AgentNode,
     CallError,
     Client,
@@ -648,6 +650,115 @@ async def test_find_gives_as_many_as_wanted_in_an_order_of_chance_and_says_that_
     assert all((found.complete, found.reason) == (False, "limit 2") for found in limited)
     assert {agent.name for found in limited for agent in found} == {f"agent-{number}" for number in range(5)}
     assert (len(exact), exact.complete) == (5, True)
+
+
+def priced(name: str, price: float, *, version: str = "", **attributes: Any) -> AgentCapability:
+    return AgentCapability(name, version=version, attributes={"price": price, **attributes})
+
+
+def names_of(agents: Iterable[FoundAgent]) -> list[str]:
+    return sorted(agent.name for agent in agents)
+
+
+async def shops(world: World) -> Swarm:
+    """Three agents with prices, and a client."""
+    first = await world.start(world.agent("first"))
+    for name, capabilities in {
+        "cheap": [priced("parser/html", 1, version="2.1", lang=["de", "en"]), AgentCapability("python")],
+        "dear": [priced("parser/html", 9, version="3", lang=["fr"]), AgentCapability("python")],
+        "plain": [AgentCapability("parser", version="2")],
+    }.items():
+        agent = world.agent(name)
+        agent.capabilities = capabilities
+        await world.start(agent, bootstrap=[seed_of(first)])
+    return first
+
+
+@simulated
+async def test_a_query_is_met_by_all_of_what_one_agent_says_of_itself(world: World):
+    first = await shops(world)
+
+    async def found(*wanted: str, **where: Any) -> list[str]:
+        return names_of(await first.find(*wanted, where=where or None))
+
+    assert await found("parser") == await found("parser/") == ["cheap", "dear", "plain"]
+    assert await found("parser/html", "python") == ["cheap", "dear"]
+    assert await found("parser/html>=2,<3") == ["cheap"]
+    assert await found("parser>=2") == ["plain"]
+    assert await found("parser/html", price={"<": 5}) == ["cheap"]
+    assert await found("python", "parser/html", lang={"in": ["fr", "it"]}) == ["dear"]
+    assert await found("python", "cooking") == []
+    with pytest.raises(ConfigError, match="in"):
+        await found("parser", price={"near": 5})
+
+
+@simulated
+async def test_storers_send_only_what_matches(world: World):
+    first = await shops(world)
+    answers: list[FindValueAnswer] = []
+    asks = first._node._requester.find_value
+
+    async def find_value(contact: Any, request: FindValue) -> FindValueAnswer:
+        answers.append(await asks(contact, request))
+        return answers[-1]
+
+    first._node._requester.find_value = find_value
+    await first.find("parser/html", where={"price": {"<": 5}})
+
+    holding = [answer for answer in answers if answer.count == 2]  # one that came last may lack them yet
+    assert len(holding) >= 2
+    assert [len(answer.records) for answer in holding] == [1] * len(holding)
+
+
+@simulated
+async def test_an_agent_that_learns_something_else_is_found_by_that_and_not_by_the_old(world: World):
+    first = await world.start(world.agent("first"))
+    agent = world.agent("learner", "old", "kept/below")
+    await world.start(agent, bootstrap=[seed_of(first)])
+    assert names_of(await first.find("old")) == ["learner"]
+
+    await agent.set_capabilities(["new", "kept/below"])
+
+    for capability, found in (("new", ["learner"]), ("kept", ["learner"]), ("old", [])):
+        assert names_of(await first.find(capability, probe=False)) == found
+    with pytest.raises(ConfigError):
+        await agent.set_capabilities([AgentCapability("new", version="one")])
+    assert [each.name for each in agent.capabilities] == ["new", "kept/below"]
+
+
+@simulated
+async def test_one_that_stops_in_good_order_is_found_no_more(world: World):
+    first = await world.start(world.agent("first"))
+    gone = await world.start(world.agent("gone", "x"), bootstrap=[seed_of(first)])
+    assert names_of(await first.find("x", probe=False)) == ["gone"]
+
+    await gone.stop()
+
+    assert names_of(await first.find("x", probe=False)) == []
+
+
+@simulated
+async def test_a_stream_gives_each_agent_as_soon_as_it_has_answered_and_says_whether_all_were_there(world: World):
+    first = await shops(world)
+
+    stream = first.stream_find("parser")
+    whole = [agent async for agent in stream]
+    some = first.stream_find("parser", limit=2)
+    two = [agent async for agent in some]
+    unprobed = first.stream_find("parser", probe=False)
+    async with unprobed:
+        async for _ in unprobed:
+            break
+    late = await first.find("parser", timeout=0.001)
+    in_time = await first.find("parser", timeout=60)
+
+    assert (names_of(whole), stream.complete, stream.reason) == (["cheap", "dear", "plain"], True, "")
+    assert (len(two), some.complete, some.reason) == (2, False, "limit 2")
+    assert (len(late), late.complete, late.reason) == (0, False, "not over after 0.001 s")
+    assert (names_of(in_time), in_time.complete) == (["cheap", "dear", "plain"], True)
+    for mistake in ({"limit": 0}, {"timeout": 0}):
+        with pytest.raises(ConfigError):
+            first.stream_find("parser", **mistake)
 
 
 @simulated

@@ -32,6 +32,7 @@ RUN_BY = {
     ("docs/how-to/rpc.md", "# failures.py"): "test_readme.py::test_program_prints_what_the_page_says",
     ("docs/how-to/rpc.md", "# ticks.py"): "test_readme.py::test_program_prints_what_the_page_says",
     ("docs/how-to/rpc.md", "# json_wire.py"): "test_readme.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/find.md", "# market.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/access.md", "# doors.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/access.md", "# busy.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/values.md", "# values.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",

@@ -17,7 +17,8 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
 
 
 @pytest.mark.parametrize(
-    ("page", "program"), [("access.md", "doors.py"), ("access.md", "busy.py"), ("values.md", "values.py")]
+    ("page", "program"),
+    [("access.md", "doors.py"), ("access.md", "busy.py"), ("values.md", "values.py"), ("find.md", "market.py")],
 )
 def test_program_prints_what_the_page_says(tmp_path: Path, page: str, program: str):
     text = (PAGES / page).read_text(encoding="utf-8")

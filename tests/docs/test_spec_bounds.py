@@ -11,6 +11,7 @@ from dht import (
     admission,
     contact,
     dial_policy,
+    finding,
     lookup,
     messages,
     node,
@@ -26,7 +27,7 @@ from dht import (
     sqlite_store,
     values,
 )
-from dht.agents import claim, delegation, index, query, record, renewal, versions, where
+from dht.agents import claim, delegation, index, placement, query, record, renewal, search, versions, where
 from dht.config import DHTConfig, DialConfig, HealthConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
@@ -43,11 +44,13 @@ MODULES = (
     contact,
     delegation,
     dial_policy,
+    finding,
     handshake,
     index,
     lookup,
     messages,
     node,
+    placement,
     query,
     quotas,
     reading,
@@ -59,6 +62,7 @@ MODULES = (
     replication,
     responder,
     round_trips,
+    search,
     shortlist,
     session,
     spoken,
