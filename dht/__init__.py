@@ -5,8 +5,10 @@ from dht.bootstrap import JoinReport, SeedReport, SeedState
 from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
 from dht.contact import Contact
 from dht.exceptions import DelegationExhausted, JoinFailed, NoAgentFound, RecordRefused, StoreDamaged
+from dht.find_stream import FindStream
 from dht.node import DHTNode
 from dht.owned import MutableValue, PutReport
+from dht.peer import Peer
 from dht.results import Answer, Attempt, AttemptEnd, FindResult, FoundAgent, SwarmMode, SwarmStatus
 from dht.status import NodeStatus
 from dht.swarm import Swarm, SwarmConfig
@@ -21,6 +23,7 @@ __all__ = [
     "DHTNode",
     "DelegationExhausted",
     "FindResult",
+    "FindStream",
     "FoundAgent",
     "JoinFailed",
     "JoinReport",
@@ -28,6 +31,7 @@ __all__ = [
     "MutableValue",
     "NoAgentFound",
     "NodeStatus",
+    "Peer",
     "PutReport",
     "Reach",
     "RecordConfig",

@@ -316,6 +316,19 @@ class DHTNode:
         await self._knock_if_alone()
         return await self._finding.providers(query, mode, limit=limit, fits=fits, on_taken=on_taken)
 
+    def agents_held(self) -> list[AgentRecord]:
+        """The agents whose records are in the store, each in its newest version, ours left out. Cost: O(n)."""
+        newest: dict[NodeID, AgentRecord] = {}
+        for _, stored in self.store.items(self._host.runtime.now()):
+            held = newest.get(stored.owner)
+            is_news = stored.kind is RecordKind.AGENT and (held is None or held.seq < stored.seq)
+            if is_news and stored.owner != self.id:
+                try:
+                    newest[stored.owner] = self._responder.read(stored.record)
+                except RecordRefused:
+                    continue  # it expired by its owner's clock
+        return [record for record in newest.values() if record.gone is None]
+
     async def publish(self, envelope: bytes, record: AgentRecord, capability: str) -> PublishReport:
         """Store an agent's record under one of its capabilities, on all nodes of the key's region and on k in any case;
         maybe on ourselves too. Published again, it goes where it was.

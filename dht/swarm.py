@@ -32,6 +32,7 @@ from dht.introduction import introduce
 from dht.kept_identity import KeptIdentity
 from dht.lookup import LookupMode
 from dht.node import DHTNode
+from dht.peer import Peer, parse_place
 from dht.publishing import Offer, Publishing
 from dht.records import next_seq
 from dht.requester import UNREACHABLE
@@ -41,8 +42,8 @@ from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.capability import ancestors
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import RefusedError
-from synapse_p2p.exceptions import ConfigError, RemoteError
-from synapse_p2p.identity import Identity
+from synapse_p2p.exceptions import ConfigError, PeerUnavailable, RemoteError
+from synapse_p2p.identity import Identity, NodeID
 from synapse_p2p.messages import Refusal
 from synapse_p2p.server import Server, run_until_signal
 from synapse_p2p.transport.base import is_literal_address, is_loopback, parse_address
@@ -380,6 +381,35 @@ class Swarm:
         if self._node is not None and self._agent is not None:
             self._seal_record(self._agent, offer)
             await self._publish()
+
+    def peer(self, place: str | NodeID) -> Peer:
+        """One member, by its address (`host:port`, or `id@host:port` to be sure who answers) or by its id, as bytes or
+        64 hex digits. Raises ConfigError for what is neither.
+        """
+        return Peer(self, parse_place(place))
+
+    async def reach(self, place: SeedAddress | NodeID) -> Contact:
+        """The contact at an address, or with an id. Raises PeerUnavailable where nobody is, and what a dial raises."""
+        if isinstance(place, SeedAddress):
+            proved = await self._server.sessions.connect_address(place.address, place.id)
+            return Contact(proved.id, proved.addresses)
+        node = self._started()
+        known = node.routing_table.get(place)
+        if known is not None or self._server.sessions.is_connected(place):
+            return known or Contact(place, ())
+        for contact in await node.find_node(place):
+            if contact.id == place:
+                return contact
+        raise PeerUnavailable(f"no member has the id {place.hex()}, as far as this node can tell")
+
+    def agents(self) -> list[FoundAgent]:
+        """The agents whose records this node keeps for others, without asking anybody whether they are still there.
+
+        In a small swarm that is everybody; for all with some capability there is `find`.
+        """
+        unix_ms = round(self._server.runtime.unix_now() * 1000)
+        records = self._started().agents_held()
+        return [FoundAgent.from_record(record, unix_ms=unix_ms, caller=self) for record in records]
 
     async def call_agent(
         self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float | None

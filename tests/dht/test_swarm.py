@@ -30,6 +30,7 @@ from synapse_p2p import (
     HandshakeFailed,
     Identity,
     KeyFileError,
+    PeerUnavailable,
     RemoteError,
 )
 from synapse_p2p.data_dir import DataDir
@@ -759,6 +760,41 @@ async def test_a_stream_gives_each_agent_as_soon_as_it_has_answered_and_says_whe
     for mistake in ({"limit": 0}, {"timeout": 0}):
         with pytest.raises(ConfigError):
             first.stream_find("parser", **mistake)
+
+
+@simulated
+async def test_a_member_is_reached_by_its_address_and_by_its_id(world: World):
+    first = await world.start(world.agent("first"))
+    there = await world.start(world.agent("there", "x"), bootstrap=[seed_of(first)])
+    client = await world.start(bootstrap=[seed_of(first)])
+    identity = there.status().id
+    address = there.status().listening[0]
+
+    for place in (identity, identity.hex(), address, f"{identity.hex()}@{address}"):
+        peer = client.peer(place)
+        assert (await peer.call("_agent.info"))["name"] == "there"
+        assert (await peer.ask("work"))["by"] == "there"
+
+    with pytest.raises(PeerUnavailable, match="no member has the id"):
+        await client.peer(bytes(32)).call("_agent.info")
+    with pytest.raises(HandshakeFailed, match="expected"):
+        await client.peer(f"{'11' * 32}@{address}").call("_agent.info")
+    for mistake in (b"short", "no address", "g" * 64):
+        with pytest.raises(ConfigError):
+            client.peer(mistake)
+
+
+@simulated
+async def test_a_node_lists_the_agents_whose_records_it_keeps(world: World):
+    first = await world.start(world.agent("first", "x"))
+    gone = await world.start(world.agent("gone", "x", "y/z"), bootstrap=[seed_of(first)])
+    await world.start(world.agent("there", "x", "y/z"), bootstrap=[seed_of(first)])
+    assert names_of(first.agents()) == ["gone", "there"]
+
+    await gone.stop()
+
+    assert names_of(first.agents()) == ["there"]
+    assert first.agents()[0].capabilities == ("x", "y/z")
 
 
 @simulated

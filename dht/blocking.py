@@ -1,0 +1,187 @@
+"""For code that is in no async function: a swarm, with calls that block.
+
+They run on the one event loop, in a thread of its own, that `synapse_p2p.blocking` keeps for all of the process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from dht import results, swarm
+from dht.bootstrap import JoinReport
+from dht.results import Answer, SwarmStatus
+from dht.swarm import SwarmConfig
+from synapse_p2p.agent import AgentNode
+from synapse_p2p.blocking import LoopThread, shared_loop_thread
+from synapse_p2p.identity import Identity, NodeID
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundAgent:
+    """As `dht.FoundAgent`, which is in `found`, with calls that block."""
+
+    found: results.FoundAgent
+    _loop_thread: LoopThread
+
+    @property
+    def id(self) -> NodeID:
+        """Who it is."""
+        return self.found.id
+
+    @property
+    def name(self) -> str:
+        """What it calls itself."""
+        return self.found.name
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What it can do."""
+        return self.found.capabilities
+
+    def call(self, endpoint: str, *args: Any, **kwargs: Any) -> Any:
+        """As `dht.FoundAgent.call`."""
+        return self._loop_thread.run(
+            lambda: self.found.call(endpoint, *args, **kwargs), instead="await agent.call(...)"
+        )
+
+    def ask(self, task: str, context: Mapping[str, Any] | None = None, *, timeout: float = 600.0) -> Any:
+        """As `dht.FoundAgent.ask`."""
+        return self._loop_thread.run(
+            lambda: self.found.ask(task, context, timeout=timeout), instead="await agent.ask(...)"
+        )
+
+    def __str__(self) -> str:
+        return str(self.found)
+
+
+@dataclass(frozen=True, slots=True)
+class FindResult(Sequence[FoundAgent]):
+    """As `dht.FindResult`, of agents whose calls block."""
+
+    agents: tuple[FoundAgent, ...]
+    complete: bool
+    reason: str = ""
+
+    @overload
+    def __getitem__(self, index: int) -> FoundAgent: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[FoundAgent]: ...
+    def __getitem__(self, index: int | slice) -> FoundAgent | Sequence[FoundAgent]:
+        return self.agents[index]
+
+    def __len__(self) -> int:
+        return len(self.agents)
+
+    def __iter__(self) -> Iterator[FoundAgent]:
+        return iter(self.agents)
+
+
+class Swarm:
+    """A `dht.Swarm` whose methods block until they are done. Threads may share it.
+
+    A call in a thread that runs an event loop, as every cell of a notebook does, would stop that loop and is refused.
+    """
+
+    def __init__(
+        self,
+        agent: AgentNode | None = None,
+        *,
+        bootstrap: Iterable[str] = (),
+        listen: str | None = None,
+        advertise: str | None = None,
+        network: str = "",
+        network_key: bytes | None = None,
+        identity: Identity | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
+        config: SwarmConfig | None = None,
+    ) -> None:
+        """The arguments are those of `dht.Swarm`, which is in `async_swarm`."""
+        self.async_swarm = swarm.Swarm(
+            agent,
+            bootstrap=bootstrap,
+            listen=listen,
+            advertise=advertise,
+            network=network,
+            network_key=network_key,
+            identity=identity,
+            data_dir=data_dir,
+            config=config,
+        )
+        self._loop_thread = shared_loop_thread()
+
+    def start(self, *, join_timeout: float = 5, wait_joined: bool = False) -> None:
+        """As `dht.Swarm.start`."""
+        self._run(
+            lambda: self.async_swarm.start(join_timeout=join_timeout, wait_joined=wait_joined), "await swarm.start()"
+        )
+
+    def stop(self, *, grace: float = 5) -> None:
+        """As `dht.Swarm.stop`."""
+        self._run(lambda: self.async_swarm.stop(grace=grace), "await swarm.stop()")
+
+    def __enter__(self) -> Swarm:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def join(self, bootstrap: Iterable[str]) -> JoinReport:
+        """As `dht.Swarm.join`."""
+        return self._run(lambda: self.async_swarm.join(bootstrap), "await swarm.join(...)")
+
+    def find(
+        self,
+        *capabilities: str,
+        where: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        max_age: float | None = None,
+        timeout: float | None = None,
+        probe: bool = True,
+    ) -> FindResult:
+        """As `dht.Swarm.find`."""
+        found = self._run(
+            lambda: self.async_swarm.find(
+                *capabilities, where=where, limit=limit, max_age=max_age, timeout=timeout, probe=probe
+            ),
+            "await swarm.find(...)",
+        )
+        agents = tuple(FoundAgent(agent, self._loop_thread) for agent in found)
+        return FindResult(agents, found.complete, found.reason)
+
+    def ask(
+        self,
+        capability: str,
+        task: str,
+        *,
+        context: Mapping[str, Any] | None = None,
+        timeout: float = 600,
+        idempotent: bool = False,
+        budget: int | None = None,
+    ) -> Answer:
+        """As `dht.Swarm.ask`."""
+        return self._run(
+            lambda: self.async_swarm.ask(
+                capability, task, context=context, timeout=timeout, idempotent=idempotent, budget=budget
+            ),
+            "await swarm.ask(...)",
+        )
+
+    def status(self) -> SwarmStatus:
+        """As `dht.Swarm.status`."""
+
+        async def status() -> SwarmStatus:
+            return self.async_swarm.status()
+
+        return self._run(status, "swarm.status()")
+
+    def _run(self, begin: Callable[[], Coroutine[Any, Any, T]], instead: str) -> T:
+        return self._loop_thread.run(begin, instead=instead)

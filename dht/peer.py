@@ -1,0 +1,68 @@
+"""One member of a swarm that is known by its address or its id alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from dht.bootstrap import SeedAddress
+from dht.contact import Contact
+from synapse_p2p.exceptions import ConfigError
+from synapse_p2p.identity import NODE_ID_SIZE_BYTES, NodeID
+
+CALL_TIMEOUT_S = 30.0
+
+
+class PeerSwarm(Protocol):
+    """Who reaches a peer: its swarm."""
+
+    async def reach(self, place: SeedAddress | NodeID) -> Contact:
+        """The contact that is there. Raises PeerUnavailable, HandshakeFailed, Timeout."""
+        ...
+
+    async def call_agent(
+        self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float | None
+    ) -> Any:
+        """The answer of one call."""
+        ...
+
+    async def ask_agent(self, contact: Contact, task: str, context: Mapping[str, Any], *, timeout_s: float) -> Any:
+        """The answer to one task."""
+        ...
+
+
+class Peer:
+    """Calls one member, wherever it is. Nothing is sent before the first call; an id is then looked for, in one lookup
+    where it is not known.
+    """
+
+    def __init__(self, swarm: PeerSwarm, place: SeedAddress | NodeID) -> None:
+        self._swarm = swarm
+        self._place = place
+
+    async def call(self, endpoint: str, *args: Any, **kwargs: Any) -> Any:
+        """What its endpoint returns, within 30 s. Raises RemoteError, Timeout, PeerUnavailable."""
+        contact = await self._swarm.reach(self._place)
+        return await self._swarm.call_agent(contact, endpoint, list(args), kwargs, timeout_s=CALL_TIMEOUT_S)
+
+    async def ask(self, task: str, context: Mapping[str, Any] | None = None, *, timeout: float = 600.0) -> Any:
+        """What its task handler returns. Raises as `call`. `timeout` is seconds."""
+        contact = await self._swarm.reach(self._place)
+        return await self._swarm.ask_agent(contact, task, dict(context or {}), timeout_s=timeout)
+
+    def __repr__(self) -> str:
+        return f"<Peer {self._place.hex() if isinstance(self._place, bytes) else self._place.text}>"
+
+
+def parse_place(place: str | NodeID) -> SeedAddress | NodeID:
+    """`host:port`, `id@host:port`, an id of 32 bytes, or the same as 64 hex digits. Raises ConfigError for others."""
+    if isinstance(place, bytes):
+        if len(place) != NODE_ID_SIZE_BYTES:
+            raise ConfigError(f"a peer's id has {NODE_ID_SIZE_BYTES} bytes, not {len(place)}")
+        return place
+    if len(place) == 2 * NODE_ID_SIZE_BYTES:
+        try:
+            return bytes.fromhex(place)
+        except ValueError:
+            pass  # then it is an address
+    return SeedAddress.parse(place)

@@ -1,0 +1,60 @@
+"""A swarm for programs without a loop, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+import pytest
+
+from dht import NoAgentFound, blocking
+from dht import swarm as of_loops
+from synapse_p2p import AgentNode, ConfigError, Identity
+
+
+def worker(name: str) -> AgentNode:
+    agent = AgentNode(
+        name=name, role="worker", capabilities=["work"], identity=Identity.from_seed(name.encode().ljust(32))
+    )
+
+    @agent.task_handler
+    def handle(task: str, context: dict) -> str:
+        return f"{name} did {task}"
+
+    return agent
+
+
+def test_a_program_without_a_loop_joins_finds_and_asks():
+    with blocking.Swarm(worker("first"), listen="127.0.0.1:0") as first:
+        seeds = list(first.status().listening)
+        with blocking.Swarm(worker("second"), bootstrap=seeds), blocking.Swarm(bootstrap=seeds) as client:
+            found = client.find("work")
+            one = client.find("work", limit=1, timeout=10)
+
+            assert sorted(agent.name for agent in found) == ["first", "second"]
+            assert (found.complete, len(found), len(one), one.reason) == (True, 2, 1, "limit 1")
+            assert found[0].ask("this") == f"{found[0].name} did this"
+            assert found[1].call("_agent.info")["capabilities"] == ["work"] == list(found[1].capabilities)
+            assert str(found[:1][0]).startswith(found[0].name)
+            assert client.ask("work", "that").result.endswith("did that")
+            assert client.join(seeds).joined == 1
+            with pytest.raises(NoAgentFound):
+                client.ask("cooking", "an egg")
+
+
+def test_in_a_running_loop_a_blocking_call_names_its_twin():
+    async def main() -> None:
+        with pytest.raises(ConfigError, match=r"await swarm.find\(...\)"):
+            blocking.Swarm(bootstrap=["127.0.0.1:5"]).find("work")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("method", ["__init__", "start", "stop", "join", "find", "ask", "status"])
+def test_methods_take_what_those_of_loops_take(method: str):
+    ours = inspect.signature(getattr(blocking.Swarm, method)).parameters
+    theirs = inspect.signature(getattr(of_loops.Swarm, method)).parameters
+
+    assert [(each.name, each.kind, each.default) for each in ours.values()] == [
+        (each.name, each.kind, each.default) for each in theirs.values()
+    ]
