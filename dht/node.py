@@ -454,9 +454,10 @@ class DHTNode:
         if self._replication.is_offered_again(contact):
             self._scope.spawn(self._replication.offer_to(contact), name="offer records to one that is back")
 
-    def _on_kept(self, key: Key, stored: StoredRecord) -> None:
+    def _on_kept(self, key: Key, stored: StoredRecord, bringer: NodeID | None) -> None:
         self._getting.on_stored(key)
-        self._replication.on_kept(key, stored.slot)
+        if self._replication.on_kept(key, stored, bringer) and self._scope is not None:
+            self._scope.spawn(self._replication.pass_on(), name="pass records on")
 
     def _capabilities_under(self, key: Key, stored: StoredRecord) -> list[str | None]:
         """For which capabilities a record is kept under a key; a value is for none, and that is one way to store it."""

@@ -32,6 +32,8 @@ RECORDS_PER_TURN = 100
 """Of a full store, looked at before others get their turn: each costs some microseconds."""
 MAX_RETURNED = 1024
 """Contacts remembered that were offered records when they came back; tables hold some hundred."""
+PASS_ON_AFTER_S = 1.0
+"""What newcomers are offered comes in many requests; what is to be passed on of it is offered in one."""
 LOST_PART = 0.25
 """Of a record's storers gone since its last copy, and it is copied now."""
 
@@ -64,16 +66,34 @@ class Replication:
         self._returned: Pauses[NodeID] = Pauses(
             pause_s=config.offer_pause_s, max_pause_s=config.max_offer_pause_s, max_count=MAX_RETURNED
         )
+        self._to_pass_on: dict[tuple[Key, Slot], None] = {}
         self._memory = RegionMemory(lost_part=LOST_PART, max_storers=REGION_FACTOR * config.lookup.k)
 
     def on_gone(self, contact: Contact) -> None:
         """A contact left the routing table."""
         self._memory.on_gone(contact.id)
 
-    def on_kept(self, key: Key, slot: Slot) -> None:
-        """A record is new here. Whoever brought it brought it to the others too."""
-        if not self._memory.knows((key, slot)):
-            self._memory.remember((key, slot), [contact.id for contact in self._region_of(key)])
+    def on_kept(self, key: Key, stored: StoredRecord, bringer: NodeID | None) -> bool:
+        """A record is new here. Mostly whoever brought it brought it to the others too. Whether to `pass_on` now.
+
+        In a crowd of newcomers a storer offers to the first that are nearer than itself, and then leaves it to those to
+        offer to the next. These have met the next before they had anything, so they make up for it.
+        """
+        held = (key, stored.slot)
+        if not self._memory.knows(held):
+            self._memory.remember(held, [contact.id for contact in self._region_of(key)])
+        if bringer is None or bringer == stored.owner or not self._is_outrun(key, bringer):
+            return False
+        self._to_pass_on[held] = None
+        return len(self._to_pass_on) == 1
+
+    async def pass_on(self) -> None:
+        """Offer what `on_kept` said, and what comes within a second of it: to all others, where we are among the
+        nearest, and to the nearest, where we are not.
+        """
+        await asyncio.sleep(PASS_ON_AFTER_S)
+        held, self._to_pass_on = self._to_pass_on, {}
+        await self._offer_all(list(held), self._others_to_pass_on_to)
 
     def forget_expired(self) -> None:
         """Some records are not held any more. Cost: O(n)."""
@@ -90,6 +110,10 @@ class Replication:
         period_s = self._config.replicate_s * runtime.rng.uniform(0.8, 1.2)
         due = dict.fromkeys((key, stored.slot) for key, stored in self._store.not_copied_since(now - period_s, now))
         due |= dict.fromkeys(cast("list[tuple[Key, Slot]]", self._memory.urgent()))
+        await self._offer_all(list(due), self._region_of)
+
+    async def _offer_all(self, due: Sequence[tuple[Key, Slot]], others_of: Callable[[Key], list[Contact]]) -> None:
+        now = self._host.runtime.now()
         neighbours: dict[NodeID, tuple[Contact, list[Item]]] = {}
         for count, (key, slot) in enumerate(due):
             if count % RECORDS_PER_TURN == RECORDS_PER_TURN - 1:
@@ -97,11 +121,10 @@ class Replication:
             stored = self._store.find(key, slot)
             if stored is None:
                 continue
-            region = self._region_of(key)
-            for contact in region:
+            for contact in others_of(key):
                 neighbours.setdefault(contact.id, (contact, []))[1].append((key, stored))
             self._store.note_copy(key, slot, now)
-            self._memory.remember((key, slot), [contact.id for contact in region])
+            self._memory.remember((key, slot), [contact.id for contact in self._region_of(key)])
         for contact, items in neighbours.values():
             await self._offer(contact, items)
 
@@ -147,6 +170,18 @@ class Replication:
         point = int.from_bytes(key, "big")
         inside = sum(contact.point ^ point <= radius for contact in near)
         return near[: max(k, inside)]
+
+    def _others_to_pass_on_to(self, key: Key) -> list[Contact]:
+        nearest = self._table.closest(key, self._config.offering_storers)
+        own_distance = distance(self._host.identity.node_id, key)
+        is_one_of_them = any(own_distance < distance(each.id, key) for each in nearest)
+        return self._region_of(key) if is_one_of_them else nearest
+
+    def _is_outrun(self, key: Key, storer: NodeID) -> bool:
+        """Whether there are as many nearer storers as it takes to leave offering to them."""
+        own_distance = distance(storer, key)
+        nearer = self._table.closest(key, self._config.offering_storers)
+        return bool(nearer) and sum(distance(each.id, key) < own_distance for each in nearer) == len(nearer)
 
     def _should_offer(self, key: Key, newcomer: Contact) -> bool:
         # The cheaper question first: most records are another's to offer.

@@ -74,14 +74,14 @@ class _Place:
     rank: int = 0
 
 
-def _tell_nobody(_key: Key, _record: StoredRecord) -> None:
+def _tell_nobody(_key: Key, _record: StoredRecord, _bringer: NodeID | None) -> None:
     """Nobody wants to know."""
 
 
 class Responder:
     """What one node answers. `on_candidate` is told of callers that say they listen and are not known at that
     address, `on_heard` of every call, `on_leaving` of callers that go, `on_returning` of callers that look for
-    themselves, `on_kept` of every record that is new here. `reader` is what it reads records with.
+    themselves, `on_kept` of every record that is new here, and who brought it. `reader` is what it reads records with.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Responder:
         on_heard: Callable[[], None] | None = None,
         on_leaving: Callable[[NodeID], None] | None = None,
         on_returning: Callable[[NodeID], None] | None = None,
-        on_kept: Callable[[Key, StoredRecord], None] = _tell_nobody,
+        on_kept: Callable[[Key, StoredRecord, NodeID | None], None] = _tell_nobody,
         trust: TrustConfig | None = None,
         estimate: RegionEstimate | None = None,
         group_of: GroupOf = every_one_alone,
@@ -294,7 +294,7 @@ class Responder:
                 return Kept(Refusal.BAD_SIGNATURE)
         refusal = self._store.put(key, new, now, expected_seq=expected_seq)
         if is_new and refusal is None:
-            self._on_kept(key, new)
+            self._on_kept(key, new, None if caller is None else caller.peer)
         return Kept(refusal, report=self._report_on(place))
 
     def _report_on(self, place: _Place, held: Sequence[StoredRecord] | None = None) -> ShardReport | None:

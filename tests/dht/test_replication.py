@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from dht.keyspace import Key
+from dht.keyspace import Key, distance
 from dht.messages import Store
 from simulations import values
 from simulations.population import Population, Resident
@@ -94,3 +94,29 @@ def test_who_comes_back_all_the_time_is_offered_records_less_and_less_often(monk
 
     # Each of ten records is offered by three in turns of a minute, two, four and eight: 20 minutes have five of them.
     assert 3 <= run(main()) <= 5 * (COUNT - 1)
+
+
+@pytest.mark.parametrize(("bringer_rank", "holders"), [(COUNT - 1, COUNT), (2, 2)])
+def test_what_one_brings_whom_many_nearer_have_outrun_is_passed_on_to_all(bringer_rank: int, holders: int):
+    """As in a crowd of newcomers: who has a record is far from it by now, and those near it have not heard of it."""
+
+    async def main() -> None:
+        swarm = Swarm()
+        await swarm.stand()
+        key = swarm.keys[0]
+        residents = sorted(swarm.population.residents, key=lambda each: distance(each.host.id, key))
+        bringer, receiver = residents[bringer_rank], residents[5]
+        for resident in residents:
+            if resident is not bringer:
+                (held,) = resident.node.store.get(key, 0.0)
+                resident.node.store.remove(key, held.slot)
+
+        contact = bringer.node.routing_table.get(receiver.host.id)
+        answer = await bringer.node._requester.store(contact, Store(held.record))
+        await asyncio.sleep(5.0)
+
+        assert answer.stored
+        assert sum(bool(resident.node.store.get(key, 0.0)) for resident in residents) == holders
+        await swarm.stop()
+
+    run(main())
