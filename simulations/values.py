@@ -9,13 +9,12 @@ from dht.keyspace import Key, content_key
 from dht.values import ImmutableRecord
 from simulations.network import VirtualHost
 from simulations.population import Resident
+from simulations.world import RARE_BEAT_S
 
 LIFE_S = 48 * 3600.0
 """Of a value: as long as the protocol allows, and longer than any scenario."""
 NEVER_S = 365 * 24 * 3600.0
 SIZE_BYTES = 100
-RARE_BEAT_S = 60.0
-"""Between looks at the clock where nobody stands still: a second apart, a thousand nodes have 86 million in a day."""
 
 
 @dataclass(frozen=True, slots=True)

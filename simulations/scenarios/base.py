@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, cast
 
+from dht.config import DHTConfig
 from simulations import virtual_loop
 from simulations.network import MAX_HOSTS
 from simulations.progress import Step, Watch
@@ -164,7 +165,7 @@ Play: TypeAlias = Callable[[World, Settings, Progress], Awaitable[Outcome]]
 class Scenario:
     """One way for a world to live, or several alike: `variants` has what each is by name, the usual one first.
 
-    `sabotages` are the defences that its nodes can be made to go without.
+    `sabotages` are the defences that its nodes can be made to go without; `config` is how its nodes are set.
     """
 
     name: str
@@ -172,6 +173,7 @@ class Scenario:
     play: Play
     variants: Mapping[str, str] = field(default_factory=dict)
     sabotages: Sequence[str] = ()
+    config: DHTConfig | None = None
 
     def check(self, settings: Settings) -> None:
         """Raises ConfigError for settings that are not for this scenario."""
@@ -180,7 +182,7 @@ class Scenario:
 
     def new_world(self, loop: VirtualLoop, settings: Settings) -> World:
         """The world it is played in."""
-        return World(loop, seed=settings.seed, start=settings.start, wire=settings.wire)
+        return World(loop, seed=settings.seed, start=settings.start, wire=settings.wire, config=self.config)
 
     def run(self, settings: Settings, watch: Watch) -> Ended:
         """Play it on a virtual loop of its own."""

@@ -16,7 +16,7 @@ from dht.lookup import LookupMode
 from dht.node import DHTNode
 from simulations.scenarios.base import MAX_NOTES, Outcome, Progress, Scenario, Settings
 from simulations.scenarios.phases import grow, paced
-from simulations.world import World
+from simulations.world import UNDISTURBED, World
 
 SECONDS_PER_HOUR = 3600.0
 PAUSE_S = 0.02
@@ -72,4 +72,5 @@ LOOKUPS = Scenario(
         "early": "for the node nearest to a key: a lookup ends when the 3 nearest have answered",
         _STRICT: "for the k nearest: a lookup ends when all of them have answered",
     },
+    config=UNDISTURBED,
 )

@@ -19,7 +19,7 @@ from simulations.scenarios.base import Outcome, Progress, Scenario, Settings
 from simulations.scenarios.lookups import EARLY_SUCCESS, PAUSE_S
 from simulations.scenarios.phases import grow, paced
 from simulations.statistics import quantile, wilson_low
-from simulations.world import World
+from simulations.world import UNDISTURBED, World
 
 
 @dataclass(slots=True)
@@ -95,4 +95,6 @@ def _figures(
     }
 
 
-STEPS = Scenario("steps", "hops, requests and time of early and strict lookups, cold and warm", _play)
+STEPS = Scenario(
+    "steps", "hops, requests and time of early and strict lookups, cold and warm", _play, config=UNDISTURBED
+)
