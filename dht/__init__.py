@@ -4,12 +4,12 @@ from dht.agents.record import AgentRecord, Reach
 from dht.bootstrap import JoinReport, SeedReport, SeedState
 from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
 from dht.contact import Contact
-from dht.exceptions import DelegationExhausted, JoinFailed, NoAgentFound, RecordRefused, StoreDamaged
+from dht.exceptions import DelegationExhausted, DescriptorDiffers, JoinFailed, NoAgentFound, RecordRefused, StoreDamaged
 from dht.find_stream import FindStream
 from dht.node import DHTNode
 from dht.owned import MutableValue, PutReport
 from dht.peer import Peer
-from dht.results import Answer, Attempt, AttemptEnd, FindResult, FoundAgent, SwarmMode, SwarmStatus
+from dht.results import Answer, Attempt, AttemptEnd, Explanation, FindResult, FoundAgent, SwarmMode, SwarmStatus
 from dht.status import NodeStatus
 from dht.swarm import Swarm, SwarmConfig
 
@@ -22,6 +22,8 @@ __all__ = [
     "DHTConfig",
     "DHTNode",
     "DelegationExhausted",
+    "DescriptorDiffers",
+    "Explanation",
     "FindResult",
     "FindStream",
     "FoundAgent",

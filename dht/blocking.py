@@ -13,10 +13,11 @@ from typing import Any, TypeVar, overload
 
 from dht import results, swarm
 from dht.bootstrap import JoinReport
-from dht.results import Answer, SwarmStatus
+from dht.results import Answer, Explanation, SwarmStatus
 from dht.swarm import SwarmConfig
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.blocking import LoopThread, shared_loop_thread
+from synapse_p2p.capability import AgentCapability
 from synapse_p2p.identity import Identity, NodeID
 
 T = TypeVar("T")
@@ -50,6 +51,10 @@ class FoundAgent:
             lambda: self.found.call(endpoint, *args, **kwargs), instead="await agent.call(...)"
         )
 
+    def describe(self) -> list[AgentCapability]:
+        """As `dht.FoundAgent.describe`."""
+        return self._loop_thread.run(self.found.describe, instead="await agent.describe()")
+
     def ask(self, task: str, context: Mapping[str, Any] | None = None, *, timeout: float = 600.0) -> Any:
         """As `dht.FoundAgent.ask`."""
         return self._loop_thread.run(
@@ -67,6 +72,7 @@ class FindResult(Sequence[FoundAgent]):
     agents: tuple[FoundAgent, ...]
     complete: bool
     reason: str = ""
+    explanation: Explanation | None = None
 
     @overload
     def __getitem__(self, index: int) -> FoundAgent: ...
@@ -146,16 +152,23 @@ class Swarm:
         max_age: float | None = None,
         timeout: float | None = None,
         probe: bool = True,
+        explain: bool = False,
     ) -> FindResult:
         """As `dht.Swarm.find`."""
         found = self._run(
             lambda: self.async_swarm.find(
-                *capabilities, where=where, limit=limit, max_age=max_age, timeout=timeout, probe=probe
+                *capabilities,
+                where=where,
+                limit=limit,
+                max_age=max_age,
+                timeout=timeout,
+                probe=probe,
+                explain=explain,
             ),
             "await swarm.find(...)",
         )
         agents = tuple(FoundAgent(agent, self._loop_thread) for agent in found)
-        return FindResult(agents, found.complete, found.reason)
+        return FindResult(agents, found.complete, found.reason, found.explanation)
 
     def ask(
         self,

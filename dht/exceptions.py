@@ -4,6 +4,7 @@ SynapseError
 |-- JoinFailed       no seed let us into the swarm; the report says why, seed by seed
 |-- NoAgentFound     nobody to ask with that capability, and whether the search was complete
 |-- DelegationExhausted  a task may not be passed on any further (also a CallError)
+|-- DescriptorDiffers  an agent does not describe what its signed record claims
 |-- RecordRefused    a signed record is not kept, or not believed, and the reason
 `-- StoreDamaged     saved records are not what was saved; nothing of them is used
 """
@@ -42,6 +43,17 @@ class DelegationExhausted(CallError):
 
     A handler that lets it pass refuses its task in these words.
     """
+
+
+class DescriptorDiffers(SynapseError):
+    """What an agent says of a capability is not what its signed record claims: `difference` says in a word what is
+    other (an `agents.claim.Difference`).
+    """
+
+    def __init__(self, capability: str, difference: str) -> None:
+        super().__init__(f"its description of {capability!r} is not what its record claims: {difference}")
+        self.capability = capability
+        self.difference = difference
 
 
 class RecordRefused(SynapseError):

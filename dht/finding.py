@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from dht.agents.index import capability_root, check_belongs, shard_key
@@ -25,6 +25,7 @@ from dht.lookup import LookupMode, LookupOutcome
 from dht.messages import FindValue, FindValueAnswer
 from dht.requester import Requester
 from dht.responder import Responder
+from dht.results import ShardRead
 from dht.store import RecordStore
 from synapse_p2p.background import TaskScope
 from synapse_p2p.identity import NodeID
@@ -45,12 +46,13 @@ Fits = Callable[[AgentRecord], bool]
 class ProvidersFound:
     """The verified records of a capability's providers, the newest of each; `reason` says why they may not be all.
 
-    `outcomes` are those of the lookups that it took, in their order.
+    `capability` is the one that was read, and `reads` are all that were made.
     """
 
     records: tuple[AgentRecord, ...]
     reason: str
-    outcomes: tuple[LookupOutcome, ...] = ()
+    capability: str
+    reads: tuple[ShardRead, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -80,6 +82,10 @@ class _ShardRead:
         if self.outcome is not None and not self.outcome.closest and self.outcome.asked:
             return None
         return ShardReport(0, self.shard.stem().depth, is_full=False, estimate=0)
+
+    def result(self, capability: str) -> ShardRead:
+        """What is told of it."""
+        return ShardRead(capability, self.shard, self.report(), len(self.live()), self.outcome)
 
     @property
     def reason(self) -> str:
@@ -159,7 +165,9 @@ class Finding:
                 }
                 reads = {name: await look for name, look in looks.items()}
         rarest = min(searches, key=lambda name: self._providers_of(searches[name], reads.get(name)))
-        return await self._run(rarest, searches[rarest], reads.get(rarest), wanted)
+        others = tuple(read.result(name) for name, read in reads.items() if name != rarest)
+        found = await self._run(rarest, searches[rarest], reads.get(rarest), wanted)
+        return replace(found, reads=others + found.reads)
 
     async def _run(
         self, capability: str, search: ShardSearch, first: _ShardRead | None, wanted: _Wanted
@@ -185,9 +193,7 @@ class Finding:
         reason = "" if step.complete else next((read.reason for read in reads.values() if read.reason), step.reason)
         if reason and wanted.limit is not None and len(records) >= wanted.limit:
             reason = f"limit {wanted.limit}"
-        return ProvidersFound(
-            records, reason, tuple(read.outcome for read in reads.values() if read.outcome is not None)
-        )
+        return ProvidersFound(records, reason, capability, tuple(read.result(capability) for read in reads.values()))
 
     async def _read(self, capability: str, shard: Shard, wanted: _Wanted) -> _ShardRead:
         """Ask the storers of one shard."""

@@ -10,8 +10,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, overload
 
+from dht.agents.claim import CapabilityClaim, descriptor_of
 from dht.agents.record import AgentRecord, Reach
+from dht.agents.shards import Shard, ShardReport
 from dht.contact import Contact
+from dht.exceptions import DescriptorDiffers
+from dht.outcome import LookupOutcome, TraceEvent
+from synapse_p2p.capability import AgentCapability
 from synapse_p2p.identity import NodeID
 
 
@@ -31,7 +36,9 @@ class AgentCaller(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FoundAgent:
-    """One agent, from the record that it signed. `age_s` is how long ago it signed it, by its own clock."""
+    """One agent, from the record that it signed. `age_s` is how long ago it signed it, by its own clock; `claims` have
+    the version and the attributes of each capability.
+    """
 
     id: NodeID
     name: str
@@ -42,6 +49,7 @@ class FoundAgent:
     reach: Reach
     age_s: float
     _caller: AgentCaller = field(repr=False, compare=False)
+    claims: tuple[CapabilityClaim, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_record(cls, record: AgentRecord, *, unix_ms: int, caller: AgentCaller) -> FoundAgent:
@@ -55,6 +63,7 @@ class FoundAgent:
             addresses=record.addresses,
             reach=record.reach,
             age_s=max(0.0, (unix_ms - record.issued_ms) / 1000),
+            claims=record.capabilities,
             _caller=caller,
         )
 
@@ -66,6 +75,20 @@ class FoundAgent:
     async def call(self, endpoint: str, *args: Any, **kwargs: Any) -> Any:
         """What the agent's endpoint returns, within 30 s. Raises RemoteError, Timeout, PeerUnavailable."""
         return await self._caller.call_agent(self.contact, endpoint, list(args), kwargs, timeout_s=30.0)
+
+    async def describe(self) -> list[AgentCapability]:
+        """What it can do in full, schemas included, checked against its record.
+
+        Raises as `call`, and DescriptorDiffers where it says something else than it has signed.
+        """
+        answer = await self.call("_agent.capabilities")
+        described = []
+        for claim in self.claims:
+            descriptor = descriptor_of(answer, claim)
+            if not isinstance(descriptor, AgentCapability):
+                raise DescriptorDiffers(claim.name, descriptor)
+            described.append(descriptor)
+        return described
 
     async def ask(self, task: str, context: Mapping[str, Any] | None = None, *, timeout: float = 600.0) -> Any:
         """What the agent's task handler returns. Raises as `call`. `timeout` is seconds.
@@ -86,12 +109,58 @@ def _printable(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardRead:
+    """One shard that a search read: what most of its storers say of it, None where nobody answered, how many agents
+    they sent, and the lookup that it took, None where our own records were enough.
+    """
+
+    capability: str
+    shard: Shard
+    report: ShardReport | None
+    agents: int
+    outcome: LookupOutcome | None
+
+    def __str__(self) -> str:
+        bits = format(self.shard.prefix, f"0{self.shard.depth}b") if self.shard.depth else "root"
+        report, outcome = self.report, self.outcome
+        lines = [f"read {self.capability} ({bits}): {self.agents} agents"]
+        if report is not None:
+            full = ", full" if report.is_full else ""
+            where = f"depth {report.depth}{full}"
+            lines.append(f"  storers hold {report.count} there, of {report.estimate} in all; {where}")
+        for step in () if outcome is None else outcome.trace:
+            why = f", {step.why.value}" if step.why is not None else ""
+            mark = "->" if step.event is TraceEvent.ASKED else "  "
+            lines.append(f"  {mark} {step.at:.3f} s {step.event.value} {step.contact_id.hex()[:16]}{why}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How a search went. `capability` is the one that was read, for it seemed the rarest; `reads` are all lookups, with
+    those at the roots of the others.
+    """
+
+    query: str
+    capability: str
+    reads: tuple[ShardRead, ...]
+    silent: tuple[NodeID, ...] = ()  # found, and left out, for they answered no probe
+
+    def __str__(self) -> str:
+        lines = [f"find {self.query}: read {self.capability}"]
+        lines += [str(read) for read in self.reads]
+        lines += [f"silent: {node_id.hex()[:16]}" for node_id in self.silent]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
 class FindResult(Sequence[FoundAgent]):
     """Agents in random order, and whether they are all: where `complete` is False, `reason` says why not."""
 
     agents: tuple[FoundAgent, ...]
     complete: bool
     reason: str = ""
+    explanation: Explanation | None = None  # where `explain=True` asked for it
 
     @overload
     def __getitem__(self, index: int) -> FoundAgent: ...

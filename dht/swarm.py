@@ -36,7 +36,7 @@ from dht.peer import Peer, parse_place
 from dht.publishing import Offer, Publishing
 from dht.records import next_seq
 from dht.requester import UNREACHABLE
-from dht.results import Answer, FindResult, FoundAgent, SwarmMode, SwarmStatus
+from dht.results import Answer, Explanation, FindResult, FoundAgent, SwarmMode, SwarmStatus
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.capability import ancestors
@@ -259,6 +259,7 @@ class Swarm:
         max_age: float | None = None,
         timeout: float | None = None,
         probe: bool = True,
+        explain: bool = False,
     ) -> FindResult:
         """The agents that have all of these capabilities, verified, in random order.
 
@@ -267,20 +268,27 @@ class Swarm:
         {"<": 5}, "lang": {"in": ["de", "en"]}}`. Our own agent is left out by design, for who searches wants somebody
         else. `limit` is how many are wanted at most, `max_age` is seconds since an agent signed its record; after
         `timeout` seconds it returns those who have answered by then. With `probe` those that do not answer within
-        `probe_timeout_s` are left out. Raises ConfigError for a query that cannot be one. Cost: a lookup, about 8
-        requests, one more where a capability has many providers, and a ping to each agent found.
+        `probe_timeout_s` are left out. With `explain` the result's `explanation` says which keys were read and whom the
+        lookups asked; it waits to the end, so it goes without `timeout`. Raises ConfigError for a query that cannot be
+        one. Cost: a lookup, about 8 requests, one more where a capability has many providers, and a ping to each agent
+        found.
         """
         query = _checked_query(capabilities, where, limit, timeout)
+        if explain and timeout is not None:
+            raise ConfigError("explain=True tells of a search that has ended: leave timeout= out")
         if timeout is not None:
             return await self._find_until(
                 self.stream_find(*capabilities, where=where, limit=limit, max_age=max_age, timeout=timeout, probe=probe)
             )
-        agents, reason = await self._search(query, LookupMode.FRESH, limit=limit, max_age=max_age)
+        found, providers = await self._search(query, LookupMode.FRESH, limit=limit, max_age=max_age)
+        agents, reason = found, self._incompleteness(providers)
+        silent: list[NodeID] = []
         if probe:
-            agents = await self._answering(agents, limit)
+            agents = await self._answering(found, limit, silent)
         if limit is not None and len(agents) > limit:
             agents, reason = agents[:limit], f"limit {limit}"
-        return FindResult(tuple(agents), not reason, reason)
+        explanation = Explanation(str(query), providers.capability, providers.reads, tuple(silent)) if explain else None
+        return FindResult(tuple(agents), not reason, reason, explanation)
 
     def stream_find(
         self,
@@ -300,7 +308,8 @@ class Swarm:
         self._started()
 
         async def search(on_found: OnFound) -> str:
-            return (await self._search(query, LookupMode.FRESH, limit=limit, max_age=max_age, on_found=on_found))[1]
+            _, providers = await self._search(query, LookupMode.FRESH, limit=limit, max_age=max_age, on_found=on_found)
+            return self._incompleteness(providers)
 
         is_there = self._is_answering if probe else None
         return FindStream(search, is_there, limit=limit, timeout_s=timeout, max_probes=_probes_at_once(limit))
@@ -333,7 +342,9 @@ class Swarm:
         now = self._server.runtime.now
 
         async def find(mode: LookupMode) -> FindResult:
-            agents, reason = await self._search(query, mode, limit=ASKED_OF if mode is LookupMode.FAST else None)
+            limit = ASKED_OF if mode is LookupMode.FAST else None
+            agents, providers = await self._search(query, mode, limit=limit)
+            reason = self._incompleteness(providers)
             return FindResult(tuple(agents), not reason, reason)
 
         async def send(agent: FoundAgent, carried: NextAsk, left_s: float) -> Any:
@@ -624,8 +635,8 @@ class Swarm:
         limit: int | None = None,
         max_age: float | None = None,
         on_found: OnFound | None = None,
-    ) -> tuple[list[FoundAgent], str]:
-        """Agents that match, in random order, and why they may not be all; empty where they are.
+    ) -> tuple[list[FoundAgent], ProvidersFound]:
+        """Agents that match, in random order, and how the search went.
 
         With a limit more are looked for, as some may not answer. `on_found` is told of each as it is found.
         """
@@ -646,7 +657,7 @@ class Swarm:
         providers = await self._started().find_matching(query, mode, limit=sought, fits=fits, on_taken=on_taken)
         agents = [FoundAgent.from_record(record, unix_ms=unix_ms, caller=self) for record in providers.records]
         runtime.rng.shuffle(agents)
-        return agents, self._incompleteness(providers)
+        return agents, providers
 
     def _incompleteness(self, providers: ProvidersFound) -> str:
         """Why a search may have missed somebody; empty where it did not."""
@@ -655,8 +666,11 @@ class Swarm:
             return "this node has lost all its contacts" if node.has_joined else "this node has joined nobody yet"
         return providers.reason
 
-    async def _answering(self, agents: list[FoundAgent], limit: int | None) -> list[FoundAgent]:
-        """Those that answer a ping. With a limit, no more are asked than it takes to pass it, some at a time."""
+    async def _answering(self, agents: list[FoundAgent], limit: int | None, silent: list[NodeID]) -> list[FoundAgent]:
+        """Those that answer a ping; others are added to `silent`.
+
+        With a limit, no more are asked than it takes to pass it, some at a time.
+        """
         wanted = len(agents) if limit is None else limit
         answering: list[FoundAgent] = []
         position = 0
@@ -665,7 +679,11 @@ class Swarm:
             position += len(batch)
             async with TaskScope("probe") as scope:
                 probes = [scope.spawn_awaited(self._is_answering(agent)) for agent in batch]
-                answering += [agent for agent, probe in zip(batch, probes, strict=True) if await probe]
+                for agent, probe in zip(batch, probes, strict=True):
+                    if await probe:
+                        answering.append(agent)
+                    else:
+                        silent.append(agent.id)
         return answering
 
     async def _is_answering(self, agent: FoundAgent) -> bool:

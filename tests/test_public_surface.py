@@ -273,6 +273,8 @@ def test_dht_exports_exactly_these_names():
         "DHTConfig",
         "DHTNode",
         "DelegationExhausted",
+        "DescriptorDiffers",
+        "Explanation",
         "FindResult",
         "FindStream",
         "FoundAgent",

@@ -541,8 +541,8 @@ def test_a_fast_search_ends_at_the_first_storer_that_knows():
             at_home = await node.find_providers(SKILL, LookupMode.FAST) if node.store.get(ROOT, 0) else None
 
             assert owners(fast) == owners(strict) == [host.id]
-            assert fast.outcomes[0].asked < strict.outcomes[0].asked
-            assert at_home is None or not at_home.outcomes
+            assert fast.reads[0].outcome.asked < strict.reads[0].outcome.asked
+            assert at_home is None or at_home.reads[0].outcome is None
 
     run(main())
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dht import JoinFailed, NoAgentFound, Swarm
+from dht import DescriptorDiffers, JoinFailed, NoAgentFound, Swarm
 from dht.agents.record import Reach
 from dht.bootstrap import SeedState
 from dht.messages import FindValue, FindValueAnswer
@@ -760,6 +760,46 @@ async def test_a_stream_gives_each_agent_as_soon_as_it_has_answered_and_says_whe
     for mistake in ({"limit": 0}, {"timeout": 0}):
         with pytest.raises(ConfigError):
             first.stream_find("parser", **mistake)
+
+
+@simulated
+async def test_a_search_explains_which_keys_it_read_and_whom_it_asked(world: World):
+    first = await shops(world)
+    silent = await world.start(world.agent("silent", "python", "parser/html"), bootstrap=[seed_of(first)])
+    await silent.stop(grace=0)
+
+    found = await first.find("parser", "python", explain=True)
+
+    explanation = found.explanation
+    assert names_of(found) == ["cheap", "dear"]
+    assert explanation.capability == "python", "3 have it, and 4 the other"
+    assert [(read.capability, read.agents, read.report.count) for read in explanation.reads] == [
+        ("parser", 3, 4),
+        ("python", 3, 3),
+    ]
+    assert explanation.silent == (silent._server.identity.node_id,)
+    assert "read python (root): 3 agents" in str(explanation)
+    assert "asked" in str(explanation)
+    assert (await first.find("python")).explanation is None
+    with pytest.raises(ConfigError, match="leave timeout"):
+        await first.find("python", explain=True, timeout=1)
+
+
+@simulated
+async def test_an_agent_describes_in_full_what_its_record_claims(world: World):
+    first = await world.start(world.agent("first"))
+    agent = world.agent("there")
+    agent.capabilities = [AgentCapability("x", "does x", {"type": "object"}, version="2", attributes={"price": 1})]
+    await world.start(agent, bootstrap=[seed_of(first)])
+    [found] = await first.find("x")
+
+    [described] = await found.describe()
+    agent.capabilities = [AgentCapability("x", "does x", {"type": "string"}, version="2", attributes={"price": 1})]
+
+    assert (described.description, described.input_schema) == ("does x", {"type": "object"})
+    assert [(claim.version, dict(claim.attributes)) for claim in found.claims] == [("2.0.0", {"price": 1})]
+    with pytest.raises(DescriptorDiffers, match="'x' is not what its record claims: schemas"):
+        await found.describe()
 
 
 @simulated
