@@ -12,37 +12,34 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dht.agents.claim import CapabilityClaim, claims_of
+from dht.agents.claim import claims_of
 from dht.agents.delegation import Delegation, NextAsk, current_delegation, within
 from dht.agents.query import Query, parse_query
-from dht.agents.record import MAX_DESCRIPTION_CHARS, AgentRecord, Reach
-from dht.agents.selection import Experience, Load
-from dht.asking import Asking, Probed
+from dht.agents.selection import Experience
+from dht.asking import Asking
 from dht.bootstrap import JoinReport, SeedAddress
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.exceptions import JoinFailed
 from dht.find_stream import FindStream, OnFound
-from dht.finding import ProvidersFound
 from dht.introduction import introduce
 from dht.kept_identity import KeptIdentity
 from dht.lookup import LookupMode
 from dht.node import DHTNode
 from dht.peer import Peer, parse_place
-from dht.publishing import Offer, Publishing
-from dht.records import next_seq
-from dht.requester import UNREACHABLE
+from dht.publisher import Publisher
 from dht.results import Answer, Explanation, FindResult, FoundAgent, SwarmMode, SwarmStatus
+from dht.searching import Searching, probes_at_once
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope, wait_at_most
-from synapse_p2p.capability import ancestors
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import RefusedError
-from synapse_p2p.exceptions import ConfigError, PeerUnavailable, RemoteError
+from synapse_p2p.exceptions import ConfigError, PeerUnavailable
 from synapse_p2p.identity import Identity, NodeID
 from synapse_p2p.messages import Refusal
 from synapse_p2p.server import Server, run_until_signal
@@ -54,9 +51,6 @@ ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - what a node that strangers join has t
 LOOPBACK = "127.0.0.1"
 ASKED_OF = 16
 """Providers looked for at first to have a task done by one of them."""
-MIN_PROBES = 16
-MAX_PROBES = 128
-"""Found agents that are asked at once whether they live: storers' answers decide how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +102,14 @@ class Swarm:
         self._name(network, network_key, identity)
         self._kept = self._keep(identity, data_dir)
         self._place(listen, advertise)
-        _claims(agent)  # names that cannot be one are better refused here than in the background
+        self._publisher = None if agent is None else Publisher(agent, self._config.dht)
+        if agent is not None:
+            claims_of(agent.capabilities)  # names that cannot be one are better refused here than in the background
         self._experience = Experience()
         self._node: DHTNode | None = None
         self._scope: TaskScope | None = None  # set from the beginning of a start to that of a stop
         self._life = asyncio.Lock()  # held while starting, and while ending
-        self._publishing = self._new_publishing()
-        self._seq = 0
-        self._published: AgentRecord | None = None  # what others find by now, or will in a moment
+        self._searching = Searching(self._server, self._started, self, probe_timeout_s=self._config.probe_timeout_s)
 
     # Its life
 
@@ -196,11 +190,11 @@ class Swarm:
 
     async def _start(self, scope: TaskScope, join_timeout: float) -> JoinReport:
         """Begin everything, and wait for the join. `scope` may be closed by a stop at any time."""
-        self._publishing = self._new_publishing()
         if self._kept is not None:
             await self._kept.take()
-        if self._agent is not None:
-            self._seal_record(self._agent, self._offer())  # refuse here what no record can tell of, not in a task
+        if self._publisher is not None:
+            self._publisher.begin()
+            self._publisher.check()  # refuse here what no record can tell of, not in a task
         self._server.sessions.open()
         if self._is_node:
             await self._server.start()
@@ -209,12 +203,15 @@ class Swarm:
         if not scope.is_closed:
             await node.start()
             joining = scope.spawn(self._join_until_joined(node), name="join")
-            if self._agent is not None:
+            if self._agent is not None and self._publisher is not None:
                 self._agent._swarm = self
                 lease_s = self._config.dht.records.lease_s * self._config.dht.renew_fraction
-                node.on_resumed.append(self._publish)
-                node.maintenance.every("renew", lease_s, self._publish)
-                node.maintenance.every("publish", self._config.watch_address_s, self._publish_if_due)
+                publish = partial(self._publisher.publish, node)
+                node.on_resumed.append(publish)
+                node.maintenance.every("renew", lease_s, publish)
+                node.maintenance.every(
+                    "publish", self._config.watch_address_s, partial(self._publisher.publish_if_due, node)
+                )
             await wait_at_most(joining, join_timeout)
         return node.join_report()
 
@@ -228,7 +225,8 @@ class Swarm:
         if scope is not None:
             await scope.close()
         if self._node is not None and grace > 0:
-            await self._withdraw_all(self._node)
+            if self._publisher is not None:
+                await self._publisher.withdraw_all(self._node)
             await self._node.leave()
         elif self._node is not None:
             await self._node.stop()
@@ -245,8 +243,8 @@ class Swarm:
         node = self._started()
         self._seeds = tuple(dict.fromkeys((*self._seeds, *seeds)))
         report = await node.join(seed.text for seed in seeds)
-        if self._agent is not None:
-            await self._publish()
+        if self._publisher is not None:
+            await self._publisher.publish(node)
         return report
 
     # Finding and asking
@@ -280,11 +278,11 @@ class Swarm:
             return await self._find_until(
                 self.stream_find(*capabilities, where=where, limit=limit, max_age=max_age, timeout=timeout, probe=probe)
             )
-        found, providers = await self._search(query, LookupMode.FRESH, limit=limit, max_age=max_age)
-        agents, reason = found, self._incompleteness(providers)
+        found, providers = await self._searching.search(query, LookupMode.FRESH, limit=limit, max_age=max_age)
+        agents, reason = found, self._searching.incompleteness(providers)
         silent: list[NodeID] = []
         if probe:
-            agents = await self._answering(found, limit, silent)
+            agents = await self._searching.answering(found, limit, silent)
         if limit is not None and len(agents) > limit:
             agents, reason = agents[:limit], f"limit {limit}"
         explanation = Explanation(str(query), providers.capability, providers.reads, tuple(silent)) if explain else None
@@ -308,11 +306,20 @@ class Swarm:
         self._started()
 
         async def search(on_found: OnFound) -> str:
-            _, providers = await self._search(query, LookupMode.FRESH, limit=limit, max_age=max_age, on_found=on_found)
-            return self._incompleteness(providers)
+            _, providers = await self._searching.search(
+                query, LookupMode.FRESH, limit=limit, max_age=max_age, on_found=on_found
+            )
+            return self._searching.incompleteness(providers)
 
-        is_there = self._is_answering if probe else None
-        return FindStream(search, is_there, limit=limit, timeout_s=timeout, max_probes=_probes_at_once(limit))
+        is_there = self._searching.is_answering if probe else None
+        return FindStream(search, is_there, limit=limit, timeout_s=timeout, max_probes=probes_at_once(limit))
+
+    async def _find_until(self, stream: FindStream) -> FindResult:
+        """All that a stream comes to, in random order."""
+        async with stream:
+            agents = [agent async for agent in stream]
+        self._server.runtime.rng.shuffle(agents)
+        return FindResult(tuple(agents), stream.complete, stream.reason)
 
     async def ask(
         self,
@@ -343,8 +350,8 @@ class Swarm:
 
         async def find(mode: LookupMode) -> FindResult:
             limit = ASKED_OF if mode is LookupMode.FAST else None
-            agents, providers = await self._search(query, mode, limit=limit)
-            reason = self._incompleteness(providers)
+            agents, providers = await self._searching.search(query, mode, limit=limit)
+            reason = self._searching.incompleteness(providers)
             return FindResult(tuple(agents), not reason, reason)
 
         async def send(agent: FoundAgent, carried: NextAsk, left_s: float) -> Any:
@@ -353,7 +360,7 @@ class Swarm:
         asking = Asking(
             str(query),
             find=find,
-            probe=self._probe_load,
+            probe=self._searching.probe_load,
             send=send,
             experience=self._experience,
             delegation=delegation,
@@ -380,7 +387,9 @@ class Swarm:
             contacts=len(node.routing_table),
             sessions=len(self._server.sessions.peer_ids()),
             records_held=len(node.store),
-            capabilities=tuple(claim.name for claim in _claims(self._agent)),
+            capabilities=()
+            if self._agent is None
+            else tuple(each.name for each in claims_of(self._agent.capabilities)),
         )
 
     async def on_capabilities_changed(self) -> None:
@@ -388,10 +397,9 @@ class Swarm:
 
         Raises ConfigError for what no record can tell of, before anything is published.
         """
-        offer = self._offer()
-        if self._node is not None and self._agent is not None:
-            self._seal_record(self._agent, offer)
-            await self._publish()
+        if self._node is not None and self._publisher is not None:
+            self._publisher.check()
+            await self._publisher.publish(self._node)
 
     def peer(self, place: str | NodeID) -> Peer:
         """One member, by its address (`host:port`, or `id@host:port` to be sure who answers) or by its id, as bytes or
@@ -517,16 +525,12 @@ class Swarm:
                 ALL_INTERFACES,
             )
 
-    def _new_publishing(self) -> Publishing:
-        dht = self._config.dht
-        return Publishing(retry_min_s=dht.join_retry_min_s, retry_max_s=dht.join_retry_max_s)
-
     def _started(self) -> DHTNode:
         if self._node is None:
             raise ConfigError("the swarm is not started: `await swarm.start()`, or `async with Swarm(...) as swarm:`")
         return self._node
 
-    # Joining and publishing
+    # Joining
 
     async def _join_until_joined(self, node: DHTNode) -> None:
         pause_s = self._config.dht.join_retry_min_s
@@ -538,175 +542,12 @@ class Swarm:
         """Whether that was enough. What goes wrong in a way that nobody foresaw is not the end of joining."""
         try:
             report = await node.join(seed.text for seed in self._seeds)
-            if self._agent is not None:
-                await self._publish()
+            if self._publisher is not None:
+                await self._publisher.publish(node)
         except Exception:
             logger.exception("joining failed; what is missing will be tried again")
             return bool(node.join_report().joined) or not self._seeds
         return report.is_in
-
-    def _offer(self) -> Offer:
-        return Offer(self._server.advertised_addresses, _claims(self._agent))
-
-    def _seal_record(self, agent: AgentNode, offer: Offer) -> tuple[bytes, AgentRecord]:
-        """What the agent offers, signed now. Raises ConfigError where it passes a bound of records."""
-        server = self._server
-        now_ms = round(server.runtime.unix_now() * 1000)
-        self._seq = next_seq(self._seq, now_ms)
-        record = AgentRecord(
-            public_key=server.identity.public_key,
-            seq=self._seq,
-            issued_ms=now_ms,
-            expires_ms=now_ms + round(self._config.dht.records.lease_s * 1000),
-            network_id=server.network_id,
-            addresses=offer.addresses,
-            reach=Reach.DIRECT if offer.addresses else Reach.NONE,
-            name=agent.name,
-            role=agent.role,
-            description=agent.description[:MAX_DESCRIPTION_CHARS],
-            capabilities=offer.claims,
-        )
-        return record.seal(server.identity), record
-
-    async def _publish(self) -> None:
-        """Store what the agent offers under each of its capabilities, and those above them."""
-        node, agent, offer = self._started(), self._agent, self._offer()
-        assert agent is not None, "only an agent has something to publish"
-        is_kept = False
-        self._publishing.begin(offer)
-        try:
-            await self._withdraw_dropped(node, offer)
-            envelope, record = self._seal_record(agent, offer)
-            self._published = record
-            async with TaskScope("publish") as scope:
-                tasks = [scope.spawn_awaited(node.publish(envelope, record, name)) for name in record.indexed_names()]
-                reports = [await task for task in tasks]
-            logger.debug("published: %s", reports)
-            is_kept = all(report.is_kept for report in reports)
-        finally:
-            self._publishing.end(offer, is_kept=is_kept, now=self._server.runtime.now())
-
-    async def _publish_if_due(self) -> None:
-        if self._publishing.is_due(self._offer(), self._server.runtime.now()):
-            await self._publish()
-
-    async def _withdraw_dropped(self, node: DHTNode, offer: Offer) -> None:
-        """Take back what the last record said of capabilities that are not offered any more."""
-        published = self._published
-        if published is None:
-            return
-        still = {name for claim in offer.claims for name in (claim.name, *ancestors(claim.name))}
-        await self._withdraw(node, published, [name for name in published.indexed_names() if name not in still])
-
-    async def _withdraw_all(self, node: DHTNode) -> None:
-        """Before we go: who does not hear of it in the time there is finds out by asking us."""
-        published, self._published = self._published, None
-        if published is not None:
-            async with TaskScope("withdraw") as scope:
-                task = scope.spawn_awaited(self._withdraw(node, published, published.indexed_names()))
-                await wait_at_most(task, self._config.dht.leave_timeout_s)
-
-    async def _withdraw(self, node: DHTNode, published: AgentRecord, names: Iterable[str]) -> None:
-        names = list(names)
-        if not names:
-            return
-        now_ms = round(self._server.runtime.unix_now() * 1000)
-        self._seq = next_seq(self._seq, now_ms)
-        tombstone = published.withdrawn(seq=self._seq, issued_ms=now_ms)
-        envelope = tombstone.seal(self._server.identity)
-        async with TaskScope("withdraw") as scope:
-            for task in [scope.spawn_awaited(node.withdraw(envelope, tombstone, name)) for name in names]:
-                await task
-
-    # Choosing among those found
-
-    async def _find_until(self, stream: FindStream) -> FindResult:
-        """All that a stream comes to, in random order."""
-        async with stream:
-            agents = [agent async for agent in stream]
-        self._server.runtime.rng.shuffle(agents)
-        return FindResult(tuple(agents), stream.complete, stream.reason)
-
-    async def _search(
-        self,
-        query: Query,
-        mode: LookupMode,
-        *,
-        limit: int | None = None,
-        max_age: float | None = None,
-        on_found: OnFound | None = None,
-    ) -> tuple[list[FoundAgent], ProvidersFound]:
-        """Agents that match, in random order, and how the search went.
-
-        With a limit more are looked for, as some may not answer. `on_found` is told of each as it is found.
-        """
-        runtime = self._server.runtime
-        unix_ms = round(runtime.unix_now() * 1000)
-        own_id = self._server.identity.node_id
-
-        def fits(record: AgentRecord) -> bool:
-            is_old = max_age is not None and unix_ms - record.issued_ms > max_age * 1000
-            return record.owner != own_id and not is_old
-
-        sought = None if limit is None else max(2 * limit, MIN_PROBES)
-
-        def on_taken(record: AgentRecord) -> None:
-            if on_found is not None:
-                on_found(FoundAgent.from_record(record, unix_ms=unix_ms, caller=self))
-
-        providers = await self._started().find_matching(query, mode, limit=sought, fits=fits, on_taken=on_taken)
-        agents = [FoundAgent.from_record(record, unix_ms=unix_ms, caller=self) for record in providers.records]
-        runtime.rng.shuffle(agents)
-        return agents, providers
-
-    def _incompleteness(self, providers: ProvidersFound) -> str:
-        """Why a search may have missed somebody; empty where it did not."""
-        node = self._started()
-        if not len(node.routing_table) and node.join_report().tried:
-            return "this node has lost all its contacts" if node.has_joined else "this node has joined nobody yet"
-        return providers.reason
-
-    async def _answering(self, agents: list[FoundAgent], limit: int | None, silent: list[NodeID]) -> list[FoundAgent]:
-        """Those that answer a ping; others are added to `silent`.
-
-        With a limit, no more are asked than it takes to pass it, some at a time.
-        """
-        wanted = len(agents) if limit is None else limit
-        answering: list[FoundAgent] = []
-        position = 0
-        while position < len(agents) and len(answering) <= wanted:
-            batch = agents[position : position + _probes_at_once(wanted)]
-            position += len(batch)
-            async with TaskScope("probe") as scope:
-                probes = [scope.spawn_awaited(self._is_answering(agent)) for agent in batch]
-                for agent, probe in zip(batch, probes, strict=True):
-                    if await probe:
-                        answering.append(agent)
-                    else:
-                        silent.append(agent.id)
-        return answering
-
-    async def _is_answering(self, agent: FoundAgent) -> bool:
-        return await self._probe(agent, "_dht.ping") is not None
-
-    async def _probe_load(self, agent: FoundAgent) -> Probed | None:
-        answer = await self._probe(agent, "_agent.load")
-        return None if answer is None else Probed(Load.from_map(answer))
-
-    async def _probe(self, agent: FoundAgent, endpoint: str) -> Mapping[str, Any] | None:
-        """What it answers, which is nobody's word for it; None for one that is silent. A refusal is an empty answer."""
-        peers = self._server.sessions
-        if agent.reach is Reach.NONE and not peers.is_connected(agent.id):
-            return None
-        try:
-            # A dial may take longer than a call is given; a probe takes no longer than that.
-            async with asyncio.timeout(self._config.probe_timeout_s):
-                answer = await peers.call(agent.contact, endpoint, {}, timeout_s=self._config.probe_timeout_s)
-        except (*UNREACHABLE, TimeoutError):
-            return None
-        except RemoteError:
-            return {}  # it is there, whatever it thinks of us
-        return answer if isinstance(answer, dict) else {}
 
 
 def _checked_query(
@@ -719,15 +560,7 @@ def _checked_query(
     return parse_query(capabilities, where)
 
 
-def _probes_at_once(wanted: int | None) -> int:
-    return MAX_PROBES if wanted is None else min(max(2 * wanted, MIN_PROBES), MAX_PROBES)
-
-
 def _parse_seeds(bootstrap: Iterable[str]) -> tuple[SeedAddress, ...]:
     if isinstance(bootstrap, str):
         raise ConfigError(f"bootstrap is a list of addresses: write [{bootstrap!r}]")
     return tuple(dict.fromkeys(SeedAddress.parse(seed) for seed in bootstrap))
-
-
-def _claims(agent: AgentNode | None) -> tuple[CapabilityClaim, ...]:
-    return () if agent is None else claims_of(agent.capabilities)

@@ -1,0 +1,115 @@
+"""Keeps one agent's record true: signs what it offers, stores it, and takes back what it offers no more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from dht.agents.claim import claims_of
+from dht.agents.record import MAX_DESCRIPTION_CHARS, AgentRecord, Reach
+from dht.config import DHTConfig
+from dht.node import DHTNode
+from dht.publishing import Offer, Publishing
+from dht.records import next_seq
+from synapse_p2p.agent import AgentNode
+from synapse_p2p.background import TaskScope, wait_at_most
+from synapse_p2p.capability import ancestors
+
+logger = logging.getLogger(__name__)
+
+
+class Publisher:
+    """The record of one agent. Its `seq` grows for as long as the agent's process lives."""
+
+    def __init__(self, agent: AgentNode, config: DHTConfig) -> None:
+        self._agent = agent
+        self._config = config
+        self._seq = 0
+        self._published: AgentRecord | None = None  # what others find by now, or will in a moment
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing is published: the swarm starts."""
+        self._publishing = Publishing(
+            retry_min_s=self._config.join_retry_min_s, retry_max_s=self._config.join_retry_max_s
+        )
+
+    def check(self) -> None:
+        """Raises ConfigError where no record can tell of what the agent offers now."""
+        self._seal(self._offer())
+
+    async def publish(self, node: DHTNode) -> None:
+        """Store what the agent offers under each of its capabilities, and those above them."""
+        offer = self._offer()
+        is_kept = False
+        self._publishing.begin(offer)
+        try:
+            await self._withdraw_dropped(node, offer)
+            envelope, record = self._seal(offer)
+            self._published = record
+            async with TaskScope("publish") as scope:
+                tasks = [scope.spawn_awaited(node.publish(envelope, record, name)) for name in record.indexed_names()]
+                reports = [await task for task in tasks]
+            logger.debug("published: %s", reports)
+            is_kept = all(report.is_kept for report in reports)
+        finally:
+            self._publishing.end(offer, is_kept=is_kept, now=self._agent.runtime.now())
+
+    async def publish_if_due(self, node: DHTNode) -> None:
+        """The same where the offer has changed, or nobody keeps some part of it."""
+        if self._publishing.is_due(self._offer(), self._agent.runtime.now()):
+            await self.publish(node)
+
+    async def withdraw_all(self, node: DHTNode) -> None:
+        """Before we go: who does not hear of it in the time there is finds out by asking us."""
+        published, self._published = self._published, None
+        if published is not None:
+            async with TaskScope("withdraw") as scope:
+                task = scope.spawn_awaited(self._withdraw(node, published, published.indexed_names()))
+                await wait_at_most(task, self._config.leave_timeout_s)
+
+    def _offer(self) -> Offer:
+        return Offer(self._agent.advertised_addresses, claims_of(self._agent.capabilities))
+
+    def _seal(self, offer: Offer) -> tuple[bytes, AgentRecord]:
+        """What the agent offers, signed now. Raises ConfigError where it passes a bound of records."""
+        agent = self._agent
+        record = AgentRecord(
+            public_key=agent.identity.public_key,
+            seq=self._next_seq(),
+            issued_ms=self._unix_ms(),
+            expires_ms=self._unix_ms() + round(self._config.records.lease_s * 1000),
+            network_id=agent.network_id,
+            addresses=offer.addresses,
+            reach=Reach.DIRECT if offer.addresses else Reach.NONE,
+            name=agent.name,
+            role=agent.role,
+            description=agent.description[:MAX_DESCRIPTION_CHARS],
+            capabilities=offer.claims,
+        )
+        return record.seal(agent.identity), record
+
+    async def _withdraw_dropped(self, node: DHTNode, offer: Offer) -> None:
+        """Take back what the last record said of capabilities that are not offered any more."""
+        published = self._published
+        if published is None:
+            return
+        still = {name for claim in offer.claims for name in (claim.name, *ancestors(claim.name))}
+        await self._withdraw(node, published, [name for name in published.indexed_names() if name not in still])
+
+    async def _withdraw(self, node: DHTNode, published: AgentRecord, names: Iterable[str]) -> None:
+        names = list(names)
+        if not names:
+            return
+        tombstone = published.withdrawn(seq=self._next_seq(), issued_ms=self._unix_ms())
+        envelope = tombstone.seal(self._agent.identity)
+        async with TaskScope("withdraw") as scope:
+            for task in [scope.spawn_awaited(node.withdraw(envelope, tombstone, name)) for name in names]:
+                await task
+
+    def _next_seq(self) -> int:
+        self._seq = next_seq(self._seq, self._unix_ms())
+        return self._seq
+
+    def _unix_ms(self) -> int:
+        return round(self._agent.runtime.unix_now() * 1000)
