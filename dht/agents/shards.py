@@ -24,6 +24,8 @@ from synapse_p2p.identity import NodeID
 RANK_BITS = MAX_SHARD_DEPTH
 FULL_PART_OF_LEASE = 0.6
 """A key is full for this part of a lease after a record was dropped: longer than any two renewals lie apart."""
+MAX_ESTIMATE = 2**53
+"""Providers in all, whoever named which depth: every number up to it is exact in every language."""
 WELL_FILLED = 4
 """A shard that holds a 1 in so many of what it can is not empty by chance."""
 
@@ -117,7 +119,7 @@ def report_on(held: Sequence[Ranked], shard: Shard, *, is_full: bool, cap: int, 
     while is_full and deeper <= RANK_BITS and WELL_FILLED * (found := count(stem.deepened(deeper))) >= cap:
         estimate = max(estimate, found << deeper)
         deeper += 1
-    return ShardReport(count(shard), depth, is_full, estimate)
+    return ShardReport(count(shard), depth, is_full, min(estimate, MAX_ESTIMATE))
 
 
 def first_to_go(held: Sequence[R]) -> R:
