@@ -10,7 +10,9 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -142,7 +144,16 @@ def _start(cell: Cell, folder: Path) -> SpawnProcess:
 def _work(scenario: Playable, settings: Settings, folder: Path) -> None:
     """What a worker does, all of it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     write_report(run_scenario(scenario, settings), folder, file_stem(scenario.name, settings))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed can end nobody, and a run may go on for hours."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _end_of(process: SpawnProcess, settings: Settings, path: Path) -> CellEnd:

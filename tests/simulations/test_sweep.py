@@ -9,6 +9,10 @@ import importlib
 import json
 import multiprocessing
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -181,6 +185,45 @@ def test_whoever_stops_asking_ends_the_workers_and_keeps_what_was_finished(tmp_p
     assert first.settings == settings[0]
     assert multiprocessing.active_children() == []
     assert [path.name for path in tmp_path.iterdir()] == ["lookups-n3-l4-s1.json"]
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="how a process is known to have ended")
+def test_a_sweep_that_is_killed_leaves_no_worker_behind(tmp_path: Path):
+    """Its run would go on for an hour and be nobody's."""
+    command = ["-m", "simulations", "sweep", "overlay-churn", "--nodes", "40", "--hours", "100", "--start", "oracle"]
+    sweeping = subprocess.Popen(
+        [sys.executable, *command, "--seeds", "1", "--workers", "1", "--out", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    worker = ended_by(30, lambda: workers_of(sweeping.pid))[0]
+
+    sweeping.kill()
+    sweeping.wait()
+
+    ended_by(30, lambda: [worker] if has_ended(worker) else [])
+
+
+def workers_of(pid: int) -> list[int]:
+    """Its children that have begun to work: by then they watch over their parent."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [worker for worker in workers if len(list(Path(f"/proc/{worker}/task").iterdir())) > 1]
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def ended_by(timeout_s: float, found: Callable[[], list[int]]) -> list[int]:
+    deadline = time.monotonic() + timeout_s
+    while not (result := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return result
 
 
 def test_a_sweep_has_at_most_so_many_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
