@@ -17,7 +17,7 @@ from dht.agents.record import AgentRecord
 from dht.agents.shards import ROOT_SHARD, ShardReport, median_report
 from dht.config import DHTConfig
 from dht.contact import Contact
-from dht.keyspace import Key, distance
+from dht.keyspace import distance
 from dht.lookup import LookupMode
 from dht.messages import FindValue, Store
 from dht.putting import Parcel, Placing, Putting
@@ -63,6 +63,7 @@ class _Announced:
 
     placement: Placement
     storers: dict[int, list[Contact]] = field(default_factory=dict)  # by depth, nearest to the key first
+    asked: dict[int, frozenset[NodeID]] = field(default_factory=dict)  # those, and who would not keep it
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -74,6 +75,7 @@ class Announcing:
     ) -> None:
         self._host = host
         self._cap = config.records.max_records_per_key
+        self._k = config.lookup.k
         self._requester = requester
         self._putting = putting
         self._responder = responder
@@ -166,7 +168,7 @@ class _Publication:
         parcel, storers = self._parcel(depth), self._announced.storers.get(depth)
         if storers:
             placing = await self._of._putting.bring_to(storers, parcel)
-            if not _have_changed(parcel.key, storers, placing):
+            if not self._have_changed(depth, placing):
                 return placing
         placing = await self._of._putting.place(parcel)
         self._lookups += 1
@@ -176,7 +178,22 @@ class _Publication:
     def _note(self, depth: int, placing: Placing) -> None:
         self._placings[depth] = placing
         key = self._parcel(depth).key
+        self._announced.asked[depth] = frozenset(placing.storers)
         self._announced.storers[depth] = sorted(placing.keepers(), key=lambda storer: distance(storer.id, key))
+
+    def _have_changed(self, depth: int, placing: Placing) -> bool:
+        """Whether a renewal went to storers who are not those any more who should have it.
+
+        Others are told of where they are nearer than the last of those watched; where there were too few, anywhere.
+        """
+        storers, key = self._announced.storers[depth], self._parcel(depth).key
+        if len(placing.keepers()) < LEAST_KEPT_PART * len(storers):
+            return True
+        unknown = [contact for contact in placing.named if contact.id not in self._announced.asked[depth]]
+        if len(storers) + placing.kept_here < self._of._k:
+            return bool(unknown)
+        reach = distance(storers[:WATCHED_STORERS][-1].id, key)
+        return any(distance(contact.id, key) < reach for contact in unknown)
 
     def _parcel(self, depth: int) -> Parcel:
         record, capability = self._record, self._capability
@@ -226,13 +243,3 @@ class _Scout:
         answer = await self._requester.find_value(contact, self._question)
         self.reports.append(answer.report)
         return answer.contacts
-
-
-def _have_changed(key: Key, storers: Sequence[Contact], placing: Placing) -> bool:
-    """Whether a renewal went to storers who are not the nearest any more."""
-    if len(placing.keepers()) < LEAST_KEPT_PART * len(storers):
-        return True
-    known = {storer.id for storer in storers}
-    watched = storers[:WATCHED_STORERS]
-    reach = distance(watched[-1].id, key)
-    return any(contact.id not in known and distance(contact.id, key) < reach for contact in placing.named)

@@ -602,6 +602,25 @@ def test_a_search_says_why_it_may_have_missed_somebody():
     run(main())
 
 
+def test_a_record_of_a_small_swarm_follows_its_key_as_that_grows():
+    async def main() -> None:
+        async with Swarm(seed=4) as swarm:
+            (owner, node), *_ = await swarm.add(4)
+            first = await publish(owner, node)
+            await swarm.add(30)
+            renewed = await publish(owner, node, seq=2)
+            again = await publish(owner, node, seq=3)
+
+            nearest = swarm.nearest(ROOT, 20, searcher=node)
+            held = [swarm.node_of(host).store.get(ROOT, 0) for host in swarm.hosts if host.id in nearest]
+            assert (first.stored, first.lookups) == (4, 1)
+            assert renewed.lookups == 1
+            assert again.lookups == 0
+            assert sum(bool(records) and records[0].seq == 3 for records in held) >= 19
+
+    run(main())
+
+
 def test_a_record_survives_all_its_first_storers_when_newcomers_came_before_they_went():
     async def main() -> None:
         config = DHTConfig(lookup=LookupConfig(k=4))
