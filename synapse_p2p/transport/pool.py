@@ -218,7 +218,8 @@ class SessionPool:
             async with asyncio.timeout(self._config.stop_timeout_s):
                 await scope.close()
         except TimeoutError:
-            logger.warning("%d handlers ignore that they were cancelled; stopping without them", len(scope))
+            if len(scope):  # the last may have ended in this very turn
+                logger.warning("%d handlers ignore that they were cancelled; stopping without them", len(scope))
 
     # Sessions
 
