@@ -200,11 +200,11 @@ GATES = (
     Gate(
         "churn as in BitTorrent, for a day",
         "overlay-churn",
-        _settings("weibull-40", 10_000, 24.0, nodes=400),
+        _settings("weibull-40", 10_000, 24.0, nodes=100),
         _settings("half-life-10", 200, 0.5, nodes=60),
         (_gets(0.995), _NOTHING_LOST, _EIGHT_STORERS),
         (_SHORT_GETS, _NOTHING_LOST, _EIGHT_STORERS),
-        budget_s=1500,
+        budget_s=700,
         sabotage="no-replication",
         sabotaged=_settings("weibull-40", 1000, 6.0, nodes=100),
         sabotaged_s=200,
@@ -216,7 +216,7 @@ GATES = (
         None,
         (_gets(0.995), _NOTHING_LOST, _EIGHT_STORERS),
         (),
-        budget_s=1900,
+        budget_s=1600,
         sabotage="no-replication",
         sabotaged=_settings("weibull-40", 1000, 6.0, nodes=100),
         sabotaged_s=200,
@@ -228,7 +228,7 @@ GATES = (
         None,
         (_gets(0.99),),
         (),
-        budget_s=1300,
+        budget_s=1200,
         sabotage="no-replication",
         sabotaged=_settings("half-life-10", 1000, 1.0, nodes=100),
         sabotaged_s=100,
@@ -283,7 +283,7 @@ GATES = (
         "poisoned-20",
         0.99,
         full=_settings("poisoned-20", 10_000, _HOURS),
-        budget_s=520,
+        budget_s=450,
     ),
     _hostile("30 % collude, tables poisoned 4x", "poisoned-30", 0.99),
     _hostile("50 % collude, tables poisoned 4x", "poisoned-50", 0.90),
@@ -309,7 +309,11 @@ GATES = (
     # No sabotage: a simulated node has all the time that it wants, so this shows that nobody is kept from reading, and
     # not what keeps a flood from filling a store: for that see `tests/dht/test_quotas.py`.
     _hostile("2 % flood", "flooders-2", 0.99, budget_s=240, sabotage=""),
-    _sybils("20 ids in two /24s, honest nodes first", "two-honest-first", "crowded", is_short_sabotaged=False),
+    # More than is asked of it: diversity stands in for the defence that is missing, and 99 % are found all the same.
+    replace(
+        _sybils("20 ids in two /24s, honest nodes first", "two-honest-first", "crowded", is_short_sabotaged=False),
+        limits=(_gets(0.995), _ONE_STRICT),
+    ),
     _sybils("20 ids in twenty /24s, honest nodes first", "twenty-honest-first", "crowded", is_short_sabotaged=False),
     _sybils(
         "60 ids in as many /24s, honest first", "many-honest-first", "no-density", Limit("fewest_storers", ">=", 8)
