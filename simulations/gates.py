@@ -204,7 +204,7 @@ GATES = (
         _settings("half-life-10", 200, 0.5, nodes=60),
         (_gets(0.995), _NOTHING_LOST, _EIGHT_STORERS),
         (_SHORT_GETS, _NOTHING_LOST, _EIGHT_STORERS),
-        budget_s=700,
+        budget_s=1800,
         sabotage="no-replication",
         sabotaged=_settings("weibull-40", 1000, 6.0, nodes=100),
         sabotaged_s=200,
