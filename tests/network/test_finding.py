@@ -132,7 +132,7 @@ async def test_a_crowd_that_is_spread_over_shards_is_found_and_found_again_after
         crowd = await there.swarms[searcher].find("popular")
         few = await there.swarms[searcher].find("popular", limit=5)
 
-        assert len(set(names(crowd))) == len(crowd) >= 0.9 * (count - 1)  # shards of a dozen, see ADR 15
+        assert len(set(names(crowd))) == len(crowd) >= 0.8 * (count - 1)  # shards of a dozen, see ADR 15
         assert not crowd.complete
         assert len(few) == 5
         assert max(len(swarm._node.store.get(key, swarm._server.runtime.now()))
