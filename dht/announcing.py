@@ -25,7 +25,6 @@ from dht.requester import Requester
 from dht.responder import Responder
 from synapse_p2p.background import TaskScope
 from synapse_p2p.identity import NodeID
-from synapse_p2p.peers import Host
 
 ROOT_READERS = 3
 """Storers of a root whose median is believed about a capability that we have no record of our own under."""
@@ -70,10 +69,7 @@ class _Announced:
 class Announcing:
     """One node's records of its agent. It remembers what it was asked to publish: an agent has few capabilities."""
 
-    def __init__(
-        self, host: Host, config: DHTConfig, requester: Requester, putting: Putting, responder: Responder
-    ) -> None:
-        self._host = host
+    def __init__(self, config: DHTConfig, requester: Requester, putting: Putting, responder: Responder) -> None:
         self._cap = config.records.max_records_per_key
         self._k = config.lookup.k
         self._requester = requester

@@ -26,7 +26,6 @@ from dht.messages import FindValue, FindValueAnswer
 from dht.requester import Requester
 from dht.responder import Responder
 from dht.results import ShardRead
-from dht.store import RecordStore
 from synapse_p2p.background import TaskScope
 from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host
@@ -128,14 +127,11 @@ class _Wanted:
 class Finding:
     """One node's searches for providers. What it remembers of capabilities is bounded by `MAX_HINTS`."""
 
-    def __init__(
-        self, host: Host, config: DHTConfig, requester: Requester, responder: Responder, store: RecordStore
-    ) -> None:
+    def __init__(self, host: Host, config: DHTConfig, requester: Requester, responder: Responder) -> None:
         self._host = host
         self._cap = config.records.max_records_per_key
         self._requester = requester
         self._responder = responder
-        self._store = store
         self._newest_seen = NewestSeen()
         self._hints: OrderedDict[str, tuple[float, float]] = OrderedDict()  # when, and how many providers
 

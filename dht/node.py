@@ -116,8 +116,8 @@ class DHTNode:
             group_of=group_of,
         )
         self._putting = Putting(host, self._config, self._requester, self.estimate)
-        self._finding = Finding(host, self._config, self._requester, self._responder, self.store)
-        self._announcing = Announcing(host, self._config, self._requester, self._putting, self._responder)
+        self._finding = Finding(host, self._config, self._requester, self._responder)
+        self._announcing = Announcing(self._config, self._requester, self._putting, self._responder)
         self._getting = Getting(host, self._config, self._requester, self._putting, self.store)
         self._own_values = OwnValues(
             host,
