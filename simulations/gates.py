@@ -193,40 +193,29 @@ def _steps(start: Start, of_formula: float) -> Gate:
     )
 
 
-_CHURN = Gate(
-    "churn as in BitTorrent, for a day",
-    "overlay-churn",
-    _settings("weibull-40", 10_000, 24.0, nodes=100),
-    _settings("half-life-10", 200, 0.5, nodes=60),
-    (_gets(0.995), _NOTHING_LOST, _EIGHT_STORERS),
-    (_SHORT_GETS, _NOTHING_LOST, _EIGHT_STORERS),
-    budget_s=1800,
-    sabotage="no-replication",
-    sabotaged=_settings("weibull-40", 1000, 6.0, nodes=100),
-    sabotaged_s=200,
-)
-
 GATES = (
     _steps(Start.PROTOCOL, 1.20),
     _steps(Start.ORACLE, 1.10),
-    # A day among 1,000 takes three hours of a core, so it is a day among fewer, and some hours among as many.
-    _CHURN,
-    replace(
-        _CHURN,
-        name="churn as in BitTorrent, among 1,000",
-        full=_settings("weibull-40", 10_000, 4.0),
-        short=None,
-        short_limits=(),
-        budget_s=1600,
+    Gate(
+        "churn as in BitTorrent, for a day",
+        "overlay-churn",
+        _settings("weibull-40", 10_000, 24.0),
+        _settings("half-life-10", 200, 0.5, nodes=60),
+        (_gets(0.995), _NOTHING_LOST, _EIGHT_STORERS),
+        (_SHORT_GETS, _NOTHING_LOST, _EIGHT_STORERS),
+        budget_s=5900,
+        sabotage="no-replication",
+        sabotaged=_settings("weibull-40", 1000, 6.0, nodes=100),
+        sabotaged_s=200,
     ),
     Gate(
         "half-life of 10 min",
         "overlay-churn",
-        _settings("half-life-10", 10_000, 1.0),
+        _settings("half-life-10", 10_000, _HOURS),
         None,
         (_gets(0.99),),
         (),
-        budget_s=1200,
+        budget_s=2000,
         sabotage="no-replication",
         sabotaged=_settings("half-life-10", 1000, 1.0, nodes=100),
         sabotaged_s=100,
@@ -318,7 +307,11 @@ GATES = (
     ),
     _sybils("20 ids in two /24s, Sybils first", "two-sybils-first", "no-diversity"),
     replace(
-        _sybils("20 ids in twenty /24s, Sybils first: report only", "twenty-sybils-first", ""), limits=(), short=None
+        _sybils("20 ids in twenty /24s, Sybils first: report only", "twenty-sybils-first", ""),
+        limits=(),
+        short=None,
+        budget_s=120,
+        seeds=2,
     ),
     replace(_sybils("20 ids spread thinly, Sybils first: report only", "thin-sybils-first", ""), limits=(), short=None),
     Gate(
