@@ -26,7 +26,7 @@ Whom a path may ask is in `shortlist.py`. The lookup itself ends once:
 
 To widen is to go on, over `paths` more paths that start from contacts of our own that nobody was asked for yet. A miss
 widens. It and a guarded lookup go on over `max_paths` where those that answered lie too thinly round the target, and
-again while they lie much too thinly, `MAX_DOUBTS` times: some may name each other alone, and one more contact who does
+again while they lie much too thinly (`doubt.py`): some may name each other alone, and one more contact who does
 not is enough. Such a path knows who has answered the others, so where all is well it is over after one request. At last
 the k nearest are asked that nobody was, whoever named them: what the few good contacts said is among it. A fresh lookup
 whose storers contradict each other goes on once.
@@ -34,13 +34,13 @@ whose storers contradict each other goes on once.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Protocol
 
 from dht.config import LookupConfig
 from dht.contact import Contact
+from dht.doubt import Answers
 from dht.keyspace import Key
 from dht.outcome import (
     Ask,
@@ -54,7 +54,7 @@ from dht.outcome import (
     Why,
     Widen,
 )
-from dht.region import DOUBTED_COVERAGE, REGION_FACTOR, THIN_COVERAGE, Region, fill, thin
+from dht.region import REGION_FACTOR, Region, fill, thin
 from dht.shortlist import ANSWERED, FAILED, IN_FLIGHT, MAX_INFORMERS, RESTING, UNASKED, Candidate, Path
 from synapse_p2p.identity import NodeID
 
@@ -64,9 +64,6 @@ EARLY_COUNT = 3
 """Closest candidates that must have answered before an early lookup ends; it asks no others."""
 FRESH_GROUPS = 3
 """A fresh value is the newest that storers of so many groups hold: two of one party prove no more than one."""
-MAX_DOUBTS = 2
-"""How often a lookup goes on because too few answered: where one in five of our contacts is honest, and 16 more are
-asked, all but one lookup in forty have met somebody honest."""
 FLIGHT_FACTOR = 4
 """At most this many times alpha are in flight, slow ones among them."""
 
@@ -453,7 +450,7 @@ class Lookup:
 
     def _ask_farther(self) -> bool:
         """If those that answered still lie much too thinly: let the nearest be asked that no path would ask."""
-        if self._has_asked_farther or not self._seeks_storers() or not self._is_thin():
+        if self._has_asked_farther or not self._seeks_storers() or not self._answers().are_thin:
             return False
         self._has_asked_farther = True
         left: dict[int, tuple[Candidate, Path]] = {}
@@ -494,46 +491,18 @@ class Lookup:
         """Over how many more paths to go on; 0 for none."""
         if self._mode is LookupMode.GUARDED:
             # Whoever stores and met few of those who should keep the record was kept from them.
-            return self._config.max_paths if self._is_doubted(self._widened) else 0
+            return self._config.max_paths if self._answers().are_doubted(self._widened) else 0
         if not self._seeks_value:
             return 0
         if self._holders:
-            return self._config.max_paths if not self._widened and self._is_conflicting() else 0
+            is_doubted = not self._widened and self._answers().contradict(len(self._holders))
+            return self._config.max_paths if is_doubted else 0
         if not self._widened:
             return self._config.paths
-        return self._config.max_paths if self._is_doubted(self._widened - 1) else 0
+        return self._config.max_paths if self._answers().are_doubted(self._widened - 1) else 0
 
-    def _is_doubted(self, doubts: int) -> bool:
-        """Whether some may have been hidden from us, after we have looked for them so many times."""
-        if doubts >= MAX_DOUBTS:
-            return False
-        return self._is_thin() if doubts else self._coverage() < DOUBTED_COVERAGE
-
-    def _is_thin(self) -> bool:
-        """Whether those that answered cannot be all that are there."""
-        return self._coverage() < THIN_COVERAGE
-
-    def _coverage(self) -> float:
-        return self._region.coverage(self._answered_distances())
-
-    def _answered_distances(self) -> list[int]:
-        """Of those that answered, ascending; those left out that lie too densely."""
-        floors = self._region.floors
-        kept: list[int] = []
-        for distance in sorted(
-            candidate.distance for candidate in self._candidates.values() if candidate.state is ANSWERED
-        ):
-            if len(kept) == len(floors):
-                break
-            if distance > floors[len(kept)]:
-                kept.append(distance)
-        return kept
-
-    def _is_conflicting(self) -> bool:
-        """Whether some have a value, fewer than were wanted, and others inside the region deny it."""
-        return bool(self._holders) and bisect_right(self._answered_distances(), self._region.radius) > len(
-            self._holders
-        )
+    def _answers(self) -> Answers:
+        return Answers(self._region, [each.distance for each in self._candidates.values() if each.state is ANSWERED])
 
     def _thinned(self) -> tuple[list[Contact], list[Contact]]:
         """Those that answered, nearest first: whom density and diversity let into a list, and whom not."""
@@ -553,7 +522,7 @@ class Lookup:
         region = tuple([contact for contact in kept if self.is_inside(contact)][: REGION_FACTOR * k])
         closest = fill(kept[:k], skipped, self._target, k)
         nearest = min(kept[:1] + skipped[:1], key=lambda contact: contact.point ^ self._target_point, default=None)
-        is_thin = self._seeks_value and not self._holders and self._is_thin()
+        is_thin = self._seeks_value and not self._holders and self._answers().are_thin
         newest = max((holder.version for holder in self._holders.values()), default=None)
         return Finished(
             LookupOutcome(

@@ -32,13 +32,6 @@ REGION_FACTOR = 3
 ACCEPT_FACTOR = 2
 """A storer accepts within so many radii of its own, or with fewer than so many times k nodes nearer. Two estimates of
 4 points differ so much that at 1.0 a third of the outer storers would refuse; at 2 none does."""
-DOUBTED_COVERAGE = 0.8
-"""Where those that answered lie thinner than this part of what is expected, some may have been hidden. Among honest
-nodes one neighbourhood in six is so thin; where half of all collude and name each other alone, all but one in thirty.
-"""
-THIN_COVERAGE = 0.7
-"""Thinner than this, and silence does not mean that nobody has it. Among honest nodes one in twenty is so thin, among
-such colluders all but one in ten."""
 DENSITY_DEVIATIONS = LookupConfig().density_deviations
 MAX_POINTS = 16  # random keys and our own id; the estimate's spread is 5 % then, and more change nothing
 GROWTH = 2  # a neighbourhood so many times as dense is no chance: its k-th distance has a deviation of 22 %
