@@ -1,4 +1,4 @@
-"""The programs of pages in docs/how-to that need nothing around them, run as a reader would type them."""
+"""The programs of pages in docs/how-to and docs/tutorial that need nothing around them, run as a reader would type them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PAGES = Path(__file__).parents[2] / "docs" / "how-to"
+DOCS = Path(__file__).parents[2] / "docs"
 PROGRAM = re.compile(r"```python\n# (\S+\.py)\n(.*?)```\n+```text\n(.*?)```", re.DOTALL)
 # In development mode asyncio would write what it does beside what the programs print.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDEVMODE"}
@@ -18,10 +18,19 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
 
 @pytest.mark.parametrize(
     ("page", "program"),
-    [("access.md", "doors.py"), ("access.md", "busy.py"), ("values.md", "values.py"), ("find.md", "market.py")],
+    [
+        ("how-to/access.md", "doors.py"),
+        ("how-to/access.md", "busy.py"),
+        ("how-to/values.md", "values.py"),
+        ("how-to/find.md", "market.py"),
+        ("tutorial/first_swarm.md", "alone.py"),
+        ("tutorial/first_swarm.md", "cook.py"),
+        ("tutorial/first_swarm.md", "nobody.py"),
+        ("tutorial/ten_agents.md", "ten.py"),
+    ],
 )
 def test_program_prints_what_the_page_says(tmp_path: Path, page: str, program: str):
-    text = (PAGES / page).read_text(encoding="utf-8")
+    text = (DOCS / page).read_text(encoding="utf-8")
     programs = {name: (source, output) for name, source, output in PROGRAM.findall(text)}
     source, promised = programs[program]
     (tmp_path / program).write_text(source, encoding="utf-8")
