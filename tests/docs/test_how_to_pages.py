@@ -1,4 +1,4 @@
-"""The programs of pages in docs/how-to and docs/tutorial that need nothing around them, run as a reader would type them."""
+"""The programs of how-to and tutorial pages that need nothing around them, run as a reader would type them."""
 
 from __future__ import annotations
 
