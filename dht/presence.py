@@ -26,6 +26,7 @@ from dht.health import ClockWatch, LoopWatch, OwnNetwork, Pause
 from dht.routing import Change, RoutingTable
 from dht.store import RecordStore
 from synapse_p2p.identity import NodeID
+from synapse_p2p.loop_witness import LoopWitness
 from synapse_p2p.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Presence:
         self._network = OwnNetwork(config, runtime.now())
         self._lost_at = 0.0
         self._loop_watch: LoopWatch | None = None
+        self._witness: LoopWitness | None = None
         self._clock = ClockWatch(config)
         self._stall_warnings = _Warnings()
         self._loss_warnings = _Warnings()
@@ -74,10 +76,15 @@ class Presence:
         runtime = self._runtime
         self._network = OwnNetwork(self._config, runtime.now())
         self._loop_watch = LoopWatch(self._config, runtime.now(), runtime.unix_now())
+        if runtime.watch_loop is not None and self._witness is None:
+            self._witness = runtime.watch_loop(self._config.beat_s)
 
     def stop(self) -> None:
         """Watch no more, and believe failures again."""
         self._loop_watch = None
+        witness, self._witness = self._witness, None
+        if witness is not None:
+            witness.stop()
         self._table.resume_evictions()
 
     # Our network
@@ -126,6 +133,7 @@ class Presence:
         if self._loop_watch is None:
             return None
         now = self._runtime.now()
+        at_work = None if self._witness is None else self._witness.on_beat()
         pause = self._loop_watch.beat(now, self._runtime.unix_now())
         if pause is None:
             return None
@@ -133,9 +141,12 @@ class Presence:
             logger.info("this machine slept for %.0f s", pause.slept_s)
         elif (count := self._stall_warnings.note(now)) is not None:
             logger.warning(
-                "nothing ran here for %.1f s: either this process was stopped, or a function blocked the event loop, "
-                "and peers take a node that is silent for dead. PYTHONASYNCIODEBUG=1 has asyncio log which one%s",
+                "nothing ran here for %.1f s: %s. Peers take a node that is silent for dead%s",
                 pause.stalled_s,
+                "this process was stopped, or something blocked the event loop, and was gone before it could be seen"
+                if at_work is None
+                else f"{at_work} blocked the event loop. Let it await what it waits for, or make it a plain function "
+                "where that is a handler: those run in threads",
                 _times(count),
             )
         return pause

@@ -25,7 +25,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 import uuid
@@ -33,11 +32,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, TypeAlias
 
 from synapse_p2p.exceptions import SynapseError
+from synapse_p2p.whose_code import is_library
 
 Namespace: TypeAlias = Any
 """A module or a class: what has attributes that can be replaced."""
@@ -120,23 +119,6 @@ class KeptOut:
         self._told.add(what)
         message = f"{what} gives something else in every run, so this seed will not repeat: {fix}"
         warnings.warn(message, NotRepeatableWarning, stacklevel=3)
-
-
-@functools.lru_cache(maxsize=4096)  # of files; a process has imported a few thousand at most
-def is_library(filename: str) -> bool:
-    """Whether a file is part of Python, of an installed package or of this one, and so not the user's."""
-    return filename.startswith(_LIBRARY_FOLDERS) or any(folder in filename for folder in _INSTALLED) or is_own(filename)
-
-
-def is_own(filename: str) -> bool:
-    """Whether a file belongs to one of our three packages."""
-    return filename.startswith(_OWN_FOLDERS)
-
-
-_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-_LIBRARY_FOLDERS = ("<frozen ", *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")))
-_ROOT = Path(__file__).parents[1]  # installed or not, they lie side by side
-_OWN_FOLDERS = tuple(str(_ROOT / package) + os.sep for package in ("synapse_p2p", "dht", "simulations"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,9 @@ from simulations.real_world import (
     USE_VIRTUAL_NETWORK,
     KeptOut,
     NotSimulated,
-    is_own,
 )
 from synapse_p2p.exceptions import SynapseError
+from synapse_p2p.whose_code import is_own
 
 logger = logging.getLogger(__name__)
 

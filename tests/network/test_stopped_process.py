@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,6 +11,9 @@ import textwrap
 import time
 
 import pytest
+
+from dht import Swarm
+from synapse_p2p import AgentNode, Client, Identity
 
 STOPPED_S = 3.0
 
@@ -76,3 +80,23 @@ def test_a_process_that_was_stopped_says_so_blames_nobody_and_comes_back():
     warnings = [line for line in logged.splitlines() if line.startswith("LOG nothing ran here for ")]
     assert len(warnings) == 4, logged
     assert all(2.0 < float(line.split()[5]) < 20.0 for line in warnings)
+
+
+async def test_a_handler_that_blocks_the_loop_costs_one_warning_with_its_name(caplog: pytest.LogCaptureFixture):
+    agent = AgentNode(name="slow", role="tester", capabilities=["waiting"], identity=Identity.from_seed(bytes(32)))
+
+    @agent.task_handler
+    async def wait_without_await(task: str, context: dict[str, str]) -> str:
+        time.sleep(2.5)  # noqa: ASYNC251 - what nobody should do
+        return "done"
+
+    async with Swarm(agent, listen="127.0.0.1:0") as swarm:
+        await asyncio.sleep(0.1)
+        answer = await Client(port=agent.port).call("_agent.ask", "wait")
+        await asyncio.sleep(1.5)  # the beat after it
+        assert swarm.status().id == agent.identity.node_id
+
+    assert answer == "done"
+    told = [record.getMessage() for record in caplog.records if "nothing ran here" in record.getMessage()]
+    assert len(told) == 1
+    assert "wait_without_await (test_stopped_process.py:" in told[0]

@@ -26,7 +26,7 @@ from time import sleep
 import pytest
 
 from simulations import real_world
-from simulations.real_world import KeptOut, NotRepeatableWarning, NotSimulated, is_library
+from simulations.real_world import KeptOut, NotRepeatableWarning, NotSimulated
 from simulations.virtual_loop import VirtualLoop, run
 
 HERE = Path(__file__)
@@ -346,19 +346,3 @@ def test_program_given_on_the_command_line_is_the_users():
 
     assert "<string>:5: NotRepeatableWarning: time.time()" in ended.stderr
     assert "NotSimulated: time.sleep()" in ended.stderr
-
-
-@pytest.mark.parametrize(
-    ("filename", "is_one"),
-    [
-        (asyncio.__file__, True),
-        (pytest.__file__, True),
-        (real_world.__file__, True),
-        ("<frozen importlib._bootstrap>", True),
-        (__file__, False),
-        ("<string>", False),
-        ("agent.py", False),
-    ],
-)
-def test_libraries_are_told_from_the_users_files(filename, is_one):
-    assert is_library(filename) is is_one
