@@ -39,6 +39,8 @@ RUN_BY = {
     ("docs/tutorial/ten_agents.md", "# ten.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/deploy.md", "# worker.py"): "test_deploy_page.py::machines",
     ("docs/how-to/deploy.md", "# look.py"): "test_deploy_page.py::machines",
+    ("docs/how-to/nat.md", "# client_only.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/persistence.md", "# twice.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/access.md", "# doors.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/access.md", "# busy.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/values.md", "# values.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",

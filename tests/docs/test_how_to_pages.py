@@ -23,6 +23,8 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
         ("how-to/access.md", "busy.py"),
         ("how-to/values.md", "values.py"),
         ("how-to/find.md", "market.py"),
+        ("how-to/nat.md", "client_only.py"),
+        ("how-to/persistence.md", "twice.py"),
         ("tutorial/first_swarm.md", "alone.py"),
         ("tutorial/first_swarm.md", "cook.py"),
         ("tutorial/first_swarm.md", "nobody.py"),
