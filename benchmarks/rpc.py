@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.releases import python_of
-from benchmarks.rpc_targets import BARE, GRPC, OUR_CLIENT, OURS, TARGETS, Figures, Verdict
+from benchmarks.rpc_targets import BARE, GRPC, OUR_CLIENT, OURS, OURS_FAST, TARGETS, Figures, Verdict
 
 WORKER = Path(__file__).with_name("rpc_worker.py")
 MIB = 2**20
@@ -102,6 +102,7 @@ OTHERS = (
 LASTING = (
     System(OURS, "session"),
     System(OUR_CLIENT, "client"),
+    System(OURS_FAST, "session_uvloop"),
     System("2.5.0, a connection for each call", "plain_wire", "2.5.0", rarity=10),  # it has no other way
     *OTHERS,
     System(BARE, "bare"),

@@ -8,6 +8,7 @@ from typing import Any
 
 OURS = "this release"
 OUR_CLIENT = "this release, Client"
+OURS_FAST = "this release, uvloop"
 BARE = "bare Protocol"
 GRPC = "grpc.aio with TLS"
 ONE, MANY, LARGE, FIRST = (
@@ -79,6 +80,7 @@ TARGETS = (
     Target("rate of an echo of 1 MiB, x of bare", _ratio_of(LARGE, OURS, "rate_of_bare"), 0.5, is_most=False),
     Target("connect and first call, both ends, ms of CPU", _first_call_ms, 1.5),
     Target("memory of an idle session, KiB of the server", _session_kib, 14.0),
+    Target("CPU of one call with uvloop, x of without", _ratio_of(ONE, OURS_FAST, "cpu_of_ours"), 1 / 1.5),
     Target("gRPC's CPU of one call, x of ours", _ratio_of(ONE, GRPC, "cpu_of_ours"), 4.0, is_most=False),
     Target("gRPC's CPU of 64 in flight, x of ours", _ratio_of(MANY, GRPC, "cpu_of_ours"), 20.0, is_most=False),
     Target("gRPC's rate of 1 MiB, x of ours", _ratio_of(LARGE, GRPC, "rate_of_ours"), 1.0),

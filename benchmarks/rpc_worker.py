@@ -2,7 +2,7 @@
 
 Run by the interpreter in whose environment that system is installed, so it imports nothing of this repository but the
 module of the system, from `rpc_systems/`: `serve()` returns the place where it listens, `connect(place)` a function
-that calls and one that closes.
+that calls and one that closes; `loop_factory` makes its event loop, where that is not asyncio's own.
 
     rpc_worker.py server SYSTEM CORE          prints where it listens; then for each line read `CPU_S RSS_BYTES` so far
     rpc_worker.py client SYSTEM CORE PLACE    for each line read does as it says, and prints the seconds that took, and
@@ -103,7 +103,8 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     system = importlib.import_module(name)
-    asyncio.run(run_server(system) if role == "server" else run_client(system, *place))
+    with asyncio.Runner(loop_factory=getattr(system, "loop_factory", None)) as runner:
+        runner.run(run_server(system) if role == "server" else run_client(system, *place))
 
 
 if __name__ == "__main__":

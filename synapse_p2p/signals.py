@@ -22,8 +22,8 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, instead: str) -> None:
     """Run `main` in a loop of its own, with an event that SIGINT and SIGTERM set; a second signal ends the process.
 
-    Raises ConfigError inside a running event loop, naming what to write `instead`. Logs go to the screen if nobody set
-    up logging.
+    The loop is one of uvloop where that is installed (extra `fast`), else asyncio's own. Raises ConfigError inside a
+    running event loop, naming what to write `instead`. Logs go to the screen if nobody set up logging.
     """
     with contextlib.suppress(RuntimeError):
         asyncio.get_running_loop()
@@ -37,8 +37,21 @@ def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
             await main(signalled)
 
     # KeyboardInterrupt: where signals cannot be caught, Ctrl-C is one, and `main` was cancelled.
-    with _signals_restored(), contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run())
+    with (
+        _signals_restored(),
+        contextlib.suppress(KeyboardInterrupt),
+        asyncio.Runner(loop_factory=fastest_loop()) as runner,
+    ):
+        runner.run(run())
+
+
+def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes an event loop of uvloop; None where that is not installed."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return None
+    return new_event_loop
 
 
 async def first_set(*events: asyncio.Event) -> None:

@@ -130,3 +130,28 @@ def test_a_second_signal_ends_at_once(endpoint: str, number: signal.Signals):
         _, errors = server.process.communicate(timeout=STOP_GRACE_S / 2)
 
     assert (server.process.returncode, errors) == (-number, "")
+
+
+@pytest.mark.parametrize(("is_installed", "module"), [(True, "uvloop"), (False, "asyncio.unix_events")])
+def test_run_takes_the_loop_of_uvloop_where_it_is_installed(is_installed: bool, module: str):
+    program = textwrap.dedent("""
+        import asyncio, os, signal, sys
+        if sys.argv[1] == "False":
+            sys.modules["uvloop"] = None  # as if it were not there
+        from synapse_p2p import Server
+
+        app = Server(port=0)
+
+        @app.background(999)
+        async def tell():
+            print("LOOP", type(asyncio.get_running_loop()).__module__, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        app.run()
+    """)
+
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(is_installed)], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert f"LOOP {module}\n" in ended.stdout
