@@ -209,8 +209,8 @@ _CHURN = Gate(
 GATES = (
     _steps(Start.PROTOCOL, 1.20),
     _steps(Start.ORACLE, 1.10),
-    # Where both cores are busy, an hour among 1,000 takes 460 s of one, and a day more than all gates together may: so it
-    # is a day among fewer, and some hours among as many.
+    # Where both cores are busy, an hour among 1,000 takes 460 s of one, and a day more than all gates together may: so
+    # it is a day among fewer, and some hours among as many.
     _CHURN,
     replace(
         _CHURN,
