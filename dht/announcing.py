@@ -1,14 +1,14 @@
 """Keeps an agent's record where searchers look for it: under each capability, at the depths that its crowd asks for.
 
 It runs what `agents/placement.py` decides. A capability that is new to this node costs a look at its root, which is
-part of the lookup that stores there where the root holds everybody. A renewal goes to the storers of before, and
-searches for them only when they are not those any more.
+part of the lookup that stores there where the root holds everybody. A renewal goes to the storers of before, to each
+once for all that it keeps, and they are searched for only when they are not those any more.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dht.agents.index import capability_key, capability_root
@@ -19,8 +19,9 @@ from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.keyspace import distance
 from dht.lookup import LookupMode
-from dht.messages import FindValue, Store
+from dht.messages import FindValue, RecordPlace, Store
 from dht.putting import Parcel, Placing, Putting
+from dht.renewing import WATCHERS, HeldPlace, renew
 from dht.requester import Requester
 from dht.responder import Responder
 from synapse_p2p.background import TaskScope
@@ -77,15 +78,40 @@ class Announcing:
         self._responder = responder
         self._announced: dict[tuple[NodeID, str], _Announced] = {}
 
-    async def publish(self, envelope: bytes, record: AgentRecord, capability: str) -> PublishReport:
+    async def publish(
+        self,
+        envelope: bytes,
+        record: AgentRecord,
+        capability: str,
+        *,
+        renewed: Mapping[RecordPlace, Placing] | None = None,
+    ) -> PublishReport:
         """Have a record kept under a capability that it lists, where it was before, or where it belongs by now.
 
-        Cost: a lookup for each depth where it is new; a request to each storer where it is renewed.
+        `renewed` has what its storers said to a renewal of it. Cost: a lookup for each depth where it is new; a request
+        to each storer of before who has not renewed it.
         """
         announced = self._announced.setdefault((record.owner, capability), _Announced(Placement(self._cap)))
         async with announced.turn:
             announced.placement.renew()
-            return await _Publication(self, announced, envelope, record, capability).run()
+            return await _Publication(self, announced, envelope, record, capability, renewed or {}).run()
+
+    async def renew(self, renewal: bytes, envelope: bytes, record: AgentRecord) -> list[PublishReport]:
+        """Have a record live on under all of its names by its renewal alone; `envelope` has both, for those who need
+        all of it. Cost: a small request to each storer.
+        """
+        names = record.indexed_names()
+        held = [
+            HeldPlace(RecordPlace(name, depth), tuple(storers))
+            for name in names
+            if (announced := self._announced.get((record.owner, name))) is not None
+            for depth in announced.placement.depths
+            if (storers := announced.storers.get(depth))
+        ]
+        renewed = await renew(self._requester, renewal, held)
+        async with TaskScope("renew") as scope:
+            tasks = [scope.spawn_awaited(self.publish(envelope, record, name, renewed=renewed)) for name in names]
+            return [await task for task in tasks]
 
     async def withdraw(self, envelope: bytes, record: AgentRecord, capability: str) -> None:
         """Have a tombstone take the place of a record under a capability, at the storers who have that.
@@ -95,20 +121,27 @@ class Announcing:
         announced = self._announced.pop((record.owner, capability), None)
         if announced is not None:
             async with announced.turn:
-                await _Publication(self, announced, envelope, record, capability).replace()
+                await _Publication(self, announced, envelope, record, capability, {}).replace()
 
 
 class _Publication:
     """One action: until the record is where it has to be."""
 
     def __init__(
-        self, announcing: Announcing, announced: _Announced, envelope: bytes, record: AgentRecord, capability: str
+        self,
+        announcing: Announcing,
+        announced: _Announced,
+        envelope: bytes,
+        record: AgentRecord,
+        capability: str,
+        renewed: Mapping[RecordPlace, Placing],
     ) -> None:
         self._of = announcing
         self._announced = announced
         self._envelope = envelope
         self._record = record
         self._capability = capability
+        self._renewed = renewed
         self._root = capability_root(record.network_id, capability)
         self._placings: dict[int, Placing] = {}
         self._lookups = 0
@@ -143,6 +176,7 @@ class _Publication:
         self._lookups += 1
         if scout.holds_all:
             self._note(0, placing)
+            self._placings[0] = placing
         return scout.reports
 
     async def _read_root(self) -> Sequence[ShardReport]:
@@ -163,7 +197,8 @@ class _Publication:
     async def _write(self, depth: int) -> Placing:
         parcel, storers = self._parcel(depth), self._announced.storers.get(depth)
         if storers:
-            placing = await self._of._putting.bring_to(storers, parcel)
+            renewed = self._renewed.get(RecordPlace(self._capability, depth))
+            placing = await self._of._putting.bring_to(storers, parcel, renewed)
             if not self._have_changed(depth, placing):
                 return placing
         placing = await self._of._putting.place(parcel)
@@ -172,7 +207,6 @@ class _Publication:
         return placing
 
     def _note(self, depth: int, placing: Placing) -> None:
-        self._placings[depth] = placing
         key = self._parcel(depth).key
         self._announced.asked[depth] = frozenset(placing.storers)
         self._announced.storers[depth] = sorted(placing.keepers(), key=lambda storer: distance(storer.id, key))
@@ -185,6 +219,8 @@ class _Publication:
         storers, key = self._announced.storers[depth], self._parcel(depth).key
         if len(placing.keepers()) < LEAST_KEPT_PART * len(storers):
             return True
+        if all(placing.answers[storer.id] is not None for storer in storers[:WATCHERS]):
+            return True  # nobody who stands at the key says who else does
         unknown = [contact for contact in placing.named if contact.id not in self._announced.asked[depth]]
         if len(storers) + placing.kept_here < self._of._k:
             return bool(unknown)

@@ -9,6 +9,7 @@ docs/spec/dht.md.
     _dht.find_node   FindNode    -> FindNodeAnswer
     _dht.find_value  FindValue   -> FindValueAnswer
     _dht.store       Store       -> StoreAnswer
+    _dht.renew       Renew       -> RenewAnswer
     _dht.exchange    Exchange    -> ExchangeAnswer
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 
 from dht.agents.index import MAX_SHARD_DEPTH
 from dht.agents.query import Query
+from dht.agents.renewal import MAX_RENEWAL_SIZE_BYTES
 from dht.agents.shards import Shard, ShardReport
 from dht.contact import Contact, decode_contacts, encode_contacts
 from dht.keyspace import KEY_SIZE_BYTES, Key
@@ -38,6 +40,8 @@ MAX_NONCE_SIZE_BYTES = 16
 MAX_REFUSAL_CHARS = 64
 MAX_OFFERS = 256
 """In one request: 20 KiB, and a storer with thousands of records does not need a hundred requests."""
+MAX_RENEWED_PLACES = 64
+"""In one request: the 32 keys of an agent, at two depths each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +300,7 @@ class StoreAnswer:
         if self.wanted:
             fields["wanted"] = list(self.wanted)
         if (report := self.report) is not None:
-            fields["report"] = [report.count, report.depth, report.is_full, report.estimate]
+            fields["report"] = _encode_report(report)
         return fields
 
     @classmethod
@@ -311,6 +315,77 @@ class StoreAnswer:
             wanted=_wanted(fields),
             report=_report(fields),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPlace:
+    """Where an agent's record is kept: under this capability at this depth, `[capability, depth]`."""
+
+    capability: str
+    depth: int
+
+    def to_list(self) -> list[Any]:
+        return [self.capability, self.depth]
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Please let an agent's record live on in these places, where you keep the version that `renewal` is of.
+
+    Near the keys of the first `watched` of them contacts are wanted as well.
+    """
+
+    renewal: bytes
+    places: tuple[RecordPlace, ...]
+    watched: int = 0
+
+    def to_map(self) -> dict[str, Any]:
+        places = [place.to_list() for place in self.places]
+        return {"renewal": self.renewal, "places": places, "watched": self.watched}
+
+    @classmethod
+    def from_map(cls, mapping: Any) -> Renew:
+        fields = _map(mapping)
+        places = _record_places(fields)
+        return cls(
+            renewal=_bytes(fields, "renewal", MAX_RENEWAL_SIZE_BYTES),
+            places=places,
+            watched=_int(fields, "watched", default=0, max_value=len(places)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RenewAnswer:
+    """For each place, in the order of the request, what `_dht.store` would say: `[refusal, report, contacts]`.
+
+    All contacts together are no more than those of one other answer.
+    """
+
+    places: tuple[StoreAnswer, ...]
+
+    def to_map(self) -> dict[str, Any]:
+        return {
+            "places": [
+                [
+                    None if answer.refusal is None else str(answer.refusal),
+                    None if answer.report is None else _encode_report(answer.report),
+                    encode_contacts(answer.contacts),
+                ]
+                for answer in self.places
+            ]
+        }
+
+    @classmethod
+    def from_map(cls, mapping: Any) -> RenewAnswer:
+        value = _map(mapping).get("places")
+        if type(value) is not list or len(value) > MAX_RENEWED_PLACES:
+            raise InvalidMessageError(f"places are an array of at most {MAX_RENEWED_PLACES}")
+        left = MAX_CONTACTS
+        places: list[StoreAnswer] = []
+        for item in value:
+            places.append(_place_answer(item, left))
+            left -= len(places[-1].contacts)
+        return cls(tuple(places))
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +498,10 @@ def _wanted(fields: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _encode_report(report: ShardReport) -> list[Any]:
+    return [report.count, report.depth, report.is_full, report.estimate]
+
+
 def _report(fields: Mapping[str, Any]) -> ShardReport | None:
     value = fields.get("report")
     if value is None:
@@ -432,6 +511,31 @@ def _report(fields: Mapping[str, Any]) -> ShardReport | None:
     parts = dict(zip(("count", "depth", "full", "estimate"), value, strict=False))
     depth = _int(parts, "depth", max_value=MAX_SHARD_DEPTH)
     return ShardReport(_int(parts, "count"), depth, _bool(parts, "full"), _int(parts, "estimate"))
+
+
+def _record_places(fields: Mapping[str, Any]) -> tuple[RecordPlace, ...]:
+    value = fields.get("places")
+    if type(value) is not list or not 0 < len(value) <= MAX_RENEWED_PLACES:
+        raise InvalidMessageError(f"places are an array of 1 to {MAX_RENEWED_PLACES}")
+    places = tuple(_record_place(item) for item in value)
+    # Each once: every one costs the storer a look.
+    if len(set(places)) < len(places):
+        raise InvalidMessageError("places are all different")
+    return places
+
+
+def _record_place(value: Any) -> RecordPlace:
+    if type(value) is not list or len(value) < 2 or type(value[0]) is not str or len(value[0]) > MAX_CAPABILITY_CHARS:
+        raise InvalidMessageError(f"places are [text of at most {MAX_CAPABILITY_CHARS} characters, depth]")
+    return RecordPlace(value[0], _int({"depth": value[1]}, "depth", max_value=MAX_SHARD_DEPTH))
+
+
+def _place_answer(value: Any, max_contacts: int) -> StoreAnswer:
+    if type(value) is not list or len(value) < 3:
+        raise InvalidMessageError("places are [refusal, report, contacts]")
+    fields = dict(zip(("refusal", "report", "contacts"), value, strict=False))
+    refusal = _text_or_none(fields, "refusal", MAX_REFUSAL_CHARS)
+    return StoreAnswer(refusal is None, refusal, None, _contacts(fields, max_contacts), report=_report(fields))
 
 
 def _contacts(fields: Mapping[str, Any], max_count: int) -> tuple[Contact, ...]:

@@ -337,6 +337,12 @@ class DHTNode:
         """
         return await self._announcing.publish(envelope, record, capability)
 
+    async def renew(self, renewal: bytes, envelope: bytes, record: AgentRecord) -> list[PublishReport]:
+        """Have an agent's record that `publish` brought to its storers live on by a renewal (`dht.agents.renewal`);
+        `envelope` is the record with it. The body goes only where it is missing. Cost: a request to each storer.
+        """
+        return await self._announcing.renew(renewal, envelope, record)
+
     async def withdraw(self, envelope: bytes, record: AgentRecord, capability: str) -> None:
         """Have a tombstone of an agent take the place of its record under a capability, where `publish` brought it."""
         await self._announcing.withdraw(envelope, record, capability)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from dht.agents.claim import claims_of
 from dht.agents.record import MAX_DESCRIPTION_CHARS, AgentRecord, Reach
+from dht.agents.renewal import Renewal, can_be_renewed, with_renewal
+from dht.announcing import PublishReport
 from dht.config import DHTConfig
 from dht.node import DHTNode
 from dht.publishing import Offer, Publishing
@@ -18,6 +22,22 @@ from synapse_p2p.capability import ancestors
 logger = logging.getLogger(__name__)
 
 
+Reports: TypeAlias = list[PublishReport]
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """What others find by now, or will in a moment: the record as it was signed, and as it was renewed since."""
+
+    signed: bytes
+    record: AgentRecord
+
+    def says(self, record: AgentRecord) -> bool:
+        """Whether it is what a record says, but for the number and the times."""
+        now = self.record
+        return now == replace(record, seq=now.seq, issued_ms=now.issued_ms, expires_ms=now.expires_ms)
+
+
 class Publisher:
     """The record of one agent. Its `seq` grows for as long as the agent's process lives."""
 
@@ -25,7 +45,7 @@ class Publisher:
         self._agent = agent
         self._config = config
         self._seq = 0
-        self._published: AgentRecord | None = None  # what others find by now, or will in a moment
+        self._published: _Published | None = None
         self.begin()
 
     def begin(self) -> None:
@@ -36,24 +56,35 @@ class Publisher:
 
     def check(self) -> None:
         """Raises ConfigError where no record can tell of what the agent offers now."""
-        self._seal(self._offer())
+        self._record_of(self._offer()).seal(self._agent.identity)
 
     async def publish(self, node: DHTNode) -> None:
         """Store what the agent offers under each of its capabilities, and those above them."""
         offer = self._offer()
-        is_kept = False
-        self._publishing.begin(offer)
-        try:
+
+        async def store() -> Reports:
             await self._withdraw_dropped(node, offer)
-            envelope, record = self._seal(offer)
-            self._published = record
-            async with TaskScope("publish") as scope:
-                tasks = [scope.spawn_awaited(node.publish(envelope, record, name)) for name in record.indexed_names()]
-                reports = [await task for task in tasks]
-            logger.debug("published: %s", reports)
-            is_kept = all(report.is_kept for report in reports)
-        finally:
-            self._publishing.end(offer, is_kept=is_kept, now=self._agent.runtime.now())
+            record = self._record_of(offer)
+            envelope = record.seal(self._agent.identity)
+            self._published = _Published(envelope, record)
+            return await _publish(node, envelope, record)
+
+        await self._keep(offer, store)
+
+    async def renew(self, node: DHTNode) -> None:
+        """Have what is stored live on: by a word of 195 bytes to each storer where nothing but the time is new, else by
+        publishing.
+        """
+        offer, published = self._offer(), self._published
+        record = self._record_of(offer)
+        if published is None or not published.says(record) or not can_be_renewed(published.signed):
+            await self.publish(node)
+            return
+        renewal = Renewal.of(
+            published.signed, seq=record.seq, issued_ms=record.issued_ms, expires_ms=record.expires_ms
+        ).seal(self._agent.identity)
+        self._published = _Published(published.signed, record)
+        await self._keep(offer, lambda: node.renew(renewal, with_renewal(published.signed, renewal), record))
 
     async def publish_if_due(self, node: DHTNode) -> None:
         """The same where the offer has changed, or nobody keeps some part of it."""
@@ -64,17 +95,29 @@ class Publisher:
         """Before we go: who does not hear of it in the time there is finds out by asking us."""
         published, self._published = self._published, None
         if published is not None:
+            record = published.record
             async with TaskScope("withdraw") as scope:
-                task = scope.spawn_awaited(self._withdraw(node, published, published.indexed_names()))
+                task = scope.spawn_awaited(self._withdraw(node, record, record.indexed_names()))
                 await wait_at_most(task, self._config.leave_timeout_s)
 
     def _offer(self) -> Offer:
         return Offer(self._agent.advertised_addresses, claims_of(self._agent.capabilities))
 
-    def _seal(self, offer: Offer) -> tuple[bytes, AgentRecord]:
-        """What the agent offers, signed now. Raises ConfigError where it passes a bound of records."""
+    async def _keep(self, offer: Offer, store: Callable[[], Awaitable[Reports]]) -> None:
+        """Store what tells of this offer, and remember whether others can find all of it."""
+        is_kept = False
+        self._publishing.begin(offer)
+        try:
+            reports = await store()
+            logger.debug("published: %s", reports)
+            is_kept = all(report.is_kept for report in reports)
+        finally:
+            self._publishing.end(offer, is_kept=is_kept, now=self._agent.runtime.now())
+
+    def _record_of(self, offer: Offer) -> AgentRecord:
+        """What tells of this offer from now on. Raises ConfigError where it passes a bound of records."""
         agent = self._agent
-        record = AgentRecord(
+        return AgentRecord(
             public_key=agent.identity.public_key,
             seq=self._next_seq(),
             issued_ms=self._unix_ms(),
@@ -87,15 +130,14 @@ class Publisher:
             description=agent.description[:MAX_DESCRIPTION_CHARS],
             capabilities=offer.claims,
         )
-        return record.seal(agent.identity), record
 
     async def _withdraw_dropped(self, node: DHTNode, offer: Offer) -> None:
         """Take back what the last record said of capabilities that are not offered any more."""
-        published = self._published
-        if published is None:
+        if self._published is None:
             return
+        record = self._published.record
         still = {name for claim in offer.claims for name in (claim.name, *ancestors(claim.name))}
-        await self._withdraw(node, published, [name for name in published.indexed_names() if name not in still])
+        await self._withdraw(node, record, [name for name in record.indexed_names() if name not in still])
 
     async def _withdraw(self, node: DHTNode, published: AgentRecord, names: Iterable[str]) -> None:
         names = list(names)
@@ -113,3 +155,10 @@ class Publisher:
 
     def _unix_ms(self) -> int:
         return round(self._agent.runtime.unix_now() * 1000)
+
+
+async def _publish(node: DHTNode, envelope: bytes, record: AgentRecord) -> Reports:
+    """Under all names of the record, at once."""
+    async with TaskScope("publish") as scope:
+        tasks = [scope.spawn_awaited(node.publish(envelope, record, name)) for name in record.indexed_names()]
+        return [await task for task in tasks]

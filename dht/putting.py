@@ -31,6 +31,8 @@ MIN_SWEPT = 3
 """Records that lie together and are worth one search for all the nodes of their part of the key space."""
 MAX_STORES_AT_ONCE = 32
 """Requests of a sweep in flight."""
+UNREACHED = "unreachable"
+"""Instead of an answer: nobody with that id was there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +147,17 @@ class Putting:
             await self._complete(parcel, placing, region, _met(outcome), asyncio.Semaphore(MAX_STORES_AT_ONCE))
         return placing
 
-    async def bring_to(self, storers: Sequence[Contact], parcel: Parcel) -> Placing:
-        """Have one record kept by these, and by ourselves if we keep the last version. Cost: a request to each."""
-        placing = Placing(region_size=len(storers))
+    async def bring_to(self, storers: Sequence[Contact], parcel: Parcel, placing: Placing | None = None) -> Placing:
+        """Have one record kept by these, and by ourselves if we keep the last version. Cost: a request to each.
+
+        With a `placing`, which has what they said to a renewal, who keeps it or was not there is not asked again.
+        """
+        placing = placing or Placing()
+        placing.region_size = len(storers)
         if self._host.advertised_addresses and (kept := parcel.keep_here()).refusal is None:
             placing.note_here(self._host.identity.node_id, kept)
-        await self._bring_all(storers, parcel, placing, asyncio.Semaphore(MAX_STORES_AT_ONCE))
+        missing = [storer for storer in storers if placing.answers.get(storer.id, "") not in (None, UNREACHED)]
+        await self._bring_all(missing, parcel, placing, asyncio.Semaphore(MAX_STORES_AT_ONCE))
         return placing
 
     async def place_many(self, parcels: Iterable[Parcel]) -> dict[Key, Placing]:
@@ -179,7 +186,7 @@ class Putting:
         try:
             return await self._requester.store(storer, request)
         except UNREACHABLE:
-            return "unreachable"
+            return UNREACHED
         except (RemoteError, InvalidMessageError):
             return "bad_answer"
 

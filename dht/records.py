@@ -76,6 +76,7 @@ class Refusal(StrEnum):
     WRONG_KEY = "wrong_key"
     NOT_LISTED = "not_listed"
     NOT_CLOSE = "not_close"
+    NOT_HELD = "not_held"
     FULL = "full"
     OWNER_QUOTA = "owner_quota"
     GROUP_QUOTA = "group_quota"

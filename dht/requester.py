@@ -27,6 +27,8 @@ from dht.messages import (
     FindValueAnswer,
     Ping,
     PingAnswer,
+    Renew,
+    RenewAnswer,
     Store,
     StoreAnswer,
 )
@@ -56,6 +58,8 @@ AskOne = Callable[[Contact], Awaitable[Answer]]
 
 UNREACHABLE = (PeerUnavailable, Timeout, HandshakeFailed)
 """What a request raises when nobody with that id answered: evidence against the contact."""
+LATER_ENDPOINTS = frozenset({"_dht.renew"})
+"""Which a good node of an earlier release does not know."""
 
 
 class Requester:
@@ -130,6 +134,14 @@ class Requester:
         """Ask `contact` to keep a record."""
         answer = await self._request(contact, "_dht.store", request.to_map(), StoreAnswer.from_map)
         return self._usable(answer, contact)
+
+    async def renew(self, contact: Contact, request: Renew) -> RenewAnswer:
+        """Have `contact` let a record live on that it keeps. What it says is for as many places as were asked for."""
+        answer = await self._request(contact, "_dht.renew", request.to_map(), RenewAnswer.from_map)
+        if len(answer.places) != len(request.places):
+            self._on_failure(contact)
+            raise InvalidMessageError("an answer to a renewal is for all of its places")
+        return RenewAnswer(tuple(self._usable(place, contact) for place in answer.places))
 
     async def exchange(self, contact: Contact, count: int) -> ExchangeAnswer:
         """Some peers that `contact` knows, at random."""
@@ -300,7 +312,7 @@ class Requester:
             raise
         except RemoteError as error:
             self._presence.on_heard()
-            if error.code != Code.BUSY:  # one that has much to do is a good contact all the same
+            if not _is_no_fault(error, endpoint):
                 self._on_failure(contact)
             raise
         finally:
@@ -337,6 +349,11 @@ class Requester:
 def _was_tried(error: Exception) -> bool:
     """Whether a request that failed so was sent, or a dial at least made."""
     return not isinstance(error, PeerUnavailable) or error.was_tried
+
+
+def _is_no_fault(error: RemoteError, endpoint: str) -> bool:
+    """Whether a good contact may say so: one that has much to do, or is of an earlier release."""
+    return error.code == Code.BUSY or (error.code == Code.NOT_FOUND and endpoint in LATER_ENDPOINTS)
 
 
 class _Turn:

@@ -13,6 +13,7 @@ from typing import Any
 from dht.agents.index import capability_key, capability_root, check_belongs, shard_key
 from dht.agents.query import Query
 from dht.agents.record import AgentRecord
+from dht.agents.renewal import read_renewal, with_renewal
 from dht.agents.shards import RANK_BITS, Shard, ShardReport, rank_of, report_on, sampled
 from dht.config import DHTConfig
 from dht.contact import Contact, shared_contact
@@ -29,6 +30,8 @@ from dht.messages import (
     Offer,
     Ping,
     PingAnswer,
+    Renew,
+    RenewAnswer,
     Store,
     StoreAnswer,
 )
@@ -122,6 +125,7 @@ class Responder:
             "_dht.find_node": self.find_node,
             "_dht.find_value": self.find_value,
             "_dht.store": self.store,
+            "_dht.renew": self.renew,
             "_dht.exchange": self.exchange,
         }
 
@@ -228,6 +232,36 @@ class Responder:
         near = self._near(place.key, caller)
         return StoreAnswer(kept.refusal is None, kept.refusal, kept.newer, near, missing, kept.report).to_map()
 
+    def renew(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
+        """Let an agent's record live on in the places where it is held, whoever brings the owner's word for it; of each
+        place what became of it, and contacts near those that the caller watches.
+
+        Cost: as a store, and a part of that for each further place: a record is taken apart and proved once.
+        """
+        caller = self._see(context)
+        wanted = Renew.from_map(request)
+        try:
+            owner = read_renewal(wanted.renewal).owner
+        except RecordRefused as refused:
+            return RenewAnswer((StoreAnswer(False, refused.reason, None, ()),) * len(wanted.places)).to_map()
+        decoded: dict[bytes, tuple[Envelope, Record]] = {}
+        max_contacts = MAX_CONTACTS // max(1, wanted.watched)
+        answers: list[StoreAnswer] = []
+        for number, place in enumerate(wanted.places):
+            key = capability_key(self._host.network_id, place.capability, owner, place.depth)
+            near = self._near(key, caller)[:max_contacts] if number < wanted.watched else ()
+            try:
+                envelope, record = self._renewed(key, owner, wanted.renewal, decoded)
+                kept = self._keep(
+                    self._place_of(record, place.capability, place.depth), envelope, record, context, None
+                )
+            except RecordRefused as refused:
+                answers.append(StoreAnswer(False, refused.reason, None, near))
+            else:
+                answers.append(StoreAnswer(kept.refusal is None, kept.refusal, None, near, report=kept.report))
+        self._store.flush()
+        return RenewAnswer(tuple(answers)).to_map()
+
     def exchange(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """Some of our contacts at random."""
         caller = self._see(context)
@@ -253,6 +287,21 @@ class Responder:
         kept = self._keep(self._place_of(record, None, 0), envelope, record, None, expected_seq)
         self._store.flush()
         return kept
+
+    def _renewed(
+        self, key: Key, owner: NodeID, renewal: bytes, decoded: dict[bytes, tuple[Envelope, Record]]
+    ) -> tuple[Envelope, Record]:
+        """The next version of what is held under a key, checked but for its signatures. Raises RecordRefused.
+
+        `decoded` are those of this request: mostly it is one record under all keys.
+        """
+        held = self._store.find(key, owner)
+        if held is None:
+            raise RecordRefused(Refusal.NOT_HELD)
+        data = with_renewal(held.record, renewal)
+        if data not in decoded:
+            decoded[data] = self.reader.decode(data, self._unix_ms())
+        return decoded[data]
 
     def _place_of(self, record: Record, capability: str | None, depth: int) -> _Place:
         """Where a record is to be kept. Raises RecordRefused. The caller's word is not taken for it."""

@@ -208,7 +208,7 @@ class Swarm:
                 lease_s = self._config.dht.records.lease_s * self._config.dht.renew_fraction
                 publish = partial(self._publisher.publish, node)
                 node.on_resumed.append(publish)
-                node.maintenance.every("renew", lease_s, publish)
+                node.maintenance.every("renew", lease_s, partial(self._publisher.renew, node))
                 node.maintenance.every(
                     "publish", self._config.watch_address_s, partial(self._publisher.publish_if_due, node)
                 )
