@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dht.agents.shards import ShardReport
 from dht.contact import Contact
 from dht.messages import (
     Exchange,
@@ -13,6 +14,9 @@ from dht.messages import (
     Offer,
     Ping,
     PingAnswer,
+    RecordPlace,
+    Renew,
+    RenewAnswer,
     Store,
     StoreAnswer,
 )
@@ -29,6 +33,16 @@ CONTACT = Contact(bytes(range(32)), ("10.0.0.1:9000", "[::1]:9001"))
 CONTACTS = st.integers(0, 20).map(lambda count: (CONTACT,) * count)
 OFFERS = st.lists(st.builds(Offer, COUNTS, KEYS, KEYS, COUNTS), max_size=3).map(tuple)
 WANTED = st.sets(st.integers(0, 255), max_size=5).map(lambda places: tuple(sorted(places)))
+
+PLACES = st.lists(
+    st.builds(RecordPlace, st.text(max_size=128), DEPTHS), min_size=1, max_size=4, unique=True
+).map(tuple)
+REPORTS = st.none() | st.builds(ShardReport, COUNTS, DEPTHS, st.booleans(), COUNTS)
+
+
+def place_answer(refusal: str | None, report: ShardReport | None, contacts: tuple[Contact, ...]) -> StoreAnswer:
+    return StoreAnswer(refusal is None, refusal, None, contacts, report=report)
+
 
 MESSAGES = st.one_of(
     st.builds(Ping, st.booleans()),
@@ -48,12 +62,18 @@ MESSAGES = st.one_of(
     st.builds(Store, RECORDS, NAMES, DEPTHS, st.none() | COUNTS, OFFERS),
     st.builds(Store, st.none(), NAMES, DEPTHS, st.none(), OFFERS.filter(bool)),
     st.builds(StoreAnswer, st.booleans(), st.none() | st.sampled_from(Refusal), st.none() | RECORDS, CONTACTS, WANTED),
+    PLACES.flatmap(
+        lambda places: st.builds(Renew, st.binary(max_size=256), st.just(places), st.integers(0, len(places)))
+    ),
+    st.lists(st.builds(place_answer, st.none() | st.sampled_from(Refusal), REPORTS, CONTACTS), max_size=3)
+    .map(tuple)
+    .map(RenewAnswer),
     st.builds(Exchange, st.integers(1, 20)),
     st.builds(ExchangeAnswer, CONTACTS),
 )
 KINDS = [
     Ping, PingAnswer, FindNode, FindNodeAnswer, FindValue, FindValueAnswer, Store, StoreAnswer, Exchange,
-    ExchangeAnswer,
+    ExchangeAnswer, Renew, RenewAnswer,
 ]  # fmt: skip
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
@@ -103,6 +123,8 @@ def test_absent_keys_are_the_defaults():
 WIRE_CONTACTS = [[bytes(32), ["10.0.0.1:1"]]]
 OFFER = [1, bytes(32), bytes(32), 1]
 FOUND = FindValueAnswer((), 0, 0, False, 0, ()).to_map()
+PLACE = ["python", 0]
+RENEW = {"renewal": b"", "places": [PLACE]}
 STORED = StoreAnswer(True, None, None, ()).to_map()
 
 
@@ -152,6 +174,25 @@ STORED = StoreAnswer(True, None, None, ()).to_map()
         (StoreAnswer, STORED | {"stored": None}, "stored"),
         (StoreAnswer, STORED | {"refusal": "r" * 65}, "refusal"),
         (StoreAnswer, STORED | {"newer": bytes(17 * 1024 + 1)}, "newer"),
+        (Renew, {"places": [PLACE]}, "renewal"),
+        (Renew, RENEW | {"renewal": bytes(257)}, "renewal"),
+        (Renew, RENEW | {"places": None}, "places"),
+        (Renew, RENEW | {"places": []}, "places"),
+        (Renew, RENEW | {"places": [[f"skill-{n}", 0] for n in range(65)]}, "places"),
+        (Renew, RENEW | {"places": [PLACE, PLACE]}, "places"),
+        (Renew, RENEW | {"places": [["python"]]}, "places"),
+        (Renew, RENEW | {"places": [[b"python", 0]]}, "places"),
+        (Renew, RENEW | {"places": [["c" * 129, 0]]}, "places"),
+        (Renew, RENEW | {"places": [["python", 65]]}, "depth"),
+        (Renew, RENEW | {"places": [["python", False]]}, "depth"),
+        (Renew, RENEW | {"watched": 2}, "watched"),
+        (Renew, RENEW | {"watched": None}, "watched"),
+        (RenewAnswer, {}, "places"),
+        (RenewAnswer, {"places": [[None, None, []]] * 65}, "places"),
+        (RenewAnswer, {"places": [[None, None]]}, "places"),
+        (RenewAnswer, {"places": [["r" * 65, None, []]]}, "refusal"),
+        (RenewAnswer, {"places": [[None, [1], []]]}, "report"),
+        (RenewAnswer, {"places": [[None, None, WIRE_CONTACTS * 33]] * 2}, "contacts"),
         (Exchange, {"count": 0}, "count"),
         (Exchange, {"count": 21}, "count"),
         (ExchangeAnswer, {"contacts": WIRE_CONTACTS * 21}, "contacts"),

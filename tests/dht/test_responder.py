@@ -23,7 +23,7 @@ from synapse_p2p.exceptions import RemoteError
 from synapse_p2p.identity import Identity, network_id_of
 from synapse_p2p.protocol.wire import CONTROL_LIMITS, pack, unpack
 
-ENDPOINTS = ("_dht.ping", "_dht.find_node", "_dht.find_value", "_dht.store", "_dht.exchange")
+ENDPOINTS = ("_dht.ping", "_dht.find_node", "_dht.find_value", "_dht.store", "_dht.renew", "_dht.exchange")
 OWNER = Identity.from_seed(b"o" * 32)
 SKILL = "code-review"
 EPOCH_MS = round(EPOCH_S * 1000)
@@ -380,6 +380,9 @@ BAD_FIELDS = [
     ("_dht.store", "record", [MISSING, None, 5, "record", [b"record"], b"r" * 17_409]),
     ("_dht.store", "capability", [5, b"code-review", "x" * 129, [], {}]),
     ("_dht.store", "depth", [None, False, -1, 65, 2**64 - 1, 0.5, "0"]),
+    ("_dht.renew", "renewal", [MISSING, None, 5, "r" * 9, b"r" * 257, []]),
+    ("_dht.renew", "places", [MISSING, None, 5, [], ["x"], [[SKILL]], [[SKILL, 0]] * 2, [[5, 0]], {}]),
+    ("_dht.renew", "watched", [None, True, -1, 2, 0.0]),
     ("_dht.ping", "leaving", [None, 0, 1, "true", b"", []]),
     ("_dht.exchange", "count", [MISSING, None, True, 0, -1, 21, 2**64 - 1, 1.5, "5", b"5", []]),
 ]
@@ -391,6 +394,7 @@ def good_request(endpoint: str) -> dict[str, Any]:
         "_dht.find_node": {"target": bytes(32), "radius": None},
         "_dht.find_value": {"key": bytes(32), "capability": SKILL, "depth": 0, "prefix": b"", "nonce": b"", "limit": 0},
         "_dht.store": {"record": sealed(), "capability": SKILL, "depth": 0},
+        "_dht.renew": {"renewal": b"", "places": [[SKILL, 0]], "watched": 0},
         "_dht.exchange": {"count": 5},
     }[endpoint]
 

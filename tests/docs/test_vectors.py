@@ -32,6 +32,8 @@ from dht.messages import (
     FindValueAnswer,
     Ping,
     PingAnswer,
+    Renew,
+    RenewAnswer,
     Store,
     StoreAnswer,
 )
@@ -62,6 +64,8 @@ MESSAGE_CLASSES = {
         FindValueAnswer,
         Ping,
         PingAnswer,
+        Renew,
+        RenewAnswer,
         Store,
         StoreAnswer,
     )
