@@ -34,9 +34,7 @@ CONTACTS = st.integers(0, 20).map(lambda count: (CONTACT,) * count)
 OFFERS = st.lists(st.builds(Offer, COUNTS, KEYS, KEYS, COUNTS), max_size=3).map(tuple)
 WANTED = st.sets(st.integers(0, 255), max_size=5).map(lambda places: tuple(sorted(places)))
 
-PLACES = st.lists(
-    st.builds(RecordPlace, st.text(max_size=128), DEPTHS), min_size=1, max_size=4, unique=True
-).map(tuple)
+PLACES = st.lists(st.builds(RecordPlace, st.text(max_size=128), DEPTHS), min_size=1, max_size=4, unique=True).map(tuple)
 REPORTS = st.none() | st.builds(ShardReport, COUNTS, DEPTHS, st.booleans(), COUNTS)
 
 

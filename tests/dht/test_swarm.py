@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from dht import DescriptorDiffers, JoinFailed, NoAgentFound, Swarm
+from dht.agents.index import capability_root
 from dht.agents.record import Reach
 from dht.bootstrap import SeedState
 from dht.messages import FindValue, FindValueAnswer
 from dht.node import DHTNode
+from dht.records import Envelope, open_envelope
 from dht.results import FoundAgent, SwarmMode
 from simulations.network import EPOCH_S
 from simulations.virtual_loop import run
@@ -34,6 +36,7 @@ from synapse_p2p import (
     RemoteError,
 )
 from synapse_p2p.data_dir import DataDir
+from synapse_p2p.identity import network_id_of
 from synapse_p2p.keyfile import KeyFile, read_identity
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport.memory import MemoryTransport
@@ -616,6 +619,53 @@ async def test_an_agent_stays_found_for_hours_and_is_gone_one_lease_after_it_cra
     assert max(ages) <= 0.55 * 900
     assert len(listed) == 1
     assert len(later) == 0
+
+
+def held_by(swarm: Swarm, capability: str) -> Envelope:
+    """The one record that a node keeps under a capability at depth 0."""
+    assert swarm._node is not None
+    key = capability_root(network_id_of(""), capability)
+    [stored] = swarm._node.store.get(key, swarm._server.runtime.now())
+    return open_envelope(stored.record)
+
+
+@simulated
+async def test_a_lease_is_renewed_by_a_word_and_what_changed_is_signed_anew(world: World):
+    first = await world.start()
+    agent = world.agent("Reviewer", "python")
+    swarm = await world.start(agent, bootstrap=[seed_of(first)])
+    signed = held_by(first, "python")
+
+    await asyncio.sleep(2000)
+    renewed = held_by(first, "python")
+    agent.description = "Reviews Rust as well."
+    await asyncio.sleep(500)
+    changed = held_by(first, "python")
+    await asyncio.sleep(500)
+    renewed_again = held_by(first, "python")
+    await swarm.stop()
+
+    assert signed.renewal is None
+    assert (renewed.body, renewed.signature) == (signed.body, signed.signature)
+    assert renewed.renewal is not None
+    assert changed.renewal is None and b"Rust" in changed.body
+    assert renewed_again.body == changed.body and renewed_again.renewal is not None
+    assert list(await first.find("python", probe=False)) == []
+
+
+@simulated
+async def test_a_record_that_fills_its_bound_is_signed_anew(world: World):
+    first = await world.start()
+    names = [f"{'a' * 80}-{number}" for number in range(11)]
+    await world.start(world.agent("Reviewer", *names, description="x" * 200), bootstrap=[seed_of(first)])
+    signed = held_by(first, names[0])
+
+    await asyncio.sleep(500)
+    anew = held_by(first, names[0])
+
+    assert len(signed.data) > 1500 - 256
+    assert anew.renewal is None and anew.body != signed.body
+    assert len(await first.find(names[0])) == 1
 
 
 # Finding and asking
