@@ -4,7 +4,15 @@ from dht.agents.record import AgentRecord, Reach
 from dht.bootstrap import JoinReport, SeedReport, SeedState
 from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
 from dht.contact import Contact
-from dht.exceptions import DelegationExhausted, DescriptorDiffers, JoinFailed, NoAgentFound, RecordRefused, StoreDamaged
+from dht.exceptions import (
+    DelegationExhausted,
+    DescriptorDiffers,
+    IdentityRevoked,
+    JoinFailed,
+    NoAgentFound,
+    RecordRefused,
+    StoreDamaged,
+)
 from dht.find_stream import FindStream
 from dht.node import DHTNode
 from dht.owned import MutableValue, PutReport
@@ -27,6 +35,7 @@ __all__ = [
     "FindResult",
     "FindStream",
     "FoundAgent",
+    "IdentityRevoked",
     "JoinFailed",
     "JoinReport",
     "LookupConfig",

@@ -17,10 +17,12 @@ from dht.agents.record import AgentRecord
 from dht.agents.shards import ROOT_SHARD, ShardReport, median_report
 from dht.config import DHTConfig
 from dht.contact import Contact
+from dht.exceptions import RecordRefused
 from dht.keyspace import distance
 from dht.lookup import LookupMode
 from dht.messages import FindValue, RecordPlace, Store
 from dht.putting import Parcel, Placing, Putting
+from dht.records import Gone
 from dht.renewing import WATCHERS, HeldPlace, renew
 from dht.requester import Requester
 from dht.responder import Responder
@@ -40,7 +42,7 @@ class PublishReport:
     """What became of one record under one capability: how many were asked, how many keep it, and why the others do not.
 
     `depths` are those of the shards where it is; `lookups` how many it took to get there. `kept_here` says that we are
-    among the storers.
+    among the storers, `is_revoked` that one of them has proof that its owner has revoked its key.
     """
 
     capability: str
@@ -50,6 +52,7 @@ class PublishReport:
     kept_here: bool = False
     depths: tuple[int, ...] = (0,)
     lookups: int = 1
+    is_revoked: bool = False
 
     @property
     def is_kept(self) -> bool:
@@ -248,7 +251,16 @@ class _Publication:
             kept_here=any(placing.kept_here for placing in placings),
             depths=tuple(depths),
             lookups=self._lookups,
+            is_revoked=any(self._is_revocation(newer) for placing in placings for newer in placing.newer),
         )
+
+    def _is_revocation(self, newer: bytes) -> bool:
+        """Whether what a storer holds instead is the final tombstone of this owner; its word alone proves nothing."""
+        try:
+            held = self._of._responder.read(newer)
+        except RecordRefused:
+            return False
+        return held.gone is Gone.FINAL and held.owner == self._record.owner
 
 
 class _Scout:

@@ -144,6 +144,10 @@ class Swarm:
         """As `dht.Swarm.join`."""
         return self._run(lambda: self.async_swarm.join(bootstrap), "await swarm.join(...)")
 
+    def revoke(self) -> None:
+        """As `dht.Swarm.revoke`: for good."""
+        self._run(self.async_swarm.revoke, "await swarm.revoke()")
+
     def find(
         self,
         *capabilities: str,

@@ -2,6 +2,7 @@
 
 SynapseError
 |-- JoinFailed       no seed let us into the swarm; the report says why, seed by seed
+|-- IdentityRevoked  the key of our agent was revoked for good (also a ConfigError)
 |-- NoAgentFound     nobody to ask with that capability, and whether the search was complete
 |-- DelegationExhausted  a task may not be passed on any further (also a CallError)
 |-- DescriptorDiffers  an agent does not describe what its signed record claims
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from synapse_p2p.exceptions import CallError, SynapseError
+from synapse_p2p.exceptions import CallError, ConfigError, SynapseError
+from synapse_p2p.identity import NodeID
 
 
 class JoinFailed(SynapseError):
@@ -22,6 +24,18 @@ class JoinFailed(SynapseError):
     def __init__(self, report: Any) -> None:
         super().__init__(str(report))
         self.report = report
+
+
+class IdentityRevoked(ConfigError):
+    """Whoever had the key of this agent has revoked it for good. `node_id` is the id that nobody finds any more."""
+
+    def __init__(self, node_id: NodeID, *, key_folder: str = "") -> None:
+        remedy = f"move {key_folder}/node.key away" if key_folder else "give it another identity="
+        super().__init__(
+            f"the key of this agent (id {node_id.hex()}) was revoked for good, with revoke(): other nodes keep nothing "
+            f"that it signs, so nobody would find the agent. To start it again as somebody new, {remedy}"
+        )
+        self.node_id = node_id
 
 
 class NoAgentFound(SynapseError):

@@ -18,6 +18,7 @@ from dht.records import next_seq
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.capability import ancestors
+from synapse_p2p.exceptions import ConfigError, PeerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class Publisher:
         self._config = config
         self._seq = 0
         self._published: _Published | None = None
+        self._revoked_key = b""  # the public one; the agent may have another when it is started again
+        self._tombstone: tuple[bytes, AgentRecord] | None = None  # with which we revoked that
         self.begin()
 
     def begin(self) -> None:
@@ -58,23 +61,58 @@ class Publisher:
         """Raises ConfigError where no record can tell of what the agent offers now."""
         self._record_of(self._offer()).seal(self._agent.identity)
 
+    @property
+    def is_revoked(self) -> bool:
+        """Whether the agent's key is known to have been revoked; then nothing is published any more."""
+        return self._revoked_key == self._agent.identity.public_key
+
+    async def revoke(self, node: DHTNode) -> None:
+        """Have a final tombstone kept wherever the record is, or would be.
+
+        Called again, the same one is brought again. Raises ConfigError where the agent offers nothing, and
+        PeerUnavailable where no other node keeps some part of it.
+        """
+        if not self.is_revoked or self._tombstone is None:
+            record = self._record_of(self._offer()) if self._published is None else self._published.record
+            if not record.capabilities:
+                raise ConfigError("this agent offers nothing, so nobody keeps a record of it that could be revoked")
+            tombstone = record.revoked(issued_ms=self._unix_ms())
+            self._tombstone = tombstone.seal(self._agent.identity), tombstone
+            self._revoked_key, self._published = record.public_key, None
+        missing = [report.capability for report in await self._bring_tombstone(node) if not report.is_kept]
+        if missing:
+            raise PeerUnavailable(
+                f"no other node keeps the revocation under {', '.join(missing)} yet: call revoke() again once this "
+                "node is connected"
+            )
+
+    async def keep_revoked(self, node: DHTNode) -> None:
+        """Bring the tombstone again, before storers forget it, if we have made one."""
+        await self._bring_tombstone(node)
+
     async def publish(self, node: DHTNode) -> None:
         """Store what the agent offers under each of its capabilities, and those above them."""
+        if self.is_revoked:
+            return
         offer = self._offer()
 
         async def store() -> Reports:
             await self._withdraw_dropped(node, offer)
+            if self.is_revoked:
+                return []  # meanwhile
             record = self._record_of(offer)
             envelope = record.seal(self._agent.identity)
             self._published = _Published(envelope, record)
             return await _publish(node, envelope, record)
 
-        await self._keep(offer, store)
+        await self._keep(node, offer, store)
 
     async def renew(self, node: DHTNode) -> None:
         """Have what is stored live on: by a word of 195 bytes to each storer where nothing but the time is new, else by
         publishing.
         """
+        if self.is_revoked:
+            return
         offer, published = self._offer(), self._published
         record = self._record_of(offer)
         if published is None or not published.says(record) or not can_be_renewed(published.signed):
@@ -84,11 +122,11 @@ class Publisher:
             published.signed, seq=record.seq, issued_ms=record.issued_ms, expires_ms=record.expires_ms
         ).seal(self._agent.identity)
         self._published = _Published(published.signed, record)
-        await self._keep(offer, lambda: node.renew(renewal, with_renewal(published.signed, renewal), record))
+        await self._keep(node, offer, lambda: node.renew(renewal, with_renewal(published.signed, renewal), record))
 
     async def publish_if_due(self, node: DHTNode) -> None:
         """The same where the offer has changed, or nobody keeps some part of it."""
-        if self._publishing.is_due(self._offer(), self._agent.runtime.now()):
+        if not self.is_revoked and self._publishing.is_due(self._offer(), self._agent.runtime.now()):
             await self.publish(node)
 
     async def withdraw_all(self, node: DHTNode) -> None:
@@ -103,7 +141,10 @@ class Publisher:
     def _offer(self) -> Offer:
         return Offer(self._agent.advertised_addresses, claims_of(self._agent.capabilities))
 
-    async def _keep(self, offer: Offer, store: Callable[[], Awaitable[Reports]]) -> None:
+    async def _bring_tombstone(self, node: DHTNode) -> Reports:
+        return await _publish(node, *self._tombstone) if self.is_revoked and self._tombstone is not None else []
+
+    async def _keep(self, node: DHTNode, offer: Offer, store: Callable[[], Awaitable[Reports]]) -> None:
         """Store what tells of this offer, and remember whether others can find all of it."""
         is_kept = False
         self._publishing.begin(offer)
@@ -111,8 +152,22 @@ class Publisher:
             reports = await store()
             logger.debug("published: %s", reports)
             is_kept = all(report.is_kept for report in reports)
+            if any(report.is_revoked for report in reports):
+                await self._on_revoked(node)
         finally:
             self._publishing.end(offer, is_kept=is_kept, now=self._agent.runtime.now())
+
+    async def _on_revoked(self, node: DHTNode) -> None:
+        """Somebody with our key has revoked it: take back what was stored under names that this did not concern."""
+        published = self._published
+        if self.is_revoked or published is None:
+            return
+        self._revoked_key, self._published = self._agent.identity.public_key, None
+        logger.warning(
+            "the key of agent %r was revoked for good: nobody finds it any more. Start it anew with another key",
+            self._agent.name,
+        )
+        await self._withdraw(node, published.record, published.record.indexed_names())
 
     def _record_of(self, offer: Offer) -> AgentRecord:
         """What tells of this offer from now on. Raises ConfigError where it passes a bound of records."""

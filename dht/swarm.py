@@ -25,7 +25,7 @@ from dht.asking import Asking
 from dht.bootstrap import JoinReport, SeedAddress
 from dht.config import DHTConfig
 from dht.contact import Contact
-from dht.exceptions import JoinFailed
+from dht.exceptions import IdentityRevoked, JoinFailed
 from dht.find_stream import FindStream, OnFound
 from dht.introduction import introduce
 from dht.kept_identity import KeptIdentity
@@ -119,7 +119,8 @@ class Swarm:
 
         With `wait_joined` a swarm that was not joined by then is stopped again and JoinFailed raised. Started already,
         it does nothing; stopped by somebody meanwhile, it returns, or raises JoinFailed with `wait_joined`. Raises
-        OSError when the port cannot be had, and ConfigError for an agent that no record can tell of.
+        OSError when the port cannot be had, ConfigError for an agent that no record can tell of, and IdentityRevoked
+        where a node says in that time, and proves, that its key was revoked.
         """
         async with self._life:
             if self._scope is not None:
@@ -193,6 +194,7 @@ class Swarm:
         if self._kept is not None:
             await self._kept.take()
         if self._publisher is not None:
+            self._check_not_revoked()
             self._publisher.begin()
             self._publisher.check()  # refuse here what no record can tell of, not in a task
         self._server.sessions.open()
@@ -209,10 +211,13 @@ class Swarm:
                 publish = partial(self._publisher.publish, node)
                 node.on_resumed.append(publish)
                 node.maintenance.every("renew", lease_s, partial(self._publisher.renew, node))
+                kept_s = self._config.dht.records.max_ttl_s * self._config.dht.renew_fraction
+                node.maintenance.every("revocation", kept_s, partial(self._publisher.keep_revoked, node))
                 node.maintenance.every(
                     "publish", self._config.watch_address_s, partial(self._publisher.publish_if_due, node)
                 )
             await wait_at_most(joining, join_timeout)
+            self._check_not_revoked()
         return node.join_report()
 
     async def _end_after_start(self, scope: TaskScope | None, grace: float) -> None:
@@ -246,6 +251,21 @@ class Swarm:
         if self._publisher is not None:
             await self._publisher.publish(node)
         return report
+
+    async def revoke(self) -> None:
+        """End the key of our agent for good. There is no way back: nobody finds the agent any more, by none of its
+        capabilities, nodes refuse what the key signs for these, and a start with it raises IdentityRevoked.
+
+        For a key that was stolen, or an agent that shall never come back; who just leaves is withdrawn by `stop`. Nodes
+        remember it for 48 h after they were told last, which this swarm does every 24 h. The agent stays connected
+        until it is stopped, and its key file stays where it is. Raises ConfigError without an
+        agent, or with one that offers nothing, and PeerUnavailable where no other node keeps some part of it: call it
+        again then, nothing else is published meanwhile.
+        """
+        node = self._started()
+        if self._publisher is None:
+            raise ConfigError("this swarm has no agent, so nobody keeps a record of it that could be revoked")
+        await self._publisher.revoke(node)
 
     # Finding and asking
 
@@ -395,9 +415,10 @@ class Swarm:
     async def on_capabilities_changed(self) -> None:
         """Our agent can do other things now: publish that, and withdraw what it cannot do any more.
 
-        Raises ConfigError for what no record can tell of, before anything is published.
+        Raises ConfigError for what no record can tell of, before anything is published, and for a revoked key.
         """
         if self._node is not None and self._publisher is not None:
+            self._check_not_revoked()
             self._publisher.check()
             await self._publisher.publish(self._node)
 
@@ -524,6 +545,11 @@ class Swarm:
                 server.address,
                 ALL_INTERFACES,
             )
+
+    def _check_not_revoked(self) -> None:
+        if self._publisher is not None and self._publisher.is_revoked:
+            folder = "" if self.data_dir is None else str(self.data_dir)
+            raise IdentityRevoked(self._server.identity.node_id, key_folder=folder)
 
     def _started(self) -> DHTNode:
         if self._node is None:

@@ -278,6 +278,7 @@ def test_dht_exports_exactly_these_names():
         "FindResult",
         "FindStream",
         "FoundAgent",
+        "IdentityRevoked",
         "JoinFailed",
         "JoinReport",
         "LookupConfig",

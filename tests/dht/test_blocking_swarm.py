@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from dht import NoAgentFound, blocking
+from dht import IdentityRevoked, NoAgentFound, blocking
 from dht import swarm as of_loops
 from synapse_p2p import AgentNode, ConfigError, Identity
 
@@ -42,6 +42,17 @@ def test_a_program_without_a_loop_joins_finds_and_asks():
                 client.ask("cooking", "an egg")
 
 
+def test_a_program_without_a_loop_revokes_the_key_of_its_agent():
+    with blocking.Swarm(worker("first"), listen="127.0.0.1:0") as first:
+        seeds = list(first.status().listening)
+        with blocking.Swarm(worker("second"), bootstrap=seeds) as second:
+            second.revoke()
+
+            assert list(first.find("work")) == []
+        with pytest.raises(IdentityRevoked, match="revoked for good"):
+            blocking.Swarm(worker("second"), bootstrap=seeds).start()
+
+
 def test_in_a_running_loop_a_blocking_call_names_its_twin():
     async def main() -> None:
         with pytest.raises(ConfigError, match=r"await swarm.find\(...\)"):
@@ -50,7 +61,7 @@ def test_in_a_running_loop_a_blocking_call_names_its_twin():
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("method", ["__init__", "start", "stop", "join", "find", "ask", "status"])
+@pytest.mark.parametrize("method", ["__init__", "start", "stop", "join", "revoke", "find", "ask", "status"])
 def test_methods_take_what_those_of_loops_take(method: str):
     ours = inspect.signature(getattr(blocking.Swarm, method)).parameters
     theirs = inspect.signature(getattr(of_loops.Swarm, method)).parameters

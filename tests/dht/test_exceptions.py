@@ -1,6 +1,6 @@
-from dht.exceptions import JoinFailed, NoAgentFound, RecordRefused, StoreDamaged
+from dht.exceptions import IdentityRevoked, JoinFailed, NoAgentFound, RecordRefused, StoreDamaged
 from dht.records import Refusal
-from synapse_p2p.exceptions import SynapseError
+from synapse_p2p.exceptions import ConfigError, SynapseError
 
 
 def test_errors_carry_their_facts():
@@ -14,3 +14,13 @@ def test_errors_carry_their_facts():
     assert str(refused) == "wrong_key: depth 3"
     assert str(RecordRefused(Refusal.FULL)) == "full"
     assert all(isinstance(error, SynapseError) for error in (join, nobody, refused, StoreDamaged("why")))
+
+
+def test_a_revoked_identity_says_what_happened_and_what_to_do():
+    kept = IdentityRevoked(bytes(32), key_folder="/home/ann/reviewer")
+    given = IdentityRevoked(bytes(32))
+
+    assert isinstance(kept, ConfigError)
+    assert kept.node_id == bytes(32)
+    assert str(kept).endswith("as somebody new, move /home/ann/reviewer/node.key away")
+    assert str(given).endswith("as somebody new, give it another identity=")

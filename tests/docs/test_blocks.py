@@ -28,6 +28,7 @@ RUN_BY = {
     ("docs/how-to/identity.md", "# own_key.py"): "test_identity_page.py::test_program_prints_what_the_page_says",
     ("docs/how-to/identity.md", "# checked_seed.py"): "test_identity_page.py::test_program_prints_what_the_page_says",
     ("docs/how-to/identity.md", "# closed_swarm.py"): "test_identity_page.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/identity.md", "# revoked.py"): "test_identity_page.py::test_program_prints_what_the_page_says",
     ("docs/how-to/rpc.md", "# who.py"): "test_readme.py::test_program_prints_what_the_page_says",
     ("docs/how-to/rpc.md", "# failures.py"): "test_readme.py::test_program_prints_what_the_page_says",
     ("docs/how-to/rpc.md", "# ticks.py"): "test_readme.py::test_program_prints_what_the_page_says",

@@ -16,7 +16,7 @@ PROGRAM = re.compile(r"```python\n# (\S+\.py)\n(.*?)```\n+```text\n(.*?)```", re
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDEVMODE"}
 
 
-@pytest.mark.parametrize("program", ["same_agent.py", "own_key.py", "checked_seed.py", "closed_swarm.py"])
+@pytest.mark.parametrize("program", ["same_agent.py", "own_key.py", "checked_seed.py", "closed_swarm.py", "revoked.py"])
 def test_program_prints_what_the_page_says(tmp_path: Path, program: str):
     programs = {name: (source, output) for name, source, output in PROGRAM.findall(PAGE.read_text(encoding="utf-8"))}
     source, promised = programs[program]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
+from typing import Any
 
 import pytest
 
-from dht import NoAgentFound, Swarm
-from synapse_p2p import AgentNode, CallError, RemoteError
+from dht import IdentityRevoked, NoAgentFound, Swarm
+from synapse_p2p import AgentNode, CallError, Identity, RemoteError
 
 CAPABILITIES = [f"skill-{number}" for number in range(12)]
 
 
-def make_agent(name: str, capabilities: list[str]) -> AgentNode:
-    agent = AgentNode(name=name, role="worker", description="For tests.", capabilities=capabilities)
+def make_agent(name: str, capabilities: list[str], **options: Any) -> AgentNode:
+    agent = AgentNode(name=name, role="worker", description="For tests.", capabilities=capabilities, **options)
 
     @agent.task_handler
     async def handle(task: str, context: dict) -> dict:
@@ -58,6 +60,27 @@ async def test_every_find_from_every_agent_is_exact(count: int):
     await stop_all(swarms)
 
     assert wrong == []
+
+
+async def test_a_revoked_agent_is_found_by_nobody_and_its_key_starts_no_swarm():
+    identity = Identity.from_seed(secrets.token_bytes(32))
+    doomed = make_agent("doomed", ["code-review", "nlp/summary"], identity=identity)
+    swarms = await start_swarm(make_agent("seed", []), doomed, make_agent("two", ["code-review"]))
+    seed = swarms[0].status().listening[0]
+
+    await swarms[1].revoke()
+
+    async with Swarm(bootstrap=[seed]) as client:
+        assert [agent.name for agent in await client.find("code-review", probe=False)] == ["two"]
+        assert list(await client.find("nlp", probe=False)) == []
+        assert (await client.ask("code-review", "hello")).agent.name == "two"
+    await swarms[1].stop()
+    again = make_agent("doomed", ["nlp/summary", "new"], identity=identity)
+    with pytest.raises(IdentityRevoked, match="revoked for good"):
+        await Swarm(again, bootstrap=[seed]).start()
+    assert again.listening_addresses == ()
+    assert [list(await swarms[0].find(name, probe=False)) for name in ("nlp", "new")] == [[], []]
+    await stop_all(swarms)
 
 
 async def test_a_client_finds_and_asks_and_another_provider_answers_when_the_first_is_gone():
