@@ -11,15 +11,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeVar, overload
 
+from synapse_p2p.access import PACKAGE_PREFIXES
 from synapse_p2p.capability import AgentCapability, Attributes
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import Endpoint, EndpointMetadata, RefusedError
-from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError
+from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError, RemoteError
 from synapse_p2p.messages import Code, Refusal, RPCRequest
 from synapse_p2p.protocol.session import NODE_IS_STOPPING
+from synapse_p2p.protocol.wire import Call
 from synapse_p2p.schema import object_schema, schema_of
 from synapse_p2p.server import Server
 from synapse_p2p.shapes import ANYTHING, Direction, Member
@@ -139,6 +141,24 @@ class AgentNode(Server):
             if self.capabilities is new:  # else they were set again meanwhile
                 self.capabilities, self._task_checks = before
             raise
+
+    async def serve_session_call(self, call: Call, context: CallContext) -> Any:
+        """As of any server; in a swarm what an endpoint of the user's asks others is a part of the call that it serves.
+
+        It takes calls back, as `reentrant` task handlers do: what goes in circles here ends with its hops.
+        """
+        if self._swarm is None or call.endpoint.startswith(PACKAGE_PREFIXES):
+            return await super().serve_session_call(call, context)
+        try:
+            with self._swarm.taking_up(context, is_reentrant=True) as own_context:
+                return await super().serve_session_call(call, own_context)
+        except RefusedError as refused:
+            refusal = refused.refusal
+            raise RemoteError(refusal.code, refusal.message, details=refusal.details) from refused
+
+    def _context_of_plain_call(self, address: str) -> CallContext:
+        # Who calls so has said nothing of a task that the call is a part of.
+        return replace(super()._context_of_plain_call(address), swarm=self._swarm)
 
     @overload
     def task_handler(self, function: TaskHandlerT) -> TaskHandlerT: ...

@@ -406,7 +406,7 @@ class Server:
         return PlainExchange(self.serializer_class, limits, opened_at=self.runtime.now())
 
     async def _respond(self, request: RPCRequest, address: str) -> bytes:
-        context = CallContext(peer=None, address=address, network=self.network)
+        context = self._context_of_plain_call(address)
         outcome = self._guard.refusal_of(request.endpoint, context) or await self.endpoints.serve(request, context)
         try:
             return self._frame(request, outcome)
@@ -415,6 +415,9 @@ class Server:
             return self._frame_dumped(request, outcome) or self._frame(
                 request, self.endpoints.refusal_of(error, request.endpoint)
             )
+
+    def _context_of_plain_call(self, address: str) -> CallContext:
+        return CallContext(peer=None, address=address, network=self.network)
 
     def _frame(self, request: RPCRequest, outcome: Outcome) -> bytes:
         return encode_frame(self.serializer_class.serialize(plain_response(request.id, outcome)))

@@ -17,6 +17,7 @@ from dht import DescriptorDiffers, JoinFailed, NoAgentFound, Swarm
 from dht.agents.index import capability_root
 from dht.agents.record import Reach
 from dht.bootstrap import SeedState
+from dht.contact import Contact
 from dht.messages import FindValue, FindValueAnswer
 from dht.node import DHTNode
 from dht.records import Envelope, open_envelope
@@ -26,6 +27,7 @@ from simulations.virtual_loop import run
 from synapse_p2p import (
     AgentCapability,
     AgentNode,
+    CallContext,
     CallError,
     Client,
     ConfigError,
@@ -39,6 +41,7 @@ from synapse_p2p.data_dir import DataDir
 from synapse_p2p.identity import network_id_of
 from synapse_p2p.keyfile import KeyFile, read_identity
 from synapse_p2p.runtime import Runtime
+from synapse_p2p.transport.base import parse_address
 from synapse_p2p.transport.memory import MemoryTransport
 
 DEAD = "127.0.0.1:5"
@@ -976,6 +979,114 @@ async def test_a_handler_reaches_its_swarm_while_it_is_a_member_of_one(world: Wo
     assert mounted is swarm
     with pytest.raises(ConfigError, match="in no swarm yet"):
         _ = boss.swarm
+
+
+@simulated
+async def test_an_endpoint_is_told_of_the_swarm_and_what_it_asks_is_a_part_of_its_call(world: World):
+    worker, boss = world.agent("worker"), world.agent("boss", "lead")
+    worker.capability("work")
+
+    @worker.task_handler
+    async def work(task: str, context: dict, asker: CallContext) -> list[bytes]:
+        return list(asker.delegation.path)
+
+    @boss.endpoint()
+    async def passed_on(caller: CallContext) -> Any:
+        return [caller.swarm.status().id, (await caller.swarm.ask("work", "dig")).result]
+
+    @boss.endpoint()
+    def in_a_thread(caller: CallContext) -> Any:
+        return [caller.swarm.status().id, list(caller.delegation.path)]
+
+    first = await world.start(world.agent("seed"))
+    below = await world.start(worker, bootstrap=[seed_of(first)])
+    swarm = await world.start(boss, bootstrap=[seed_of(first)])
+    [found] = await first.find("lead")
+
+    asked = await found.call("passed_on")
+    threaded = await found.call("in_a_thread")
+    await swarm.stop()
+
+    first_id, own_id, below_id = first.status().id, found.id, below.status().id
+    assert asked == [own_id, [first_id, own_id, below_id]]
+    assert threaded == [own_id, [first_id, own_id]]
+
+
+@simulated
+async def test_a_call_that_is_a_part_of_a_task_is_held_to_its_hops_budget_and_time(world: World):
+    boss = world.agent("boss", "lead")
+
+    @boss.endpoint()
+    async def left(caller: CallContext) -> list[Any]:
+        return [caller.delegation.hops, caller.delegation.budget, len(caller.delegation.path)]
+
+    first = await world.start(world.agent("seed"))
+    swarm = await world.start(boss, bootstrap=[seed_of(first)])
+    own_id, boss_id = first.status().id, swarm.status().id
+    contact = Contact(boss_id, swarm.status().listening)
+
+    async def call(delegation: Any, endpoint: str = "left") -> Any:
+        options = {"delegation": delegation}
+        return await first._server.sessions.call_with(contact, endpoint, [], {}, timeout_s=5, options=options)
+
+    good = {"hops": 3, "path": [own_id], "budget": 10}
+    in_circles = {"hops": 3, "path": [boss_id, own_id], "budget": 10}
+
+    assert await call(good) == [2, 9, 2]
+    assert await call(in_circles) == [2, 9, 3]  # an endpoint takes calls back
+    assert await call(good | {"hops": 10**6, "budget": 10**6}) == [7, 1023, 2]
+    for wrong, code in (
+        ("a list", "bad_request"),
+        (good | {"path": [boss_id]}, "bad_request"),
+        (good | {"hops": 0}, "exhausted"),
+        (good | {"budget": 0}, "exhausted"),
+    ):
+        with pytest.raises(RemoteError) as refused:
+            await call(wrong)
+        assert refused.value.code == code
+        assert await call(wrong, "_synapse.ping") == "pong"  # which nothing is passed on by
+
+
+@simulated
+async def test_agents_that_call_and_ask_each_other_in_circles_come_to_an_end(world: World):
+    one, two = world.agent("one", "one"), world.agent("two", "two")
+
+    @one.endpoint()
+    async def begin(caller: CallContext) -> Any:
+        return (await caller.swarm.ask("two", "go on")).result
+
+    @two.task_handler
+    async def go_on(task: str, context: dict) -> Any:
+        [found] = await two.swarm.find("one")
+        return await found.ask("go on")
+
+    @one.task_handler
+    async def and_on(task: str, context: dict) -> Any:
+        return (await one.swarm.ask("two", "go on")).result
+
+    first = await world.start(world.agent("seed"))
+    await world.start(one, bootstrap=[seed_of(first)])
+    await world.start(two, bootstrap=[seed_of(first)])
+    [found] = await first.find("one")
+
+    with pytest.raises(RemoteError):
+        await found.call("begin")
+
+    assert now() < 60
+
+
+@simulated
+async def test_an_endpoint_of_an_agent_in_no_swarm_is_told_of_none(world: World):
+    agent = world.agent("alone")
+
+    @agent.endpoint()
+    async def member(caller: CallContext) -> bool:
+        return caller.swarm is not None
+
+    await agent.start()
+    async with Client(*parse_address(agent.listening_addresses[0]), transport=world.transport) as client:
+        assert await client.call("member") is False
+    await agent.stop()
 
 
 @simulated

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dht import IdentityRevoked, NoAgentFound, Swarm
-from synapse_p2p import AgentNode, CallError, Identity, RemoteError
+from synapse_p2p import AgentNode, CallContext, CallError, Client, Identity, RemoteError
 
 CAPABILITIES = [f"skill-{number}" for number in range(12)]
 
@@ -81,6 +81,22 @@ async def test_a_revoked_agent_is_found_by_nobody_and_its_key_starts_no_swarm():
     assert again.listening_addresses == ()
     assert [list(await swarms[0].find(name, probe=False)) for name in ("nlp", "new")] == [[], []]
     await stop_all(swarms)
+
+
+async def test_a_plain_caller_reaches_an_endpoint_that_asks_others():
+    boss, worker = make_agent("boss", []), make_agent("worker", ["work"])
+
+    @boss.endpoint()
+    async def passed_on(caller: CallContext) -> dict:
+        return (await caller.swarm.ask("work", "dig")).result
+
+    swarms = await start_swarm(boss, worker)
+
+    async with Client("legacy://127.0.0.1", boss.port) as plain:
+        answer = await plain.call("passed_on")
+    await stop_all(swarms)
+
+    assert (answer["by"], answer["task"]) == ("worker", "dig")
 
 
 async def test_a_client_finds_and_asks_and_another_provider_answers_when_the_first_is_gone():
