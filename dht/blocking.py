@@ -6,14 +6,14 @@ They run on the one event loop, in a thread of its own, that `synapse_p2p.blocki
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 from dht import results, swarm
 from dht.bootstrap import JoinReport
-from dht.results import Answer, Explanation, SwarmStatus
+from dht.results import Answer, SwarmStatus
 from dht.swarm import SwarmConfig
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.blocking import LoopThread, shared_loop_thread
@@ -66,26 +66,8 @@ class FoundAgent:
 
 
 @dataclass(frozen=True, slots=True)
-class FindResult(Sequence[FoundAgent]):
+class FindResult(results.FoundAgents[FoundAgent]):
     """As `dht.FindResult`, of agents whose calls block."""
-
-    agents: tuple[FoundAgent, ...]
-    complete: bool
-    reason: str = ""
-    explanation: Explanation | None = None
-
-    @overload
-    def __getitem__(self, index: int) -> FoundAgent: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[FoundAgent]: ...
-    def __getitem__(self, index: int | slice) -> FoundAgent | Sequence[FoundAgent]:
-        return self.agents[index]
-
-    def __len__(self) -> int:
-        return len(self.agents)
-
-    def __iter__(self) -> Iterator[FoundAgent]:
-        return iter(self.agents)
 
 
 class Swarm:

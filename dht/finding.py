@@ -14,7 +14,7 @@ from functools import partial
 
 from dht.agents.index import capability_root, check_belongs, shard_key
 from dht.agents.query import Query
-from dht.agents.record import AgentRecord, NewestSeen
+from dht.agents.record import AgentRecord, NewestSeen, is_news
 from dht.agents.search import Ended, Read, ShardSearch, Take
 from dht.agents.shards import Shard, ShardReport, median_report
 from dht.config import DHTConfig
@@ -23,6 +23,7 @@ from dht.exceptions import RecordRefused
 from dht.keyspace import Key
 from dht.lookup import LookupMode, LookupOutcome
 from dht.messages import FindValue, FindValueAnswer
+from dht.records import Gone
 from dht.requester import Requester
 from dht.responder import Responder
 from dht.results import ShardRead
@@ -177,15 +178,15 @@ class Finding:
                 search.on_read(step.shard, read.report(), is_whole=not read.reason)
             elif isinstance(step, Take):
                 for record in reads[step.shard].newest.values():
-                    held = newest.get(record.owner)
-                    if held is None and wanted.fits(record):
+                    if record.owner not in newest and wanted.fits(record):
                         wanted.on_taken(record)
-                    if held is None or held.seq < record.seq:
+                    if is_news(newest, record.owner, record.seq):
                         newest[record.owner] = record
                 search.on_taken(wanted.count(newest.values()))
         self._remember(capability, search)
-        found = self._newest_seen.of(record for record in newest.values() if record.gone is None)
-        records = tuple(record for record in found if wanted.fits(record))
+        # A withdrawal is of some names, and says nothing of the others; a revocation is met once for all of them.
+        found = self._newest_seen.of(record for record in newest.values() if record.gone is not Gone.NOW)
+        records = tuple(record for record in found if record.gone is None and wanted.fits(record))
         reason = "" if step.complete else next((read.reason for read in reads.values() if read.reason), step.reason)
         if reason and wanted.limit is not None and len(records) >= wanted.limit:
             reason = f"limit {wanted.limit}"
@@ -261,8 +262,7 @@ class Finding:
             check_belongs(record, capability, read.shard.depth, key)
         except RecordRefused:
             return False
-        held = read.newest.get(record.owner)
-        if held is None or held.seq < record.seq:
+        if is_news(read.newest, record.owner, record.seq):
             read.newest[record.owner] = record
         return record.gone is None
 

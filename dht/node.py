@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dht.admission import Candidates
 from dht.agents.index import capability_key
 from dht.agents.query import Query, parse_query
-from dht.agents.record import AgentRecord
+from dht.agents.record import AgentRecord, is_news
 from dht.announcing import Announcing, PublishReport
 from dht.bootstrap import Bootstrap, JoinReport, SeedAddress, SeedState
 from dht.config import DHTConfig
@@ -320,9 +320,8 @@ class DHTNode:
         """The agents whose records are in the store, each in its newest version, ours left out. Cost: O(n)."""
         newest: dict[NodeID, AgentRecord] = {}
         for _, stored in self.store.items(self._host.runtime.now()):
-            held = newest.get(stored.owner)
-            is_news = stored.kind is RecordKind.AGENT and (held is None or held.seq < stored.seq)
-            if is_news and stored.owner != self.id:
+            is_others = stored.kind is RecordKind.AGENT and stored.owner != self.id
+            if is_others and is_news(newest, stored.owner, stored.seq):
                 try:
                     newest[stored.owner] = self._responder.read(stored.record)
                 except RecordRefused:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from dht.agents.claim import CapabilityClaim, descriptor_of
 from dht.agents.record import AgentRecord, Reach
@@ -18,6 +18,8 @@ from dht.exceptions import DescriptorDiffers
 from dht.outcome import LookupOutcome, TraceEvent
 from synapse_p2p.capability import AgentCapability
 from synapse_p2p.identity import NodeID
+
+AgentT = TypeVar("AgentT")
 
 
 class AgentCaller(Protocol):
@@ -154,26 +156,31 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
-class FindResult(Sequence[FoundAgent]):
+class FoundAgents(Sequence[AgentT]):
     """Agents in random order, and whether they are all: where `complete` is False, `reason` says why not."""
 
-    agents: tuple[FoundAgent, ...]
+    agents: tuple[AgentT, ...]
     complete: bool
     reason: str = ""
     explanation: Explanation | None = None  # where `explain=True` asked for it
 
     @overload
-    def __getitem__(self, index: int) -> FoundAgent: ...
+    def __getitem__(self, index: int) -> AgentT: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[FoundAgent]: ...
-    def __getitem__(self, index: int | slice) -> FoundAgent | Sequence[FoundAgent]:
+    def __getitem__(self, index: slice) -> Sequence[AgentT]: ...
+    def __getitem__(self, index: int | slice) -> AgentT | Sequence[AgentT]:
         return self.agents[index]
 
     def __len__(self) -> int:
         return len(self.agents)
 
-    def __iter__(self) -> Iterator[FoundAgent]:
+    def __iter__(self) -> Iterator[AgentT]:
         return iter(self.agents)
+
+
+@dataclass(frozen=True, slots=True)
+class FindResult(FoundAgents[FoundAgent]):
+    """What a search for agents found."""
 
 
 class AttemptEnd(StrEnum):

@@ -31,6 +31,8 @@ from dht.messages import (
     FindValue,
     FindValueAnswer,
     PingAnswer,
+    Renew,
+    RenewAnswer,
     StoreAnswer,
 )
 from simulations.connection import WITHHELD
@@ -176,7 +178,7 @@ def settle(host: VirtualHost, conduct: Conduct) -> None:
 
 
 def _silence() -> dict[str, Callable[[Mapping[str, Any], CallContext], Any]]:
-    names = ("ping", "find_node", "find_value", "store", "exchange")
+    names = ("ping", "find_node", "find_value", "store", "renew", "exchange")
     return {f"_dht.{name}": lambda request, context: WITHHELD for name in names}
 
 
@@ -200,6 +202,10 @@ def _answers(host: VirtualHost, conduct: Conduct) -> dict[str, Callable[[Mapping
         # Who is asked to store is near the key, so whoever is near the host is too: it need not read the record.
         return StoreAnswer(True, None, None, but_caller(conduct.near(host.id), context)).to_map()
 
+    def renew(request: Mapping[str, Any], _: CallContext) -> dict[str, Any]:
+        kept = StoreAnswer(True, None, None, ())
+        return RenewAnswer((kept,) * len(Renew.from_map(request).places)).to_map()
+
     def exchange(request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         return ExchangeAnswer(but_caller(conduct.sample(Exchange.from_map(request).count), context)).to_map()
 
@@ -208,6 +214,7 @@ def _answers(host: VirtualHost, conduct: Conduct) -> dict[str, Callable[[Mapping
         "_dht.find_node": find_node,
         "_dht.find_value": find_value,
         "_dht.store": store,
+        "_dht.renew": renew,
         "_dht.exchange": exchange,
     }
 

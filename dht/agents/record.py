@@ -12,7 +12,7 @@ Times are Unix milliseconds. Of a record that was renewed `seq`, `issued` and `e
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -250,6 +250,12 @@ def _decode_claim(value: Any) -> CapabilityClaim:
                 raise RecordRefused(Refusal.MALFORMED, f"a version has at most {MAX_VERSION_CHARS} characters")
             return CapabilityClaim(name, read_version(version), attributes, digest)
     raise RecordRefused(Refusal.MALFORMED, "a capability is [name, version, attributes, digest]")
+
+
+def is_news(newest: Mapping[NodeID, AgentRecord], owner: NodeID, seq: int) -> bool:
+    """Whether a version with this number is newer than the newest known of its owner."""
+    held = newest.get(owner)
+    return held is None or held.seq < seq
 
 
 class NewestSeen:

@@ -99,6 +99,23 @@ def test_after_a_revocation_nobody_finds_the_agent_by_any_of_its_names_however_l
     run(main())
 
 
+def test_who_has_met_a_revocation_believes_nothing_else_of_that_key():
+    async def main() -> None:
+        world = await world_of(4)
+        owner = await world.agent(reviewer())
+        elsewhere = record_of(OWNER, "rust").seal(OWNER)  # as a thief would publish
+        async with world.swarm() as searcher, world.swarm() as other:
+            for node in world.nodes:
+                node._responder.keep_agent(elsewhere, record_of(OWNER, "rust"), "rust", 0)
+            await owner.revoke()
+
+            assert await found_by(searcher, "code-review", "rust") == [[], []]
+            assert await found_by(other, "rust") == [[OWNER.node_id]]
+        await world.stop()
+
+    run(main())
+
+
 def test_a_revoked_key_starts_no_swarm_and_another_key_does():
     async def main() -> None:
         world = await world_of(5)
