@@ -79,7 +79,9 @@ class Publisher:
             tombstone = record.revoked(issued_ms=self._unix_ms())
             self._tombstone = tombstone.seal(self._agent.identity), tombstone
             self._revoked_key, self._published = record.public_key, None
-        missing = [report.capability for report in await self._bring_tombstone(node) if not report.is_kept]
+        reports = await self._bring_tombstone(node)
+        # Where another process with this key was first, its tombstone is as good.
+        missing = [report.capability for report in reports if not report.is_kept and not report.is_revoked]
         if missing:
             raise PeerUnavailable(
                 f"no other node keeps the revocation under {', '.join(missing)} yet: call revoke() again once this "
@@ -162,7 +164,7 @@ class Publisher:
         published = self._published
         if self.is_revoked or published is None:
             return
-        self._revoked_key, self._published = self._agent.identity.public_key, None
+        self._revoked_key, self._published, self._tombstone = self._agent.identity.public_key, None, None
         logger.warning(
             "the key of agent %r was revoked for good: nobody finds it any more. Start it anew with another key",
             self._agent.name,

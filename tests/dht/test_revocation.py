@@ -203,6 +203,7 @@ def test_a_running_agent_whose_key_somebody_else_revoked_says_so_once_and_publis
         assert warnings == [
             "the key of agent 'Reviewer' was revoked for good: nobody finds it any more. Start it anew with another key"
         ]
+        await owner.revoke()  # there is nothing left to do
         await owner.stop()
         await world.stop()
 
