@@ -103,10 +103,13 @@ class Swarm:
         )
         self._loop_thread = shared_loop_thread()
 
-    def start(self, *, join_timeout: float = 5, wait_joined: bool = False) -> None:
+    def start(self, *, join_timeout: float = 5, wait_joined: bool = False, join_attempts: int | None = None) -> None:
         """As `dht.Swarm.start`."""
         self._run(
-            lambda: self.async_swarm.start(join_timeout=join_timeout, wait_joined=wait_joined), "await swarm.start()"
+            lambda: self.async_swarm.start(
+                join_timeout=join_timeout, wait_joined=wait_joined, join_attempts=join_attempts
+            ),
+            "await swarm.start()",
         )
 
     def stop(self, *, grace: float = 5) -> None:

@@ -103,6 +103,14 @@ class EventFeed(AsyncIterator[NodeEvent]):
             finally:
                 self._wake = None
 
+    def take(self) -> list[NodeEvent]:
+        """What waits, without waiting for more. For a listener that looks now and then instead of iterating."""
+        dropped = [Dropped(self._dropped_count)] if self._dropped_count else []
+        taken = [*dropped, *self._waiting]
+        self._dropped_count = 0
+        self._waiting.clear()
+        return taken
+
     def _put(self, event: NodeEvent) -> None:
         if len(self._waiting) == MAX_WAITING_EVENTS:
             self._waiting.popleft()

@@ -27,7 +27,7 @@ from dht.maintenance import Maintenance
 from dht.node_memory import NodeMemory
 from dht.own_values import OwnValues
 from dht.owned import MutableValue, PutReport
-from dht.presence import Loss, Presence
+from dht.presence import Loss, Presence, Stall
 from dht.putting import Putting
 from dht.records import RecordKind
 from dht.recovery import Recovery
@@ -255,6 +255,13 @@ class DHTNode:
     def is_clock_wrong(self) -> bool:
         """Whether our wall clock is so far from those of others that records suffer; there is one warning then."""
         return self._presence.is_clock_wrong
+
+    @property
+    def last_stall(self) -> Stall | None:
+        """The latest time in which nothing ran in this process; None before the first, and the machine's sleep is
+        none.
+        """
+        return self._presence.last_stall
 
     def events(self) -> EventFeed:
         """What happens from now on until the node stops, for one listener: an async iterator of `dht.events`."""

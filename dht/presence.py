@@ -35,6 +35,17 @@ REPEATS_WARNED_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
+class Stall:
+    """Nothing ran in this process for so long, until `ended_at` (the runtime's clock). `blocked_by` names what the loop
+    ran meanwhile; empty where nobody saw it.
+    """
+
+    stalled_s: float
+    ended_at: float
+    blocked_by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Loss:
     """Our network was gone for so long, and these peers were silent meanwhile, by no fault of theirs."""
 
@@ -67,6 +78,7 @@ class Presence:
         self._loop_watch: LoopWatch | None = None
         self._witness: LoopWitness | None = None
         self._clock = ClockWatch(config)
+        self.last_stall: Stall | None = None
         self._stall_warnings = _Warnings()
         self._loss_warnings = _Warnings()
         self._clock_warnings = _Warnings()
@@ -139,7 +151,9 @@ class Presence:
             return None
         if pause.slept_s:
             logger.info("this machine slept for %.0f s", pause.slept_s)
-        elif (count := self._stall_warnings.note(now)) is not None:
+            return pause
+        self.last_stall = Stall(pause.stalled_s, now, at_work or "")
+        if (count := self._stall_warnings.note(now)) is not None:
             logger.warning(
                 "nothing ran here for %.1f s: %s. Peers take a node that is silent for dead%s",
                 pause.stalled_s,

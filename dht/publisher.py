@@ -52,7 +52,8 @@ class Publisher:
         self.begin()
 
     def begin(self) -> None:
-        """Nothing is published: the swarm starts."""
+        """Nothing is published: the swarm starts. `reports` are those of the latest publication that has ended."""
+        self.reports: tuple[PublishReport, ...] = ()
         self._publishing = Publishing(
             retry_min_s=self._config.join_retry_min_s, retry_max_s=self._config.join_retry_max_s
         )
@@ -140,6 +141,11 @@ class Publisher:
                 task = scope.spawn_awaited(self._withdraw(node, record, record.indexed_names()))
                 await wait_at_most(task, self._config.leave_timeout_s)
 
+    @property
+    def published(self) -> AgentRecord | None:
+        """The record that others find by now, or will in a moment; None where none was sealed."""
+        return None if self._published is None else self._published.record
+
     def _offer(self) -> Offer:
         return Offer(self._agent.advertised_addresses, claims_of(self._agent.capabilities))
 
@@ -153,6 +159,7 @@ class Publisher:
         try:
             reports = await store()
             logger.debug("published: %s", reports)
+            self.reports = tuple(reports)
             is_kept = all(report.is_kept for report in reports)
             if any(report.is_revoked for report in reports):
                 await self._on_revoked(node)

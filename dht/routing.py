@@ -230,6 +230,17 @@ class RoutingTable:
         if kbucket is not None:
             kbucket.failures.pop(node_id, None)
 
+    def is_suspect(self, node_id: NodeID) -> bool:
+        """Whether it is a live contact that failed since it was last seen."""
+        kbucket = self._kbucket_of(node_id)
+        return kbucket is not None and node_id in kbucket.failures
+
+    def seen_at(self, node_id: NodeID) -> float | None:
+        """When this live contact was last seen, by the clock of `observe`; None for others."""
+        kbucket = self._kbucket_of(node_id)
+        place = None if kbucket is None else kbucket.places.get(node_id)
+        return None if kbucket is None or place is None else kbucket.seen_at[place]
+
     def suspect_count(self) -> int:
         """How many live contacts failed since they were last seen."""
         return sum(len(kbucket.failures) for kbucket in self._kbuckets.values())

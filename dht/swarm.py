@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,10 @@ from dht.exceptions import IdentityRevoked, JoinFailed
 from dht.find_stream import FindStream, OnFound
 from dht.introduction import introduce
 from dht.kept_identity import KeptIdentity
-from dht.lookup import LookupMode
+from dht.keyspace import Key
+from dht.lookup import LookupMode, LookupOutcome
 from dht.node import DHTNode
+from dht.operations import Operations
 from dht.peer import Peer, parse_place
 from dht.publisher import Publisher
 from dht.results import Answer, Explanation, FindResult, FoundAgent, SwarmMode, SwarmStatus
@@ -113,14 +115,17 @@ class Swarm:
 
     # Its life
 
-    async def start(self, *, join_timeout: float = 5, wait_joined: bool = False) -> None:
+    async def start(
+        self, *, join_timeout: float = 5, wait_joined: bool = False, join_attempts: int | None = None
+    ) -> None:
         """Listen, join, publish. Returns when joined, or after `join_timeout` seconds with one warning; joining goes
         on.
 
         With `wait_joined` a swarm that was not joined by then is stopped again and JoinFailed raised. Started already,
-        it does nothing; stopped by somebody meanwhile, it returns, or raises JoinFailed with `wait_joined`. Raises
-        OSError when the port cannot be had, ConfigError for an agent that no record can tell of, and IdentityRevoked
-        where a node says in that time, and proves, that its key was revoked.
+        it does nothing; stopped by somebody meanwhile, it returns, or raises JoinFailed with `wait_joined`. Joining is
+        tried `join_attempts` times at most, None for ever: who cannot wait for a seed to come up hears of it sooner.
+        Raises OSError when the port cannot be had, ConfigError for an agent that no record can tell of, and
+        IdentityRevoked where a node says in that time, and proves, that its key was revoked.
         """
         async with self._life:
             if self._scope is not None:
@@ -129,7 +134,7 @@ class Swarm:
                 await self._end(None, grace=0)  # a stop was under way and had not come to it
             scope = self._scope = TaskScope("swarm")
             try:
-                report = await self._start(scope, join_timeout)
+                report = await self._start(scope, join_timeout, join_attempts)
                 if wait_joined and not report.is_in:
                     raise JoinFailed(report)
             except BaseException:
@@ -163,11 +168,14 @@ class Swarm:
     ) -> None:
         await self.stop()
 
-    def run(self) -> None:
-        """Start, say where we are, and serve until SIGINT or SIGTERM; a second signal ends at once."""
-        run_until_signal(self._run, instead="await swarm.start()")
+    def run(self, *, on_started: Callable[[], None] | None = None) -> None:
+        """Start, say where we are, and serve until SIGINT or SIGTERM; a second signal ends at once.
 
-    async def _run(self, stopped: asyncio.Event) -> None:
+        `on_started` is called instead of saying where we are.
+        """
+        run_until_signal(partial(self._run, on_started or self._introduce), instead="await swarm.start()")
+
+    async def _run(self, on_started: Callable[[], None], stopped: asyncio.Event) -> None:
         try:
             async with TaskScope("run") as scope:
                 starting = scope.spawn_awaited(self.start())
@@ -176,7 +184,7 @@ class Swarm:
                 await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
                 if starting.done():
                     await starting
-                    self._introduce()
+                    on_started()
                     await waiting
         finally:
             await self.stop()
@@ -189,7 +197,7 @@ class Swarm:
         )
         print(text, flush=True)  # noqa: T201 - whoever runs it looks for it there
 
-    async def _start(self, scope: TaskScope, join_timeout: float) -> JoinReport:
+    async def _start(self, scope: TaskScope, join_timeout: float, join_attempts: int | None) -> JoinReport:
         """Begin everything, and wait for the join. `scope` may be closed by a stop at any time."""
         if self._kept is not None:
             await self._kept.take()
@@ -202,9 +210,18 @@ class Swarm:
             await self._server.start()
         server = self._server
         node = self._node = DHTNode(server, config=self._config.dht, data_dir=self.data_dir)
+        operations = Operations(
+            server,
+            node,
+            status=self.status,
+            agents=self.agents,
+            publisher=self._publisher,
+            is_running=lambda: self._node is node,
+        )
+        server.mount("_swarm.", operations.endpoints(), for_operators=True)
         if not scope.is_closed:
             await node.start()
-            joining = scope.spawn(self._join_until_joined(node), name="join")
+            joining = scope.spawn(self._join_until_joined(node, join_attempts), name="join")
             if self._agent is not None and self._publisher is not None:
                 self._agent._swarm = self
                 lease_s = self._config.dht.records.lease_s * self._config.dht.renew_fraction
@@ -412,6 +429,10 @@ class Swarm:
             else tuple(each.name for each in claims_of(self._agent.capabilities)),
         )
 
+    def join_report(self) -> JoinReport:
+        """How every seed given so far took it, as of now."""
+        return self._started().join_report()
+
     async def on_capabilities_changed(self) -> None:
         """Our agent can do other things now: publish that, and withdraw what it cannot do any more.
 
@@ -441,6 +462,12 @@ class Swarm:
             if contact.id == place:
                 return contact
         raise PeerUnavailable(f"no member has the id {place.hex()}, as far as this node can tell")
+
+    async def lookup(self, key: Key, *, mode: LookupMode = LookupMode.STRICT) -> LookupOutcome:
+        """One search through the key space for those nearest to a key of 32 bytes, with its trace: to see how lookups
+        go. Agents are found by `find`.
+        """
+        return await self._started().lookup(key, mode)
 
     def agents(self) -> list[FoundAgent]:
         """The agents whose records this node keeps for others, without asking anybody whether they are still there.
@@ -558,9 +585,12 @@ class Swarm:
 
     # Joining
 
-    async def _join_until_joined(self, node: DHTNode) -> None:
+    async def _join_until_joined(self, node: DHTNode, attempts: int | None) -> None:
         pause_s = self._config.dht.join_retry_min_s
         while not await self._join_once(node):
+            attempts = None if attempts is None else attempts - 1
+            if attempts == 0:
+                return
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, self._config.dht.join_retry_max_s)
 

@@ -1,7 +1,7 @@
 """RPC and agents: what one node says to another.
 
-Re-exports only. `Swarm` and `DHTNode` live in the package `dht` and are loaded when they are first named: a program
-that only calls functions loads no overlay.
+Re-exports only. Each name is loaded when it is first used: a program that only calls functions loads no overlay, and a
+command that prints its help loads nearly nothing. `Swarm` and `DHTNode` live in the package `dht`.
 """
 
 from __future__ import annotations
@@ -12,31 +12,35 @@ import os.path
 import sys
 from typing import TYPE_CHECKING, Any
 
-from synapse_p2p.agent import AgentCapability, AgentNode
-from synapse_p2p.client import Client
-from synapse_p2p.config import ServerConfig
-from synapse_p2p.context import CallContext
-from synapse_p2p.exceptions import (
-    CallError,
-    ConfigError,
-    FrameTooLarge,
-    HandshakeFailed,
-    InvalidAnswerError,
-    InvalidMessageError,
-    PeerUnavailable,
-    ProtocolViolation,
-    RemoteError,
-    SynapseError,
-    Timeout,
-)
-from synapse_p2p.identity import Identity, NodeID, distance
-from synapse_p2p.keyfile import KeyFileError, load_identity
-from synapse_p2p.messages import RemoteProcedureCall, RPCError, RPCRequest, RPCResponse
-from synapse_p2p.server import Server
-
 if TYPE_CHECKING:
     from dht.node import DHTNode as DHTNode
     from dht.swarm import Swarm as Swarm
+    from synapse_p2p.agent import AgentCapability as AgentCapability
+    from synapse_p2p.agent import AgentNode as AgentNode
+    from synapse_p2p.client import Client as Client
+    from synapse_p2p.config import ServerConfig as ServerConfig
+    from synapse_p2p.context import CallContext as CallContext
+    from synapse_p2p.exceptions import CallError as CallError
+    from synapse_p2p.exceptions import ConfigError as ConfigError
+    from synapse_p2p.exceptions import FrameTooLarge as FrameTooLarge
+    from synapse_p2p.exceptions import HandshakeFailed as HandshakeFailed
+    from synapse_p2p.exceptions import InvalidAnswerError as InvalidAnswerError
+    from synapse_p2p.exceptions import InvalidMessageError as InvalidMessageError
+    from synapse_p2p.exceptions import PeerUnavailable as PeerUnavailable
+    from synapse_p2p.exceptions import ProtocolViolation as ProtocolViolation
+    from synapse_p2p.exceptions import RemoteError as RemoteError
+    from synapse_p2p.exceptions import SynapseError as SynapseError
+    from synapse_p2p.exceptions import Timeout as Timeout
+    from synapse_p2p.identity import Identity as Identity
+    from synapse_p2p.identity import NodeID as NodeID
+    from synapse_p2p.identity import distance as distance
+    from synapse_p2p.keyfile import KeyFileError as KeyFileError
+    from synapse_p2p.keyfile import load_identity as load_identity
+    from synapse_p2p.messages import RemoteProcedureCall as RemoteProcedureCall
+    from synapse_p2p.messages import RPCError as RPCError
+    from synapse_p2p.messages import RPCRequest as RPCRequest
+    from synapse_p2p.messages import RPCResponse as RPCResponse
+    from synapse_p2p.server import Server as Server
 
     __version__: str
 
@@ -70,6 +74,34 @@ __all__ = [
     "load_identity",
 ]
 
+_HOMES = {
+    "AgentCapability": "synapse_p2p.agent",
+    "AgentNode": "synapse_p2p.agent",
+    "CallContext": "synapse_p2p.context",
+    "CallError": "synapse_p2p.exceptions",
+    "Client": "synapse_p2p.client",
+    "ConfigError": "synapse_p2p.exceptions",
+    "FrameTooLarge": "synapse_p2p.exceptions",
+    "HandshakeFailed": "synapse_p2p.exceptions",
+    "Identity": "synapse_p2p.identity",
+    "InvalidAnswerError": "synapse_p2p.exceptions",
+    "InvalidMessageError": "synapse_p2p.exceptions",
+    "KeyFileError": "synapse_p2p.keyfile",
+    "NodeID": "synapse_p2p.identity",
+    "PeerUnavailable": "synapse_p2p.exceptions",
+    "ProtocolViolation": "synapse_p2p.exceptions",
+    "RPCError": "synapse_p2p.messages",
+    "RPCRequest": "synapse_p2p.messages",
+    "RPCResponse": "synapse_p2p.messages",
+    "RemoteError": "synapse_p2p.exceptions",
+    "RemoteProcedureCall": "synapse_p2p.messages",
+    "Server": "synapse_p2p.server",
+    "ServerConfig": "synapse_p2p.config",
+    "SynapseError": "synapse_p2p.exceptions",
+    "Timeout": "synapse_p2p.exceptions",
+    "distance": "synapse_p2p.identity",
+    "load_identity": "synapse_p2p.keyfile",
+}
 _OF_THE_OVERLAY = {"Swarm": "dht.swarm", "DHTNode": "dht.node"}
 
 _CONTEXT_MAP = "the task's context map, which agents pass on; there is no conversation log yet"
@@ -110,6 +142,9 @@ def _load(name: str) -> Any:
         from synapse_p2p.version import installed_version
 
         return installed_version()
+    if name in _HOMES:
+        found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+        return found
     if name in _OF_THE_OVERLAY:
         _refuse_foreign_overlay(name)
         return getattr(importlib.import_module(_OF_THE_OVERLAY[name]), name)
@@ -118,6 +153,8 @@ def _load(name: str) -> Any:
         raise ImportError(
             f"synapse_p2p.{name} is of an earlier release; here use {_NAMES_OF_OTHER_RELEASES[name]}", name=__name__
         )
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f"{__name__}.{name}")  # programs say `import synapse_p2p` alone, and mean all
     raise AttributeError(f"module 'synapse_p2p' has no attribute {name!r}")
 
 

@@ -230,9 +230,13 @@ class AgentNode(Server):
             self._note_service(self.runtime.now() - begun_at)
         return check_answer(answer, output_checks) if output_checks else answer
 
+    def load(self) -> dict[str, Any]:
+        """How busy this agent is: what `_agent.load` answers."""
+        return {**self._turns.load(), "service_s": self._service_s_now()}
+
     def _answer_load(self, _: Mapping[str, Any], __: CallContext) -> dict[str, Any]:
         """How busy this agent is."""
-        return {**self._turns.load(), "service_s": self._service_s_now()}
+        return self.load()
 
     def _service_s_now(self) -> float | None:
         """How long a task takes; of those that run, when they have taken far longer than those before."""

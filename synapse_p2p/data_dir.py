@@ -66,9 +66,9 @@ class DataDir:
         if folder is None:
             _warn_not_kept("there is no home folder to keep it in")
             return None
-        for slot in range(1, MAX_SLOTS + 1):
+        for slot, slot_folder in enumerate(_slot_folders(folder), start=1):
             try:
-                data_dir = cls.open(_slot_folder(folder, slot), token_bytes=token_bytes)
+                data_dir = cls.open(slot_folder, token_bytes=token_bytes)
             except KeyFileError as error:
                 if error.fault is KeyFault.STORAGE:
                     _warn_not_kept(str(error))
@@ -125,9 +125,29 @@ def folder_name(text: str) -> str:
     return f"{readable}+{digest[:HASH_HEX_DIGITS]}"
 
 
-def _slot_folder(folder: Path, slot: int) -> Path:
-    """`reviewer`, `reviewer.2`, `reviewer.3` ..."""
-    return folder if slot == 1 else folder.with_name(f"{folder.name}.{slot}")
+def default_folders(network: str, name: str) -> list[Path]:
+    """The user's folders for nodes of this name in this network, in the order in which they are taken: `reviewer`,
+    `reviewer.2` ... Empty where there is no home.
+    """
+    folder = _default_folder(network, name)
+    return [] if folder is None else _slot_folders(folder)
+
+
+def known_data_dirs(network: str | None) -> list[Path]:
+    """The user's folders of all nodes that ever kept a key in this network, or in any, by name. Raises OSError."""
+    folder = _default_folder(network or "", "")
+    if folder is None:
+        return []
+    networks = _folders_in(folder.parents[1]) if network is None else [folder.parent]
+    return [each for network_folder in networks for each in _folders_in(network_folder)]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
+
+
+def _slot_folders(folder: Path) -> list[Path]:
+    return [folder, *(folder.with_name(f"{folder.name}.{slot}") for slot in range(2, MAX_SLOTS + 1))]
 
 
 def _default_folder(network: str, name: str) -> Path | None:

@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 REFERENCE_SIZE_BYTES = 4
 MAX_COMPARED_CHARS = 64  # of an unknown name, when the nearest known one is sought
+FOR_OPERATORS = EndpointAccess(Audience.OPERATORS, is_open=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,11 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         self._expose_errors = expose_errors
         self._endpoints: dict[str, Endpoint] = {}
         self._mounted: dict[str, MountedHandler] = {}
+        self._mounted_for_operators: set[str] = set()
         self._pool: ThreadPoolExecutor | None = None
         self._running_count = 0
+        self.served_count = 0
+        """Calls that came to an end here, however; those of packages, such as the overlay's, left out."""
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         return self._endpoints[name].function
@@ -190,7 +194,9 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         return endpoint is not None and endpoint.metadata.publish
 
     def access_of(self, name: str) -> EndpointAccess | None:
-        """What was said about who may call an endpoint; None for one that is mounted or unknown."""
+        """What was said about who may call an endpoint; None for one that is unknown, or mounted for every node."""
+        if name in self._mounted_for_operators:
+            return FOR_OPERATORS
         endpoint = self._endpoints.get(name)
         return None if endpoint is None else endpoint.access
 
@@ -224,8 +230,9 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             logger.warning("endpoint %s is registered again; the newer function takes its place", name)
         self._endpoints[name] = endpoint
 
-    def mount(self, prefix: str, handlers: Mapping[str, MountedHandler]) -> None:
-        """Offer a package's handlers, by their full names, in the place of any mounted under these before.
+    def mount(self, prefix: str, handlers: Mapping[str, MountedHandler], *, for_operators: bool = False) -> None:
+        """Offer a package's handlers, by their full names, in the place of any mounted under these before: to every
+        node, or to operators alone.
 
         They run inside the event loop and have to return at once. Raises ConfigError for a prefix that is not
         reserved, a name that is registered or does not start with it, or a coroutine function.
@@ -240,10 +247,16 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             if inspect.iscoroutinefunction(handler):
                 raise ConfigError(f"{name!r} is mounted, so it has to be a plain function that returns at once")
             self._mounted[name] = functools.partial(self._run_mounted, name, handler)
+            if for_operators:
+                self._mounted_for_operators.add(name)
+            else:
+                self._mounted_for_operators.discard(name)
 
     def mounted(self, name: str) -> MountedHandler | None:
-        """The mounted handler of a name. It raises RemoteError alone, which is the failure to answer with."""
-        return self._mounted.get(name)
+        """The mounted handler of a name, for whoever calls. It raises RemoteError alone, which is the failure to answer
+        with.
+        """
+        return None if name in self._mounted_for_operators else self._mounted.get(name)
 
     async def serve(self, request: RPCRequest, context: CallContext) -> Outcome:
         """Run a call and say how it ended. Raises CancelledError alone: exceptions of handlers end here."""
@@ -266,6 +279,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             return self.refusal_of(error, request.endpoint)
         finally:
             self._running_count -= 1
+            self.served_count += request.endpoint not in self._mounted
 
     async def invoke(self, request: RPCRequest, context: CallContext) -> Any:
         """The value that the named function returns. Raises what it raises.
@@ -346,7 +360,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
     def _ends_at_once(self, name: str) -> bool:
         # Who asks whether we are alive is answered however much there is to do: a loaded server is not a dead one.
         access = self.access_of(name)
-        return access is not None and access.audience is Audience.EVERY_NODE
+        return name in self._mounted or (access is not None and access.audience is Audience.EVERY_NODE)
 
     def _not_found(self, name: str, message: str) -> Refusal:
         # The nearest name is a published one: the others are not given away.

@@ -184,7 +184,7 @@ def _load(path: Path) -> Identity | None:
         except FileNotFoundError:
             return None
         try:
-            _check_kind_and_owner(path, os.fstat(descriptor))
+            check_private_file(path, os.fstat(descriptor), harm="can pass for this node")
             found = _parse(os.read(descriptor, MAX_FILE_BYTES + 1))
         finally:
             os.close(descriptor)
@@ -194,7 +194,8 @@ def _load(path: Path) -> Identity | None:
     return found
 
 
-def _check_kind_and_owner(path: Path, status: os.stat_result) -> None:
+def check_private_file(path: Path, status: os.stat_result, *, harm: str) -> None:
+    """Raises KeyFileError for what is no file, or not this user's alone. `harm` is what whoever has the key can do."""
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
         raise KeyFileError(f"{path} is {kind}, and a key is kept in a file: name one", fault=KeyFault.FOREIGN)
@@ -209,7 +210,7 @@ def _check_kind_and_owner(path: Path, status: os.stat_result) -> None:
     if status.st_mode & 0o077:
         raise KeyFileError(
             f"{path} is open to others on this machine (mode {stat.S_IMODE(status.st_mode):04o}), and whoever has the "
-            f"key can pass for this node. If nobody took it, type: chmod 600 {shlex.quote(str(path))}",
+            f"key {harm}. If nobody took it, type: chmod 600 {shlex.quote(str(path))}",
             fault=KeyFault.EXPOSED,
         )
 

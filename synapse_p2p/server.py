@@ -172,9 +172,9 @@ class Server:
 
         return decorate
 
-    def mount(self, prefix: str, endpoints: Mapping[str, MountedHandler]) -> None:
+    def mount(self, prefix: str, endpoints: Mapping[str, MountedHandler], *, for_operators: bool = False) -> None:
         """Offer a package's handlers under one of the reserved prefixes, as `EndpointDirectory.mount` has it."""
-        self.endpoints.mount(prefix, endpoints)
+        self.endpoints.mount(prefix, endpoints, for_operators=for_operators)
 
     # Who and where it is
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from synapse_p2p.access import PACKAGE_PREFIXES
+from synapse_p2p.access import PACKAGE_PREFIXES, Audience
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import Endpoint, EndpointDirectory, EndpointMetadata
 from synapse_p2p.exceptions import CallError, ConfigError, InvalidAnswerError, InvalidMessageError, RemoteError
@@ -551,3 +551,30 @@ async def test_another_programs_bad_answer_is_no_fault_of_the_caller(caplog: pyt
     assert outcome.code is Code.INTERNAL_ERROR
     assert "10.0.0.7" not in outcome.message
     assert len(caplog.records) == 1
+
+
+def test_what_is_mounted_for_operators_is_no_quick_path_and_has_its_audience():
+    endpoints = directory()
+    endpoints.mount("_swarm.", {"_swarm.status": lambda request, context: {}}, for_operators=True)
+
+    access = endpoints.access_of("_swarm.status")
+
+    assert endpoints.mounted("_swarm.status") is None  # that would go past the guard
+    assert access is not None
+    assert access.audience is Audience.OPERATORS
+    endpoints.mount("_swarm.", {"_swarm.status": lambda request, context: {}})
+    assert endpoints.mounted("_swarm.status") is not None
+    assert endpoints.access_of("_swarm.status") is None
+
+
+async def test_calls_are_counted_and_those_of_packages_are_not():
+    async def hello() -> str:
+        return "hello"
+
+    endpoints = directory()
+    endpoints.register("hello", hello)
+    endpoints.mount("_dht.", {"_dht.ping": lambda request, context: "pong"})
+    for name in ("hello", "hello", "_dht.ping", "unknown"):
+        await serve(endpoints, name)
+
+    assert endpoints.served_count == 3

@@ -8,6 +8,7 @@ import pytest
 
 from synapse_p2p import Client, ConfigError, RemoteError, Timeout
 from synapse_p2p.exceptions import FrameTooLarge, PeerUnavailable
+from tests.cli.typing_commands import typed
 from tests.compat.conftest import Release
 
 VALUES = [None, True, 0, -1, 2**63, -(2**63), 0.5, "", "grüße, 世界", b"", b"\x00\xff", [], {}, [[1], {"a": {"b": 2}}]]
@@ -103,3 +104,11 @@ async def test_a_request_over_their_limit_is_refused_there(old_port: int, releas
         assert caught.value.code == "bad_request"
         assert f"> {limit_bytes}" in caught.value.message
     assert await client.call("_synapse.ping") == "pong"
+
+
+def test_the_command_call_reaches_them(old_port: int):
+    place = f"legacy://127.0.0.1:{old_port}"
+
+    assert typed("call", place, "sum", "2", "b=3").out == "5\n"
+    assert typed("call", f"127.0.0.1:{old_port}", "sum", "2", "3", "--json").found == {"result": 5}
+    assert typed("call", place, "missing").code == 1

@@ -91,3 +91,15 @@ async def test_a_feed_that_nobody_holds_is_forgotten():
     gc.collect()
 
     assert not events.is_anybody_listening
+
+
+def test_what_waits_can_be_taken_at_once_with_the_count_of_what_was_lost():
+    events = Events()
+    feed = events.feed()
+    assert feed.take() == []
+
+    for _ in range(MAX_WAITING_EVENTS + 2):
+        events.tell(Reconnected())
+
+    assert feed.take() == [Dropped(2), *[Reconnected()] * MAX_WAITING_EVENTS]
+    assert feed.take() == []

@@ -128,6 +128,18 @@ def test_suspects_are_found_and_never_handed_to_others():
     assert table.sample(2, Random(1)) == [good]
 
 
+def test_each_contact_says_whether_it_is_a_suspect_and_when_it_was_seen():
+    steady, silent = contact_in(0), contact_in(1)
+    table = table_of(steady, silent)
+    table.observe(steady, 7.0)
+    table.on_failure(silent.id, 8.0)
+
+    assert (table.is_suspect(steady.id), table.is_suspect(silent.id)) == (False, True)
+    assert table.seen_at(steady.id) == 7.0
+    assert table.seen_at(silent.id) is not None
+    assert table.seen_at(bytes(32)) is None and not table.is_suspect(bytes(32))
+
+
 def test_room_is_for_unknown_contacts_of_buckets_that_are_not_full():
     table = table_of(contact_in(0, 0), contact_in(0, 1), contact_in(1, 0), k=2)
 

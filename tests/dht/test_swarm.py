@@ -213,6 +213,30 @@ async def test_an_agent_listens_where_its_seeds_its_bind_or_its_swarm_say(
 
 
 @simulated
+async def test_a_join_that_is_tried_once_fails_as_soon_as_that_has(world: World):
+    swarm = world.swarm(bootstrap=["10.0.0.5:9999"])
+    began = asyncio.get_running_loop().time()
+
+    with pytest.raises(JoinFailed) as failed:
+        await swarm.start(join_timeout=600, wait_joined=True, join_attempts=1)
+
+    assert asyncio.get_running_loop().time() - began < 60
+    assert [seed.address for seed in failed.value.report.seeds] == ["10.0.0.5:9999"]
+
+
+@simulated
+async def test_a_lookup_of_a_key_comes_to_those_nearest_to_it_and_tells_how(world: World):
+    first = await world.start()
+    other = await world.start(bootstrap=[seed_of(first)], listen="127.0.0.1:0")
+
+    outcome = await other.lookup(first.status().id)
+
+    assert [contact.id for contact in outcome.closest][:1] == [first.status().id]
+    assert [step.event.value for step in outcome.trace] == ["asked", "answered"]
+    assert other.join_report().joined == 1
+
+
+@simulated
 async def test_a_node_without_an_agent_listens_when_it_is_told_to(world: World):
     first = await world.start()
 

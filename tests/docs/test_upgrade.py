@@ -46,9 +46,11 @@ from synapse_p2p import (
     utils,
 )
 from synapse_p2p import agent as agent_module
+from synapse_p2p.apps.cli.entry import VERBS_OF_RELEASE_2
 from synapse_p2p.serializers import MessagePackRPCSerializer
 from synapse_p2p.transport.memory import MemoryTransport
 from synapse_p2p.transport.plain_call import PlainCaller
+from tests.cli.typing_commands import typed
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "upgrade.md"
 MIB = 2**20
@@ -1020,8 +1022,16 @@ def _() -> None:
 @holds("2.5", "`sn`, the command")
 def _() -> None:
     commands = metadata.entry_points(group="console_scripts")
+    listed = typed("--help").out
 
-    assert [command.name for command in commands if command.value.startswith("synapse_p2p")] == []
+    assert sorted(command.name for command in commands if command.value.startswith("synapse_p2p")) == [
+        "sn",
+        "synapse",
+        "synapse-p2p",
+    ]
+    for verb, command in VERBS_OF_RELEASE_2.items():
+        assert f"\n  {command.split()[0]} " in listed
+        assert verb in ("watch", "ask", "broadcast", "list-swarms")
 
 
 # Nothing is left out

@@ -1,0 +1,416 @@
+"""Which commands there are, and what can be said to each. What they do is loaded when one is called, not for `--help`.
+
+Each takes what was typed, has it done, and prints what was found: as a view for people, or with `--json` as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from synapse_p2p.apps.cli.settings import Settings, read_settings_file, settle
+
+if TYPE_CHECKING:
+    from synapse_p2p.apps.cli.screen import Screen
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    help="Agents that find each other by what they can do: run one, see who is there, have work done.",
+    rich_markup_mode=None,  # help without rich is there in a third of the time
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+ids = typer.Typer(help="Who nodes are, and the keys of networks.", rich_markup_mode=None, invoke_without_command=True)
+app.add_typer(ids, name="id")
+
+Seeds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--seed", "-s", envvar="SYNAPSE_SEED", help="HOST:PORT or ID@HOST:PORT to enter through; again for more."
+    ),
+]
+Network = Annotated[str | None, typer.Option(envvar="SYNAPSE_NETWORK", help="The network's name.")]
+NetworkKeyFile = Annotated[
+    str | None, typer.Option(envvar="SYNAPSE_NETWORK_KEY_FILE", help="File with the network's key.")
+]
+DataDir = Annotated[
+    str | None, typer.Option(envvar="SYNAPSE_DATA_DIR", help="The node's folder: its key, and what it remembers.")
+]
+Timeout = Annotated[
+    float | None, typer.Option(envvar="SYNAPSE_TIMEOUT", min=0.1, help="Seconds to wait; 30 by default.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+JsonLines = Annotated[bool, typer.Option("--jsonl", help="Print a JSON object a line, each as soon as it is known.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the release, and end.")] = False,
+) -> None:
+    if version:
+        from synapse_p2p.version import installed_version
+
+        typer.echo(installed_version())
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command()
+def up(
+    ctx: typer.Context,
+    agent: Annotated[str | None, typer.Option(help="Your AgentNode, as module:attribute.")] = None,
+    listen: Annotated[str | None, typer.Option(envvar="SYNAPSE_LISTEN", help="HOST:PORT; port 0 is any.")] = None,
+    advertise: Annotated[
+        str | None, typer.Option(envvar="SYNAPSE_ADVERTISE", help="IP:PORT at which others dial this node.")
+    ] = None,
+    seed: Seeds = None,
+    network: Network = None,
+    network_key_file: NetworkKeyFile = None,
+    data_dir: DataDir = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say who joins, and more, on standard error.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Run a node, or an agent, until Ctrl-C."""
+    from synapse_p2p.apps.cli.up import up as run
+
+    settings = _settings(seed, network, network_key_file, data_dir, listen=listen, advertise=advertise)
+    run(settings, _screen(ctx), agent_place=agent, is_verbose=verbose, is_json=json)
+
+
+@app.command()
+def status(
+    ctx: typer.Context,
+    network: Network = None,
+    data_dir: DataDir = None,
+    network_key_file: NetworkKeyFile = None,
+    json: Json = False,
+) -> None:
+    """How the node on this machine is."""
+    from synapse_p2p.apps.cli import operating, views
+
+    screen = _screen(ctx)
+    found = _wait(operating.status(_settings(None, network, network_key_file, data_dir), screen))
+    _print(screen, found, views.view_of_status, is_json=json)
+
+
+@app.command()
+def peers(
+    ctx: typer.Context,
+    network: Network = None,
+    data_dir: DataDir = None,
+    network_key_file: NetworkKeyFile = None,
+    json: Json = False,
+) -> None:
+    """Whom the node on this machine knows."""
+    from synapse_p2p.apps.cli import operating, views
+
+    screen = _screen(ctx)
+    found = _wait(operating.peers(_settings(None, network, network_key_file, data_dir), screen))
+    _print(screen, found, views.view_of_peers, is_json=json)
+
+
+@app.command()
+def doctor(
+    ctx: typer.Context,
+    seed: Seeds = None,
+    network: Network = None,
+    network_key_file: NetworkKeyFile = None,
+    data_dir: DataDir = None,
+    timeout: Timeout = None,
+    json: Json = False,
+) -> None:
+    """Why the node on this machine is not found, or why seeds do not let us in."""
+    from synapse_p2p.apps.cli import views
+    from synapse_p2p.apps.cli.doctor import doctor as examine
+
+    screen = _screen(ctx)
+    found = _wait(examine(_settings(seed, network, network_key_file, data_dir, timeout=timeout), screen))
+    _print(screen, found, views.view_of_checks, is_json=json)
+    if not found["healthy"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def find(
+    ctx: typer.Context,
+    capabilities: Annotated[list[str], typer.Argument(help="What agents have to be able to do: all of these.")],
+    where: Annotated[
+        list[str] | None, typer.Option("--where", "-w", help="price<5, tier=gold, 'lang in de,en'.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="So many at most.")] = None,
+    max_age: Annotated[float | None, typer.Option(help="Who signed its record within so many seconds.")] = None,
+    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Leave out those that do not answer.")] = True,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say which keys were read, and whom the search asked.")
+    ] = False,
+    seed: Seeds = None,
+    network: Network = None,
+    network_key_file: NetworkKeyFile = None,
+    data_dir: DataDir = None,
+    timeout: Timeout = None,
+    json: Json = False,
+    jsonl: JsonLines = False,
+) -> None:
+    """Agents by what they can do."""
+    from synapse_p2p.apps.cli import searching, views
+    from synapse_p2p.apps.cli.arguments import where_of
+
+    screen = _screen(ctx)
+    settings = _settings(seed, network, network_key_file, data_dir, timeout=timeout)
+    wanted = searching.Wanted(tuple(capabilities), where_of(where or ()), limit, max_age, probe, explain)
+    if jsonl:
+        found = _wait(searching.find_each(settings, wanted, screen.emit))
+    else:
+        found = _wait(searching.find(settings, wanted))
+        if json or found["agents"] or explain:
+            _print(screen, found, views.view_of_agents, is_json=json)
+    searching.check_found(found, wanted)
+
+
+@app.command()
+def describe(
+    ctx: typer.Context,
+    target: Annotated[str, typer.Argument(help="A capability, an address, or an id.")],
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="So many agents at most.")] = None,
+    seed: Seeds = None,
+    network: Network = None,
+    network_key_file: NetworkKeyFile = None,
+    data_dir: DataDir = None,
+    timeout: Timeout = None,
+    json: Json = False,
+) -> None:
+    """What agents can do in full: schemas, attributes, endpoints."""
+    from synapse_p2p.apps.cli import searching, views
+
+    settings = _settings(seed, network, network_key_file, data_dir, timeout=timeout)
+    _print(_screen(ctx), _wait(searching.describe(settings, target, limit)), views.view_of_description, is_json=json)
+
+
+@app.command()
+def ask(
+    ctx: typer.Context,
+    target: Annotated[str, typer.Argument(help="A capability, an address, or an id.")],
+    task: Annotated[str, typer.Argument(help="What is to be done; - reads it from standard input.")],
+    context: Annotated[list[str] | None, typer.Option("--context", "-c", help="key=value, again for more.")] = None,
+    context_file: Annotated[Path | None, typer.Option(help="A JSON object; --context goes over it.")] = None,
+    idempotent: Annotated[bool, typer.Option("--idempotent", help="It may be done twice, so try others too.")] = False,
+    budget: Annotated[int | None, typer.Option(min=1, help="Asks that it may come to in all.")] = None,
+    seed: Seeds = None,
+    network: Network = None,
+    network_key_file: NetworkKeyFile = None,
+    data_dir: DataDir = None,
+    timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds for the task; 600 by default.")] = None,
+    json: Json = False,
+) -> None:
+    """Have a task done by an agent with a capability."""
+    from synapse_p2p.apps.cli import asking, views
+    from synapse_p2p.apps.cli.arguments import context_of
+
+    screen = _screen(ctx)
+    settings = _settings(seed, network, network_key_file, data_dir)
+    given = context_of(context or (), None if context_file is None else context_file.read_text(encoding="utf-8"))
+    asked = sys.stdin.read() if task == "-" else task
+    answer = _wait(
+        asking.ask(settings, target, asked, context=given, timeout_s=timeout, is_idempotent=idempotent, budget=budget)
+    )
+    if not json:
+        screen.say(*views.attempts_lines(answer["attempts"]))
+    _print(screen, answer, views.view_of_answer, is_json=json)
+
+
+@app.command()
+def call(
+    ctx: typer.Context,
+    place: Annotated[str, typer.Argument(help="HOST:PORT, ID@HOST:PORT, an id, legacy://HOST:PORT, or `here`.")],
+    endpoint: Annotated[str, typer.Argument(help="The function's name.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Values, then name=value; JSON, else text.")] = None,
+    seed: Seeds = None,
+    network: Network = None,
+    network_key_file: NetworkKeyFile = None,
+    data_dir: DataDir = None,
+    timeout: Timeout = None,
+    json: Json = False,
+) -> None:
+    """Run a function of one node."""
+    from synapse_p2p.apps.cli import asking, views
+    from synapse_p2p.apps.cli.arguments import call_arguments
+
+    screen = _screen(ctx)
+    settings = _settings(seed, network, network_key_file, data_dir, timeout=timeout)
+    positions, names = call_arguments(arguments or ())
+    answer = _wait(asking.call(settings, screen, place, endpoint, positions, names))
+    _print(screen, answer, views.view_of_answer, is_json=json)
+
+
+@app.command()
+def trace(
+    ctx: typer.Context,
+    target: Annotated[str | None, typer.Argument(help="An id, or a capability; a random key without.")] = None,
+    seed: Seeds = None,
+    network: Network = None,
+    network_key_file: NetworkKeyFile = None,
+    data_dir: DataDir = None,
+    timeout: Timeout = None,
+    json: Json = False,
+) -> None:
+    """One lookup, step by step: who was asked when, and why."""
+    from synapse_p2p.apps.cli import tracing
+
+    settings = _settings(seed, network, network_key_file, data_dir, timeout=timeout)
+    _print(_screen(ctx), _wait(tracing.trace(settings, target)), tracing.drawing, is_json=json)
+
+
+@app.command()
+def watch(
+    ctx: typer.Context,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="End after so long.")] = None,
+    network: Network = None,
+    network_key_file: NetworkKeyFile = None,
+    data_dir: DataDir = None,
+    jsonl: JsonLines = False,
+) -> None:
+    """The swarm as the node on this machine sees it, live: agents, calls, who comes and who is lost."""
+    from synapse_p2p.apps.cli import watching
+
+    screen = _screen(ctx)
+    settings = _settings(None, network, network_key_file, data_dir)
+    emit = screen.emit if jsonl else None
+    _wait(watching.watch(settings, screen, interval_s=interval, seconds=seconds, emit=emit))
+
+
+@ids.callback()
+def show_ids(ctx: typer.Context, network: Network = None, data_dir: DataDir = None, json: Json = False) -> None:
+    """Who your nodes on this machine are."""
+    if ctx.invoked_subcommand is None:
+        show_id(ctx, None, network, data_dir, json)
+
+
+@ids.command("show")
+def show_id(
+    ctx: typer.Context,
+    path: Annotated[str | None, typer.Argument(help="A key file; without one, all of your nodes.")] = None,
+    network: Network = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """The id in a key file, or of your nodes on this machine."""
+    from synapse_p2p.apps.cli import identities, views
+
+    found = identities.show(_settings(None, network, None, data_dir), path)
+    _print(_screen(ctx), found, views.view_of_keys, is_json=json)
+
+
+@ids.command("new")
+def new_id(ctx: typer.Context, path: Annotated[str, typer.Argument(help="A new file.")], json: Json = False) -> None:
+    """A new key for a node, in a new file."""
+    from synapse_p2p.apps.cli import identities, views
+
+    _print(_screen(ctx), identities.new(path), views.view_of_pairs, is_json=json)
+
+
+@ids.command("new-network-key")
+def new_network_key(
+    ctx: typer.Context, path: Annotated[str, typer.Argument(help="A new file.")], json: Json = False
+) -> None:
+    """A new key for a network, in a new file: give a copy to every member."""
+    from synapse_p2p.apps.cli import identities, views
+
+    screen = _screen(ctx)
+    _print(screen, identities.new_network_key(path), views.view_of_pairs, is_json=json)
+    if not json:
+        screen.say(*screen.next_lines([f"up --network-key-file {path}"]))
+
+
+@ids.command("network")
+def show_network(
+    ctx: typer.Context, network: Network = None, network_key_file: NetworkKeyFile = None, json: Json = False
+) -> None:
+    """Which network is meant, and the fingerprint of its key."""
+    from synapse_p2p.apps.cli import identities, views
+
+    found = identities.network(_settings(None, network, network_key_file, None))
+    _print(_screen(ctx), found, views.view_of_pairs, is_json=json)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def simulate(ctx: typer.Context) -> None:
+    """Real nodes on a virtual clock: all that follows goes to `python -m simulations`."""
+    from simulations.__main__ import main
+
+    raise typer.Exit(main(ctx.args))
+
+
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def broadcast(ctx: typer.Context) -> None:
+    """Of release 2: find, and ask each."""
+    _screen(ctx).say_error(
+        "there are no broadcasts any more: find who can do it, and ask", ["find CAPABILITY", "ask CAPABILITY TASK"]
+    )
+    raise typer.Exit(2)
+
+
+@app.command("list-swarms", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def list_swarms(ctx: typer.Context) -> None:
+    """Of release 2: status, and who is known."""
+    _screen(ctx).say_error("swarms are not listed any more: a node knows its own", ["status", "peers"])
+    raise typer.Exit(2)
+
+
+def _settings(
+    seed: list[str] | None,
+    network: str | None,
+    network_key_file: str | None,
+    data_dir: str | None,
+    *,
+    timeout: float | None = None,
+    listen: str | None = None,
+    advertise: str | None = None,
+) -> Settings:
+    given = {
+        "seed": seed,
+        "network": network,
+        "network-key-file": network_key_file,
+        "data-dir": data_dir,
+        "timeout": timeout,
+        "listen": listen,
+        "advertise": advertise,
+    }
+    return settle(given, read_settings_file(os.environ, sys.platform, os.path.expanduser("~")))
+
+
+def _screen(ctx: typer.Context) -> Screen:
+    from synapse_p2p.apps.cli.program import DEFAULT
+    from synapse_p2p.apps.cli.screen import Screen
+
+    return Screen(ctx.find_root().info_name or DEFAULT)
+
+
+def _wait(work: Awaitable[T]) -> T:
+    """Its result; Ctrl-C ends it, and us."""
+
+    async def run() -> T:
+        return await work
+
+    try:
+        return asyncio.run(run())
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _print(screen: Screen, found: dict[str, Any], view: Callable[[dict[str, Any]], Any], *, is_json: bool) -> None:
+    if is_json:
+        screen.emit(found)
+    else:
+        screen.show(view(found))

@@ -1,0 +1,95 @@
+"""`ask` and `call`: have a task done, run one function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from synapse_p2p.apps.cli.connecting import called, entered, operated_place, operator_client, place_of
+from synapse_p2p.apps.cli.screen import Screen
+from synapse_p2p.apps.cli.searching import is_place
+from synapse_p2p.apps.cli.settings import Settings
+from synapse_p2p.client import Client
+from synapse_p2p.network_key import read_network_key
+
+if TYPE_CHECKING:
+    from dht.results import Attempt
+
+HERE = "here"
+"""The place of the node on this machine."""
+TASK_TIMEOUT_S = 600.0
+
+
+async def ask(
+    settings: Settings,
+    target: str,
+    task: str,
+    *,
+    context: Mapping[str, Any],
+    timeout_s: float | None,
+    is_idempotent: bool,
+    budget: int | None,
+) -> dict[str, Any]:
+    """The answer of some agent with a capability, or of the one at an address or with an id."""
+    async with entered(place_of(settings), settings) as swarm:
+        if is_place(target):
+            result = await swarm.peer(target).ask(task, context, timeout=timeout_s or TASK_TIMEOUT_S)
+            return {"result": result, "agent": None, "attempts": []}
+        answer = await swarm.ask(
+            target,
+            task,
+            context=context,
+            timeout=timeout_s or TASK_TIMEOUT_S,
+            idempotent=is_idempotent,
+            budget=budget,
+        )
+    agent = {"id": answer.agent.id.hex(), "name": answer.agent.name, "role": answer.agent.role}
+    return {"result": answer.result, "agent": agent, "attempts": [_attempt_map(each) for each in answer.attempts]}
+
+
+async def call(
+    settings: Settings,
+    screen: Screen,
+    place: str,
+    endpoint: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What one function returns: of the node here, which takes us for its operator, of an address, or of an id."""
+    if place == HERE:
+        local, node = operated_place(settings, screen)
+        async with operator_client(local, node) as client:
+            return {
+                "result": await called(
+                    node, client.with_options(timeout_s=settings.timeout_s), endpoint, *args, **kwargs
+                )
+            }
+    if len(place) == 64 and is_place(place):
+        async with entered(place_of(settings), settings) as swarm:
+            return {"result": await swarm.peer(place).call(endpoint, *args, **kwargs)}
+    async with _client(settings, place) as client:
+        return {"result": await client.call(endpoint, *args, **kwargs)}
+
+
+def _client(settings: Settings, place: str) -> Client:
+    """One server's client; no swarm is entered for it."""
+    if place.startswith("legacy://"):
+        return Client(place, timeout=settings.timeout_s)
+    key_file = settings.network_key_file
+    return Client(
+        place,
+        timeout=settings.timeout_s,
+        network=settings.network or "",
+        network_key=read_network_key(key_file) if key_file else None,
+    )
+
+
+def _attempt_map(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "agent": attempt.agent.name,
+        "id": attempt.agent.id.hex(),
+        "end": attempt.end.value,
+        "text": attempt.text,
+        "took_s": round(attempt.took_s, 6),
+        "why": attempt.why,
+    }

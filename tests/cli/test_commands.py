@@ -1,0 +1,388 @@
+"""Every command beside nodes that run: what people read, what programs read, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.typing_commands import PATIENCE_S, ROOT, Up, typed, up
+
+MAX_FIRST_CPU_S = 5 * 0.5
+"""From the start of the process to its end: half a second on a quiet machine."""
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working directory; the user's own folders are in it."""
+    folder = tmp_path_factory.mktemp("cli")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def rita(folder: Path) -> Iterator[Up]:
+    """The first node: an agent."""
+    with up(folder, "--agent", "agents:rita", "--network", "lab") as node:
+        node.read_until("(leaves the swarm)")
+        yield node
+
+
+@pytest.fixture(scope="module")
+def olga(folder: Path, rita: Up) -> Iterator[Up]:
+    """A second agent, made by a function."""
+    with up(folder, "--agent", "agents:olga", "--network", "lab", "--seed", rita.seed) as node:
+        node.read_until("(leaves the swarm)")
+        yield node
+
+
+def test_up_says_who_and_where_it_is_and_what_to_type(rita: Up):
+    assert re.search(r"^id          [0-9a-f]{64}$", rita.text, re.MULTILINE)
+    assert re.search(r"^joined      no seeds: a first node$", rita.text, re.MULTILINE)
+    assert "  python -m synapse_p2p ask python " in rita.text
+    assert re.search(
+        r"^  python -m synapse_p2p up --seed [0-9a-f]{64}@127\.0\.0\.1:\d+ --network lab$", rita.text, re.MULTILINE
+    )
+    assert "open swarm" not in rita.text  # nobody from elsewhere reaches it
+
+
+def test_status_tells_how_the_node_here_is(rita: Up, olga: Up):
+    shown = typed("status", "--data-dir", rita.data_dir)
+    found = typed("status", "--data-dir", rita.data_dir, "--json").found
+
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.startswith("agent       Rita (reviewer)\n")
+    assert "record      kept under 2 of 2 names; 15 min left\n" in shown.out
+    assert found["agent"]["capabilities"] == ["python", "code-review"]
+    assert (found["network"], found["mode"], found["contacts"]) == ("lab", "node", 1)
+    assert found["pid"] == rita.popen.pid
+
+
+def test_with_several_nodes_the_newest_is_meant_and_the_others_are_named(rita: Up, olga: Up):
+    shown = typed("status")
+
+    assert "agent       Olga\\x1b[31m (coder)" in shown.out
+    assert shown.err.startswith("2 nodes run here; this is Olga\\x1b[31m. Others:\n  Rita  --data-dir /")
+
+
+def test_peers_are_those_whom_the_node_knows(rita: Up, olga: Up):
+    shown = typed("peers", "--data-dir", rita.data_dir)
+    found = typed("peers", "--data-dir", rita.data_dir, "--json").found
+
+    assert shown.out.splitlines()[0].split() == ["ID", "STATE", "SEEN", "ADDRESS"]
+    assert found["count"] == 1
+    assert olga.seed == f"{found['peers'][0]['id']}@{found['peers'][0]['addresses'][0]}"
+    assert found["guests"] == []  # we are one, and leave ourselves out
+
+
+def test_find_names_who_offers_it_and_needs_no_seed(rita: Up, olga: Up):
+    shown = typed("find", "code-review")
+    found = typed("find", "code-review", "--json").found
+
+    assert shown.code == 0
+    assert re.search(r"^Rita +reviewer +[0-9a-f]{16} ", shown.out, re.MULTILINE)
+    assert (found["complete"], [agent["name"] for agent in found["agents"]]) == (True, ["Rita"])
+    assert found["agents"][0]["claims"][1] == {
+        "name": "code-review",
+        "version": "2.1.0",
+        "attributes": {"price": 3, "lang": ["de", "fr"]},
+    }
+
+
+def test_the_first_agent_is_told_of_soon(rita: Up, olga: Up):
+    before = os.times()
+
+    command = [sys.executable, "-m", "synapse_p2p", "find", "code-review", "--jsonl"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=PATIENCE_S)
+
+    after = os.times()
+    assert [json.loads(line)["name"] for line in told.stdout.splitlines()] == ["Rita"]
+    took_s = after.children_user + after.children_system - before.children_user - before.children_system
+    assert took_s < MAX_FIRST_CPU_S
+
+
+def test_find_takes_conditions_versions_and_a_limit(rita: Up, olga: Up):
+    cheap = typed("find", "code-review>=2,<3", "--where", "price<5", "-w", "lang in fr,it", "-n", "1", "--json")
+    dear = typed("find", "code-review", "--where", "price>=5")
+
+    assert [agent["name"] for agent in cheap.found["agents"]] == ["Rita"]
+    assert dear.code == 3
+
+
+def test_find_explains_itself(rita: Up, olga: Up):
+    shown = typed("find", "coding", "--explain")
+
+    assert "find coding: read coding" in shown.out
+    assert "asked" in shown.out
+    assert "\x1b" not in shown.out  # an agent has chosen to be called so
+
+
+def test_whom_nobody_offers_is_exit_code_3_with_what_to_type_next(rita: Up):
+    shown = typed("find", "cooking", program="synapse-p2p")
+
+    assert (shown.code, shown.out) == (3, "")
+    assert shown.err.splitlines() == [
+        "Error: nobody offers cooking",
+        "Next:",
+        "  synapse-p2p find cooking --explain",
+        "  synapse-p2p status",
+    ]
+
+
+def test_describe_has_schemas_and_endpoints(rita: Up, olga: Up):
+    by_capability = typed("describe", "code-review")
+    by_address = typed("describe", rita.seed, "--json").found["described"][0]
+
+    assert "Rita (reviewer) at 127.0.0.1:" in by_capability.out
+    assert "capability  code-review 2.1 - Reads a diff.\n" in by_capability.out
+    assert "endpoint    add - The sum of two numbers.\n" in by_capability.out
+    assert [each["name"] for each in by_address["capabilities"]] == ["python", "code-review"]
+    assert by_address["methods"] == [{"name": "add", "description": "The sum of two numbers."}]
+
+
+def test_ask_has_a_task_done_with_its_context(folder: Path, rita: Up, olga: Up):
+    (folder / "context.json").write_text('{"diff": "+ one", "strict": false}', encoding="utf-8")
+    options = ["--context-file", str(folder / "context.json"), "-c", "strict=true", "-c", "who=me"]
+
+    answer = typed("ask", "python", "Review this", *options, "--json").found
+    shown = typed("ask", "coding", "-", standard_input="a sort")
+    by_address = typed("ask", rita.seed, "Review", "--json").found
+
+    assert answer["result"] == {"task": "Review this", "context": {"diff": "+ one", "strict": True, "who": "me"}}
+    assert (answer["agent"]["name"], answer["attempts"][0]["end"]) == ("Rita", "answered")
+    assert shown.out == "coded a sort\n"
+    assert re.fullmatch(r"Olga\\x1b\[31m answered in \d+ ms\n", shown.err)
+    assert by_address["result"]["task"] == "Review"
+
+
+def test_an_agent_that_fails_is_exit_code_1_in_its_own_words(rita: Up):
+    shown = typed("ask", "python", "fail")
+
+    assert (shown.code, shown.err) == (1, "Error: tired: not today\n")
+
+
+def test_call_runs_a_function_here_there_and_as_operator(rita: Up, olga: Up):
+    here = ["call", "here", "--data-dir", rita.data_dir]
+
+    assert typed(*here, "add", "2", "3").out == "5\n"
+    assert typed(*here, "reset").out == "as new\n"
+    assert typed("call", rita.seed, "add", "a=2", "b=4", "--network", "lab", "--json").found == {"result": 6}
+    assert typed("call", rita.seed.partition("@")[0], "add", "1", "1", "--data-dir", olga.data_dir).out == "2\n"
+    refused = typed("call", rita.seed, "reset", "--network", "lab")
+    assert (refused.code, refused.err.splitlines()[0].startswith("Error: reset is not open to you")) == (6, True)
+    wrong = typed(*here, "ad", "2")
+    assert (wrong.code, wrong.err) == (3, "Error: Unregistered endpoint called: ad. Did you mean add?\n")
+
+
+def test_operator_endpoints_are_closed_to_others(rita: Up):
+    for name in ("_swarm.status", "_swarm.peers", "_swarm.agents", "_swarm.events"):
+        refused = typed("call", rita.seed, name, "--network", "lab")
+
+        assert refused.code == 6, refused
+        assert "is for operators alone" in refused.err
+
+
+def test_trace_draws_a_lookup(rita: Up, olga: Up):
+    shown = typed("trace", "coding")
+    found = typed("trace", rita.seed.partition("@")[0], "--json").found
+
+    assert shown.out.startswith("lookup of those who know of coding, ")
+    assert re.search(r"answered after \d+\.\d ms", shown.out)
+    assert shown.out.splitlines()[-1].startswith("2 asked, 0 failed, 1 hops; nearest: ")
+    assert found["closest"][0] == {
+        "id": rita.seed.partition("@")[0],
+        "bits": 256,
+        "addresses": [rita.seed.partition("@")[2]],
+    }
+
+
+def test_doctor_finds_nothing_wrong_with_a_healthy_node(rita: Up, olga: Up):
+    for data_dir in (rita.data_dir, olga.data_dir):
+        found = typed("doctor", "--data-dir", data_dir, "--json").found
+
+        assert found["healthy"]
+        assert {check["state"] for check in found["checks"]} == {"ok"}, found
+    shown = typed("doctor", "--data-dir", rita.data_dir)
+    assert (shown.code, shown.out.splitlines()[-1]) == (0, "healthy")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ((), "it belongs to another network"),
+        (("--network", "other"), "it belongs to another network"),
+        (("--network", "lab", "--network-key-file", "KEY"), "network_key="),
+    ],
+    ids=["no network", "other network", "wrong key"],
+)
+def test_doctor_says_why_a_seed_lets_nobody_in(folder: Path, rita: Up, options: tuple[str, ...], line: str):
+    key_file = folder / "some.key"
+    if not key_file.exists():
+        assert typed("id", "new-network-key", str(key_file)).code == 0
+    named = [str(key_file) if option == "KEY" else option for option in options]
+
+    shown = typed("doctor", "--seed", rita.seed, *named)
+
+    assert shown.code == 1
+    assert shown.out.splitlines()[0].startswith("FAILED  seeds ")
+    assert line in shown.out
+    assert "next: synapse " in shown.out
+
+
+def test_doctor_says_that_a_seed_is_down():
+    shown = typed("doctor", "--seed", "127.0.0.1:1")
+
+    assert shown.code == 1
+    assert "FAILED  seeds         127.0.0.1:1: cannot be reached" in shown.out
+
+
+def test_doctor_says_that_nobody_answers_at_the_address_that_others_are_told(folder: Path, rita: Up):
+    options = ["--network", "lab", "--seed", rita.seed, "--advertise", "127.0.0.1:1"]
+    with up(folder, *options, "--data-dir", str(folder / "unpublished")) as node:
+        node.read_until("(leaves the swarm)")
+        shown = typed("doctor", "--data-dir", str(folder / "unpublished"))
+
+    assert shown.code == 1
+    failed = [line for line in shown.out.splitlines() if line.startswith("FAILED")]
+    assert len(failed) == 1
+    assert "reachability  nobody answers at 127.0.0.1:1, which is told to others" in failed[0]
+    assert "next: synapse up --advertise IP:PORT, or publish the port" in shown.out
+
+
+def test_a_seed_that_is_down_is_exit_code_4():
+    shown = typed("find", "python", "--seed", "127.0.0.1:1", "--timeout", "1")
+
+    assert shown.code == 4
+    assert shown.err.splitlines()[1:] == ["Next:", "  synapse doctor --seed 127.0.0.1:1"]
+
+
+def test_watch_tells_of_calls_and_of_who_comes_and_goes(folder: Path, rita: Up):
+    # In a process of its own, for it goes on while other commands are typed.
+    command = [sys.executable, "-m", "synapse_p2p", "watch", "--jsonl", "--interval", "0.1"]
+    options = ["--data-dir", rita.data_dir, "--seconds", str(2 * PATIENCE_S)]
+    lines: list[dict[str, Any]] = []
+
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, cwd=ROOT) as watching:
+
+        def read_until(event: str, node_id: str) -> None:
+            assert watching.stdout is not None
+            while not lines or (lines[-1]["event"], lines[-1]["id"]) != (event, node_id):
+                line = watching.stdout.readline()
+                assert line, f"it ended before it told of {event}: {lines}"
+                lines.append(json.loads(line))
+
+        own_id = rita.seed.partition("@")[0]
+        try:
+            read_until("watching", own_id)
+            with up(folder, "--agent", "agents:olga", "--network", "lab", "--seed", rita.seed) as second:
+                second_id = second.seed.partition("@")[0]
+                read_until("agent", second_id)
+                assert typed("call", rita.seed, "add", "2", "3", "--network", "lab").code == 0
+                read_until("calls", own_id)
+                second.end(signal.SIGTERM)
+            read_until("gone", second_id)
+        finally:
+            watching.send_signal(signal.SIGINT)
+
+    assert watching.returncode == 130
+    events = [line["event"] for line in lines if line["id"] == second_id]
+    assert events.index("joined") < events.index("left")
+    assert lines[-1]["name"] == "Olga\x1b[31m"
+
+
+def test_a_node_that_is_stopped_does_not_answer_and_doctor_says_so(rita: Up):
+    rita.popen.send_signal(signal.SIGSTOP)
+    try:
+        shown = typed("doctor", "--data-dir", rita.data_dir)
+    finally:
+        rita.popen.send_signal(signal.SIGCONT)
+
+    assert shown.code == 1
+    assert f"FAILED  loop          Rita (process {rita.popen.pid}) runs and does not answer" in shown.out
+
+
+def test_nodes_of_two_networks_have_to_be_told_apart_and_a_key_is_found_by_itself(folder: Path, rita: Up):
+    key_file = folder / "closed.key"
+    assert typed("id", "new-network-key", str(key_file)).code == 0
+    options = ["--network", "closed", "--network-key-file", str(key_file)]
+    with up(folder, *options) as closed, up(folder, *options) as second:
+        folders = [Path(node.data_dir).name for node in (closed, second)]
+        for node in (closed, second):
+            node.read_until("(leaves the swarm)")
+
+        ambiguous = typed("find", "python")
+        status = typed("status", "--network", "closed", "--json").found
+        found = typed("find", "python", "--network", "closed")
+        closed.end(signal.SIGINT)
+
+    assert sorted(folders) == ["node", "node.2"]  # without an agent each has a folder of its own all the same
+    assert ambiguous.code == 2
+    assert "  synapse status --network closed\n  synapse status --network lab\n" in ambiguous.err
+    assert (status["has_network_key"], status["agent"]) == (True, None)
+    assert found.code == 3  # it let us in, and nobody is there
+    assert f"--network-key-file {key_file}" in closed.text
+
+
+def test_up_leaves_in_good_order_and_takes_its_file_along(folder: Path):
+    with up(folder, "--data-dir", str(folder / "own")) as node:
+        node.read_until("(leaves the swarm)")
+        assert (folder / "own" / "running.json").stat().st_mode & 0o777 == 0o600
+        second = typed("up", "--data-dir", str(folder / "own"))
+        code = node.end(signal.SIGTERM)
+
+    assert code == 0
+    assert node.text.splitlines()[-1] == "left in good order"
+    assert "Traceback" not in node.text
+    assert not (folder / "own" / "running.json").exists()
+    assert second.code == 2
+    assert f"is in use by process {node.popen.pid}" in second.err
+
+
+def test_where_no_key_can_be_kept_a_node_runs_all_the_same_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (folder / "a file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "a file"))
+
+    with up(folder, "--network", "keyless") as node:
+        node.read_until("(leaves the swarm)")
+
+    assert "the key of this node is not kept: " in node.text
+    assert "Give it --data-dir DIR" in node.text
+    assert "synapse_p2p status" not in node.text  # which would not find it
+
+
+def test_the_file_of_a_node_that_was_killed_is_recognised(folder: Path):
+    with up(folder, "--data-dir", str(folder / "killed")) as node:
+        node.read_until("(leaves the swarm)")
+        node.kill()
+
+    shown = typed("status", "--data-dir", str(folder / "killed"))
+
+    assert (folder / "killed" / "running.json").exists()
+    assert shown.code == 7
+    assert f"process {node.popen.pid}, which was a node at 127.0.0.1:" in shown.err
+    assert "  synapse up\n" in shown.err
+
+
+def test_a_file_whose_process_number_was_given_to_another_is_recognised(folder: Path):
+    path = folder / "killed" / "running.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r'"pid": \d+', f'"pid": {os.getpid()}', text), encoding="utf-8")
+
+    shown = typed("status", "--data-dir", str(folder / "killed"))
+
+    assert shown.code == 4
+    assert "does not answer at 127.0.0.1:" in shown.err
+    assert "ended while another process got its number" in shown.err
