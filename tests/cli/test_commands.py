@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from synapse_p2p.identity import network_id_of
 from tests.cli.typing_commands import PATIENCE_S, ROOT, Up, typed, up
 
 MAX_FIRST_CPU_S = 5 * 0.5
@@ -355,12 +356,51 @@ def test_where_no_key_can_be_kept_a_node_runs_all_the_same_and_says_so(folder: P
     (folder / "a file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "a file"))
 
-    with up(folder, "--network", "keyless") as node:
-        node.read_until("(leaves the swarm)")
+    with up(folder, "--network", "keyless", "--json") as node:
+        started = json.loads(node.read_until(r"(?m)^(\{.*\})$"))
 
     assert "the key of this node is not kept: " in node.text
     assert "Give it --data-dir DIR" in node.text
-    assert "synapse_p2p status" not in node.text  # which would not find it
+    assert (started["network"], started["data_dir"], started["capabilities"]) == ("keyless", "", [])
+    assert started["seed"] == f"{started['id']}@{started['listening'][0]}"
+
+
+def test_id_shows_who_the_nodes_here_are(rita: Up):
+    shown = typed("id", "--network", "lab")
+    found = typed("id", "--data-dir", rita.data_dir, "--json").found["keys"]
+    by_path = typed("id", "show", f"{rita.data_dir}/node.key", "--json").found["keys"]
+
+    own_id = rita.seed.partition("@")[0]
+    assert f"id          {own_id}\nkey in      {rita.data_dir}/node.key, in use\noperator    " in shown.out
+    assert [(key["id"], key["runs"], key["problem"]) for key in found] == [(own_id, True, "")]
+    assert by_path[0]["id"] == own_id
+    assert typed("id", "--network", "nobody's").code == 3
+
+
+def test_id_makes_keys_and_never_over_others(folder: Path):
+    made = typed("id", "new", str(folder / "own.key"), "--json").found
+    network = typed("id", "new-network-key", str(folder / "net.key"), "--json").found
+    meant = typed("id", "network", "--network", "lab", "--network-key-file", str(folder / "net.key"), "--json").found
+
+    assert typed("id", "show", made["path"]).out.splitlines()[0] == f"id          {made['id']}"
+    assert (meant["network"], meant["fingerprint"]) == ("lab", network["fingerprint"])
+    assert typed("id", "network").out == f"network id  {network_id_of('').hex()}\n"
+    for again in (("new", "own.key"), ("new-network-key", "net.key")):
+        refused = typed("id", again[0], str(folder / again[1]))
+        assert refused.code == 2
+        assert "is there already: name another file\nNext:\n  synapse id " in refused.err
+
+
+def test_id_tells_of_a_key_that_cannot_be_read(folder: Path):
+    (folder / "spoilt").mkdir()
+    (folder / "spoilt" / "node.key").write_text("synapse-key-1 00", encoding="ascii")
+    (folder / "spoilt" / "node.key").chmod(0o600)
+
+    shown = typed("id", "--data-dir", str(folder / "spoilt"))
+
+    assert shown.code == 0
+    assert "id          not to be read\n" in shown.out
+    assert "is damaged" in shown.out
 
 
 def test_the_file_of_a_node_that_was_killed_is_recognised(folder: Path):
