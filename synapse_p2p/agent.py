@@ -178,6 +178,8 @@ class AgentNode(Server):
 
     def _take_handler(self, function: TaskHandlerT, reentrant: bool) -> TaskHandlerT:
         endpoint = Endpoint.of(function, EndpointMetadata("the task handler", publish=False), injects_names=False)
+        if endpoint.is_stream:
+            raise ConfigError("a task handler returns one value; an endpoint of the agent may be a stream")
         try:
             endpoint.parameters.check(["a task", {}], {})
         except InvalidMessageError as error:
@@ -341,7 +343,7 @@ def _contract_of_task(endpoint: Endpoint) -> dict[str, Any]:
     task, context = [*shapes, ANYTHING, ANYTHING][:2]
     return {
         "parameters": object_schema({"task": Member(task), "context": Member(context, is_required=False)}),
-        "returns": schema_of(endpoint.parameters.returns, Direction.OUT),
+        "returns": schema_of(endpoint.returns, Direction.OUT),
         "async": endpoint.is_async,
     }
 

@@ -8,6 +8,9 @@ ended). A call of theirs:    arrived -> waiting (all places taken) -> running ->
 (cancelled, expired). The session itself:  open -> closing (we said or heard GOODBYE, or the connection is gone).
 Nothing starts after that.
 
+A call may have streams: the items of its result, which end with END in the place of RESULT, and its uploads, items that
+the caller sends after the CALL, each with an END of its own. They end with their call at the latest.
+
 Ids of one side grow within each kind of frame: control frames overtake task frames, so over both kinds they need not.
 A message for an id that was in use and is no more is late, not wrong: our cancel and the peer's answer may cross on the
 wire, for any number of calls at once. An id that was never in use is a violation.
@@ -19,26 +22,36 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from enum import IntEnum, StrEnum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import FrameTooLarge, ProtocolViolation
+from synapse_p2p.protocol.outbox import Outbox, Taken
+from synapse_p2p.protocol.parts import PartJoiner
+from synapse_p2p.protocol.streams import FIRST_CREDIT_BYTES, MAX_ITEM_BYTES, StreamReader, StreamWriter, cost_of
 from synapse_p2p.protocol.wire import (
+    MAX_UPLOADS,
     Call,
     Cancel,
+    Credit,
+    End,
     Fail,
     FrameKind,
     FrameReader,
     Goodbye,
+    Item,
     Message,
+    Part,
     Ping,
     Pong,
     Result,
     Unknown,
+    begins_call,
     check_readable,
     decode_message,
+    decode_part,
     encode_call,
-    encode_frame,
+    encode_item,
     encode_message,
     encode_result,
     quick_value,
@@ -130,6 +143,29 @@ class CallExpired:
 
 
 @quick_value
+class StreamEnded:
+    """Our call `id`, whose result is a stream, has sent its last item."""
+
+    id: int
+
+
+@quick_value
+class ItemsArrived:
+    """There is something to read where nothing was: items, or the end of an upload."""
+
+    id: int
+    part: int
+
+
+@quick_value
+class CreditArrived:
+    """Whoever was refused by `may_send` may send again."""
+
+    id: int
+    part: int
+
+
+@quick_value
 class PeerClosed:
     """The peer said goodbye. Close the connection."""
 
@@ -142,14 +178,33 @@ class PeerSilent:
     """The peer answered no ping. Close the connection."""
 
 
-Event: TypeAlias = CallArrived | CallWithdrawn | CallAnswered | CallFailed | CallExpired | PeerClosed | PeerSilent
+Event: TypeAlias = (
+    CallArrived
+    | CallWithdrawn
+    | CallAnswered
+    | CallFailed
+    | CallExpired
+    | StreamEnded
+    | ItemsArrived
+    | CreditArrived
+    | PeerClosed
+    | PeerSilent
+)
+
+
+@quick_value
+class CallStreams:
+    """The streams of one call that has any, at this end of it."""
+
+    readers: list[StreamReader]
+    writers: list[StreamWriter]
 
 
 class Session:
     """The state of one session. Feed it, then take `events()` and `data_to_send()`; ask `next_deadline()`, then `poll`.
 
-    Invariant: every id in `_ours` will get exactly one CallAnswered, CallFailed or CallExpired unless `cancel` takes it
-    out.
+    Invariant: every id in `_ours` will get exactly one CallAnswered, StreamEnded, CallFailed or CallExpired unless
+    `cancel` takes it out.
     """
 
     def __init__(self, *, is_dialer: bool, now: float, config: SessionConfig) -> None:
@@ -168,18 +223,16 @@ class Session:
         self._waiting_sizes: dict[int, int] = {}  # bytes of their messages
         self._waiting_bytes = 0
         self._arrived_bytes = 0  # of the message that is looked at
-        self.queued_bytes = 0  # of task frames since the last were sent
+        self._streams: dict[int, CallStreams] = {}  # of open calls that have any
+        self.unread_bytes = 0  # of items that nobody has taken yet
+        self._window_bytes = 0  # of all streams that we read
         self._deadlines: list[tuple[float, int]] = []
         self._max_deadlines = MIN_KEPT_DEADLINES
-        self._max_bytes = {
-            FrameKind.CONTROL: config.max_control_frame_bytes,
-            FrameKind.TASK: config.max_task_frame_bytes,
-        }
+        self._parts = PartJoiner(config.max_task_frame_bytes)
         self._reader = FrameReader(
             max_control_frame_bytes=config.max_control_frame_bytes, max_task_frame_bytes=config.max_task_frame_bytes
         )
-        self._control: list[bytes] = []
-        self._tasks: dict[int, bytes] = {}  # one frame per id at most: a call of ours or an answer to theirs
+        self._outbox = Outbox()
         self._events: list[Event] = []
         self._last_received = now
         self._pinged_at: float | None = None
@@ -197,8 +250,13 @@ class Session:
         now: float,
         deadline: float | None = None,
         options: Mapping[str, Any] | None = None,
+        has_items: bool = False,
+        uploads: Sequence[str | int] = (),
     ) -> int:
         """Ask the peer; the id of the call. `deadline` travels as the time that is left.
+
+        Its result is a stream where it `has_items`; `uploads` are the arguments, by name or position, that are sent as
+        items after it, at most MAX_UPLOADS.
 
         Raises what `wire.pack` raises for a value that cannot travel and FrameTooLarge for one too large; nothing is
         sent then.
@@ -207,12 +265,23 @@ class Session:
         travelling = dict(options) if options else {}
         if deadline is not None:
             travelling["deadline_ms"] = max(1, int((deadline - now) * 1000))
+        if has_items:
+            travelling["stream"] = True
+        if uploads:
+            travelling["uploads"] = list(uploads)
         call_id = self._next_id
         kind = FrameKind.CONTROL if endpoint.startswith(CONTROL_PREFIX) else FrameKind.TASK
         values = (*args, *kwargs.values()) if kwargs else args
-        self._queue(kind, call_id, encode_call(call_id, endpoint, args, kwargs, travelling), values)
+        body = encode_call(call_id, endpoint, args, kwargs, travelling)
+        self._check_sendable(kind, body, values)
+        if kind is FrameKind.CONTROL:
+            self._outbox.put_control(body)
+        else:
+            self._outbox.put_call(call_id, body)
         self._next_id += 2
         self._ours[call_id] = None
+        if has_items or uploads:
+            self._open_streams(call_id, readers=int(has_items), writers=len(uploads))
         if deadline is not None:
             self._watch(deadline, call_id)
         return call_id
@@ -220,7 +289,7 @@ class Session:
     def cancel(self, call_id: int) -> None:
         """We want no answer to our call any more. A call that is not in flight is left alone."""
         if call_id in self._ours:
-            del self._ours[call_id]
+            self._end_ours(call_id)
             self._withdraw_from_peer(call_id)
 
     def answer(self, call_id: int, value: Any) -> None:
@@ -235,6 +304,63 @@ class Session:
         if call_id in self._running:
             self._refuse(call_id, code, message, details)
 
+    def reader_of(self, call_id: int, part: int = 0) -> StreamReader:
+        """Where the items of an open call arrive: those of our call's result, or of an upload of theirs."""
+        return self._streams[call_id].readers[part]
+
+    def uploads_of(self, call_id: int) -> int:
+        """How many uploads their call has."""
+        streams = self._streams.get(call_id)
+        return 0 if streams is None else len(streams.readers)
+
+    def take_item(self, reader: StreamReader) -> Any:
+        """The next item, of which there has to be one; the peer may be granted more by that."""
+        unread_bytes = reader.unread_bytes
+        item = reader.take()
+        self.unread_bytes += reader.unread_bytes - unread_bytes
+        window_bytes = reader.window_bytes
+        if given := reader.credit_to_give(self._config.max_unread_bytes - self._window_bytes):
+            self._window_bytes += reader.window_bytes - window_bytes
+            self._outbox.put_control(encode_message(Credit(reader.call_id, given, reader.part)))
+        return item
+
+    def drop_items(self, reader: StreamReader) -> None:
+        """Nobody reads this stream any more. What still comes of it is dropped, and no more is granted."""
+        self.unread_bytes -= reader.unread_bytes
+        reader.drop()
+
+    def may_send_item(self, call_id: int, part: int = 0) -> bool:
+        """Whether there is credit for one more item; if not, CreditArrived says when. Yes for a call that has ended."""
+        if call_id not in self._streams:
+            return True
+        writer = self._streams[call_id].writers[part]
+        writer.is_blocked = not writer.may_send()
+        return not writer.is_blocked
+
+    def send_item(self, call_id: int, value: Any, part: int = 0) -> None:
+        """Send the next item of their call's result, or of an upload of ours. After the call has ended nothing happens.
+
+        Raises as `call` does, for an item that cannot travel or is above 1 MiB; nothing is sent then.
+        """
+        if call_id not in self._streams:
+            return
+        writer = self._streams[call_id].writers[part]
+        assert writer.may_send() and not writer.is_ended, "an item needs credit"
+        body = encode_item(call_id, value, part)
+        if len(body) > MAX_ITEM_BYTES:
+            raise FrameTooLarge(limit_bytes=MAX_ITEM_BYTES, actual_bytes=len(body))
+        check_readable((value,), body)
+        writer.credit_bytes -= cost_of(len(body))
+        self._outbox.put_task(call_id, body)
+
+    def end_items(self, call_id: int, part: int = 0) -> None:
+        """That was the last item. It ends their call, where it is the result that ends."""
+        if call_id in self._streams:
+            self._streams[call_id].writers[part].is_ended = True
+            self._outbox.put_task(call_id, encode_message(End(call_id, part)))
+            if call_id in self._running:
+                self._end_theirs(call_id)
+
     def goodbye(self, code: str, text: str = "") -> None:
         """End the session in good order: what runs is refused, calls of ours end as unavailable, the peer is told."""
         if self.is_closing:
@@ -244,7 +370,7 @@ class Session:
         for call_id in list(self._running):
             self._events.append(CallWithdrawn(call_id))
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": True})
-        self._control_after_tasks(Goodbye(code, text))
+        self._outbox.put_goodbye(encode_message(Goodbye(code, text)))
         self._close("we closed the session")
 
     def connection_lost(self) -> None:
@@ -265,6 +391,9 @@ class Session:
         for kind, body in self._reader.feed(plaintext):
             if self.is_closing:
                 return
+            if kind is FrameKind.PART:
+                self._on_part(body, now)
+                continue
             self._arrived_bytes = len(body)
             self._on_message(decode_message(body, kind), kind, now)
 
@@ -287,7 +416,7 @@ class Session:
         """Ask whether the peer is there; it has `ping_timeout_s` to say anything at all."""
         if not self.is_closing and self._pinged_at is None:
             self._pinged_at = now
-            self._control.append(encode_frame(FrameKind.CONTROL, encode_message(Ping())))
+            self._outbox.put_control(encode_message(Ping()))
 
     def next_deadline(self) -> float | None:
         """When to call `poll` next; None once the session is closing.
@@ -306,18 +435,36 @@ class Session:
         return events
 
     def data_to_send(self) -> bytes:
-        """Frames to seal and write now, control frames first; empty when there is nothing."""
-        if not self._control and not self._tasks:
+        """All frames there are to seal and write, control frames first; empty when there are none."""
+        if not self._outbox:
             return b""
-        data = b"".join((*self._control, *self._tasks.values()))
-        self._control.clear()
-        self._tasks.clear()
-        self.queued_bytes = 0
-        return data
+        return b"".join(iter(self._outbox.take, b""))
+
+    def block_to_send(self) -> bytes:
+        """The frames to write next: control frames, and some 64 KiB of others."""
+        return self._outbox.take()
+
+    def control_to_send(self) -> bytes:
+        """The control frames alone, for a peer that reads slowly."""
+        return self._outbox.take_control()
 
     def has_data_to_send(self) -> bool:
         """Whether anything waits to be written."""
-        return bool(self._control or self._tasks)
+        return bool(self._outbox)
+
+    def has_control_to_send(self) -> bool:
+        """Whether something waits that is not held up by a peer that reads slowly."""
+        return self._outbox.has_control()
+
+    @property
+    def queued_bytes(self) -> int:
+        """Of task messages that have not been taken to be written."""
+        return self._outbox.queued_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Of what has arrived: items that nobody has taken, calls that wait, and messages that are not whole."""
+        return self.unread_bytes + self._waiting_bytes + self._parts.held_bytes
 
     @property
     def calls_in_flight(self) -> int:
@@ -343,6 +490,12 @@ class Session:
         assert all(call_id % 2 != self._next_id % 2 for call_id in (*self._running, *self._waiting))
         assert not (self.is_closing and (self._ours or self._running or self._waiting))
         assert not any(arrived.call.endpoint.startswith(CONTROL_PREFIX) for arrived in self._waiting.values())
+        assert all(self._is_open(call_id) for call_id in self._streams)
+        readers = [reader for streams in self._streams.values() for reader in streams.readers]
+        assert self._window_bytes == sum(reader.window_bytes for reader in readers)
+        assert self.unread_bytes >= sum(reader.unread_bytes for reader in readers)
+        for checked in (*readers, self._parts, self._outbox):
+            checked.check_invariants()
 
     def _silence_at(self) -> float:
         """When silence has lasted too long. One sum for `poll` and `next_deadline`: were they rounded apart, a caller
@@ -356,6 +509,8 @@ class Session:
         match message:
             case Call():
                 self._on_call(message, kind, now)
+            case Item(id, value, part):
+                self._on_item(id, value, part)
             case Result(id, value):
                 if self._take_end(id):
                     self._events.append(CallAnswered(id, value))
@@ -364,8 +519,15 @@ class Session:
                     self._events.append(_failed(message))
             case Cancel(id):
                 self._on_cancel(id)
+            case End(id, part):
+                self._on_end(id, part)
+            case Credit(id, size_bytes, part):
+                if (streams := self._streams_of(id)) is not None:
+                    writer = _numbered(streams.writers, part, id)
+                    if writer.on_credit(size_bytes):
+                        self._events.append(CreditArrived(id, part))
             case Ping():
-                self._control.append(encode_frame(FrameKind.CONTROL, encode_message(Pong())))
+                self._outbox.put_control(encode_message(Pong()))
             case Pong():
                 pass  # that anything arrived was noted already
             case Goodbye(code, text):
@@ -376,12 +538,15 @@ class Session:
 
     def _on_call(self, call: Call, kind: FrameKind, now: float) -> None:
         call_id, is_control = call.id, kind is FrameKind.CONTROL
-        if self._is_own(call_id) or call_id <= self._last_peer_ids[kind] or self._is_open(call_id):
+        # That of a call in parts was noted at the first of them.
+        is_used = kind is not FrameKind.PART and call_id <= self._last_peer_ids[kind]
+        if is_used or self._is_own(call_id) or self._is_open(call_id):
             raise ProtocolViolation(f"call id {call_id} is not a fresh one of the caller's")
         if is_control != call.endpoint.startswith(CONTROL_PREFIX):
             # Or a peer would get the places of the overlay's short calls for its long ones.
             raise ProtocolViolation(f"a call to {call.endpoint[:64]!r} in a frame of kind {kind.name}")
-        self._last_peer_ids[kind] = call_id
+        if kind is not FrameKind.PART:
+            self._last_peer_ids[kind] = call_id
         deadline = None
         left_ms = call.options.get("deadline_ms")
         if type(left_ms) is int and 0 <= left_ms <= MAX_DEADLINE_MS:
@@ -390,17 +555,27 @@ class Session:
         if self.is_draining:
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False}, kind=kind)
             return
+        uploads = _uploads_of(call)
+        has_items = call.options.get("stream") is True
+        if uploads is None or (is_control and (uploads or has_items)):
+            text = f"a call has at most {MAX_UPLOADS} uploads, named by text or position, and one of the overlay none"
+            self._refuse(call_id, Code.BAD_REQUEST, text, kind=kind)
+            return
         place = Place.OVERLAY if is_control else _place_of(call.endpoint)
+        size_bytes = self._arrived_bytes + len(uploads) * FIRST_CREDIT_BYTES
         if self._has_room(place):
             self._run(CallArrived(call, deadline), place)
-        elif place is Place.TASK and self._may_wait():
+        elif place is Place.TASK and self._may_wait(size_bytes):
             self._waiting[call_id] = CallArrived(call, deadline)
-            self._waiting_sizes[call_id] = self._arrived_bytes
-            self._waiting_bytes += self._arrived_bytes
+            self._waiting_sizes[call_id] = size_bytes
+            self._waiting_bytes += size_bytes
         else:
             self._refuse(
                 call_id, Code.BUSY, "too many calls of yours are waiting here", {"may_have_started": False}, kind=kind
             )
+            return
+        if uploads or has_items:
+            self._open_streams(call_id, readers=len(uploads), writers=int(has_items))
 
     def _on_cancel(self, call_id: int) -> None:
         if self._is_own(call_id) or call_id > max(self._last_peer_ids.values()):
@@ -408,6 +583,73 @@ class Session:
         if call_id in self._running:
             self._events.append(CallWithdrawn(call_id))
         self._end_theirs(call_id)
+        self._outbox.take_back(call_id)  # an answer that is still here is for nobody
+
+    def _on_part(self, body: bytes, now: float) -> None:
+        part = decode_part(body)
+        if part.id not in self._parts and not self._is_wanted(part):
+            return
+        message_body = self._parts.join(part)
+        if message_body is None:
+            return
+        self._arrived_bytes = len(message_body)
+        message = decode_message(message_body, FrameKind.PART)
+        if getattr(message, "id", 0) != part.id:
+            raise ProtocolViolation(f"a message of another call in the parts of {part.id}")
+        self._on_message(message, FrameKind.PART, now)
+
+    def _is_wanted(self, part: Part) -> bool:
+        """Whether a part of which none was before it is looked at. Late ones are not, strays raise."""
+        if self._is_open(part.id):
+            return True
+        is_new = not self._is_own(part.id) and part.is_first
+        if is_new and (begins_call(part.data) or part.id > max(self._last_peer_ids.values())):
+            if part.id <= self._last_peer_ids[FrameKind.PART]:
+                raise ProtocolViolation(f"call id {part.id} is not a fresh one of the caller's")
+            self._last_peer_ids[FrameKind.PART] = part.id
+            return True
+        self._check_late(part.id)
+        return False
+
+    def _on_item(self, call_id: int, value: Any, part: int) -> None:
+        if (streams := self._streams_of(call_id)) is None:
+            return
+        reader = _numbered(streams.readers, part, call_id)
+        if not reader.is_open:
+            return  # nobody reads it any more
+        unread_bytes, was_empty = reader.unread_bytes, not reader
+        reader.on_item(value, self._arrived_bytes)
+        self.unread_bytes += reader.unread_bytes - unread_bytes
+        if was_empty:
+            self._events.append(ItemsArrived(call_id, part))
+
+    def _on_end(self, call_id: int, part: int) -> None:
+        if (streams := self._streams_of(call_id)) is None:
+            return
+        reader = _numbered(streams.readers, part, call_id)
+        if reader.is_ended:
+            raise ProtocolViolation(f"a second end of a stream of call {call_id}")
+        reader.is_ended = True
+        if self._is_own(call_id):
+            self._end_ours(call_id)
+            self._events.append(StreamEnded(call_id))
+        elif not reader:
+            self._events.append(ItemsArrived(call_id, part))
+
+    def _streams_of(self, call_id: int) -> CallStreams | None:
+        """The streams of a call that a message speaks of; None where the call is over. Raises for one without any."""
+        streams = self._streams.get(call_id)
+        if streams is None:
+            if self._is_open(call_id):
+                raise ProtocolViolation(f"call {call_id} has no such stream")
+            self._check_late(call_id)
+        return streams
+
+    def _check_late(self, call_id: int) -> None:
+        """Raise for an id that was never in use."""
+        is_used = call_id < self._next_id if self._is_own(call_id) else call_id <= max(self._last_peer_ids.values())
+        if not is_used:
+            raise ProtocolViolation(f"a message of call {call_id}, which never was")
 
     def _on_unknown(self, call_id: int, kind: FrameKind) -> None:
         """The rules of evolution: with a fresh or open id of the peer's it wants an answer, else it wants none."""
@@ -423,7 +665,7 @@ class Session:
     def _take_end(self, call_id: int) -> bool:
         """Whether this answer ends a call of ours now. Late ones are ignored, strays raise."""
         if call_id in self._ours:
-            del self._ours[call_id]
+            self._end_ours(call_id)
             return True
         if not self._is_own(call_id) or call_id >= self._next_id:
             raise ProtocolViolation(f"an answer to call {call_id}, which was never made")
@@ -431,7 +673,7 @@ class Session:
 
     def _expire(self, call_id: int) -> None:
         if call_id in self._ours:
-            del self._ours[call_id]
+            self._end_ours(call_id)
             self._withdraw_from_peer(call_id)
             self._events.append(CallExpired(call_id))
         elif call_id in self._running or call_id in self._waiting:
@@ -444,11 +686,14 @@ class Session:
             return
         self.is_closing = True
         for call_id in list(self._ours):
-            never_left = self._tasks.pop(call_id, None) is not None
-            del self._ours[call_id]
+            never_left = self._outbox.take_back(call_id) is Taken.WHOLE
+            self._end_ours(call_id)
             started = may_have_started and not never_left
             self._events.append(CallFailed(call_id, Code.UNAVAILABLE, why, {}, started))
         self._events.extend(CallWithdrawn(call_id) for call_id in self._running)
+        for call_id in list(self._streams):
+            self._drop_streams(call_id)
+        self._parts.clear()
         self._running.clear()
         self._running_count = dict.fromkeys(self._running_count, 0)
         self._waiting.clear()
@@ -458,8 +703,8 @@ class Session:
 
     def _withdraw_from_peer(self, call_id: int) -> None:
         # A call that has not left needs no cancel: a cancel must never overtake its call.
-        if self._tasks.pop(call_id, None) is None and not self.is_closing:
-            self._control.append(encode_frame(FrameKind.CONTROL, encode_message(Cancel(call_id))))
+        if self._outbox.take_back(call_id) is Taken.REST and not self.is_closing:
+            self._outbox.put_control(encode_message(Cancel(call_id)))
 
     def _refuse(
         self,
@@ -482,9 +727,35 @@ class Session:
             self._queue(kind, call_id, encode_message(fail), ())
         self._end_theirs(call_id)
 
-    def _may_wait(self) -> bool:
+    def _may_wait(self, size_bytes: int) -> bool:
         has_place = len(self._waiting) < self._config.max_calls_queued
-        return has_place and self._waiting_bytes + self._arrived_bytes <= self._config.max_waiting_bytes
+        return has_place and self._waiting_bytes + size_bytes <= self._config.max_waiting_bytes
+
+    def _open_streams(self, call_id: int, *, readers: int, writers: int) -> None:
+        streams = CallStreams([StreamReader(call_id, part) for part in range(readers)], [])
+        streams.writers.extend(StreamWriter() for _ in range(writers))
+        self._streams[call_id] = streams
+        self._window_bytes += sum(reader.window_bytes for reader in streams.readers)
+
+    def _end_ours(self, call_id: int) -> None:
+        """Our call is over. What has arrived of its result can still be read."""
+        del self._ours[call_id]
+        if self._parts.held_bytes:
+            self._parts.drop(call_id)
+        for reader in self._close_streams(call_id):
+            reader.is_open = False
+
+    def _drop_streams(self, call_id: int) -> None:
+        """Their call is over: nobody reads its uploads any more."""
+        for reader in self._close_streams(call_id):
+            self.drop_items(reader)
+
+    def _close_streams(self, call_id: int) -> list[StreamReader]:
+        if call_id not in self._streams:
+            return []
+        readers = self._streams.pop(call_id).readers
+        self._window_bytes -= sum(reader.window_bytes for reader in readers)
+        return readers
 
     def _leave_queue(self, call_id: int) -> None:
         if self._waiting.pop(call_id, None) is not None:
@@ -503,6 +774,10 @@ class Session:
             self._running_count[place] -= 1
         else:
             self._leave_queue(call_id)
+        if self._streams:
+            self._drop_streams(call_id)
+        if self._parts.held_bytes:
+            self._parts.drop(call_id)
         while self._waiting and self._has_room(Place.TASK) and not self.is_closing:
             arrived = next(iter(self._waiting.values()))
             self._leave_queue(arrived.call.id)
@@ -518,19 +793,21 @@ class Session:
         heapq.heappush(self._deadlines, (deadline, call_id))
 
     def _queue(self, kind: FrameKind, call_id: int, body: bytes, values: Sequence[Any]) -> None:
-        """Let a message of a call leave; `values` are those of the user's in it."""
-        if len(body) > self._max_bytes[kind]:
-            raise FrameTooLarge(limit_bytes=self._max_bytes[kind], actual_bytes=len(body))
+        """Let the end of a call of theirs leave; `values` are those of the user's in it."""
+        self._check_sendable(kind, body, values)
         if kind is FrameKind.CONTROL:
-            self._control.append(encode_frame(kind, body))
+            self._outbox.put_control(body)
         else:
-            check_readable(values, body)
-            self._tasks[call_id] = encode_frame(kind, body)
-            self.queued_bytes += len(body)
+            self._outbox.put_task(call_id, body)
 
-    def _control_after_tasks(self, message: Message) -> None:
-        # A goodbye is the last word: control frames go first, so it goes with the tasks. Id 0 is no call's.
-        self._tasks[0] = encode_frame(FrameKind.CONTROL, encode_message(message))
+    def _check_sendable(self, kind: FrameKind, body: bytes, values: Sequence[Any]) -> None:
+        if kind is FrameKind.CONTROL:
+            max_bytes = self._config.max_control_frame_bytes
+        else:
+            max_bytes = self._config.max_task_frame_bytes
+            check_readable(values, body)
+        if len(body) > max_bytes:
+            raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
 
     def _kind_of(self, call_id: int) -> FrameKind:
         # None but task calls wait.
@@ -546,6 +823,32 @@ class Session:
 def _place_of(endpoint: str) -> Place:
     is_question = endpoint.startswith(QUESTION_PREFIX) or endpoint in QUESTIONS
     return Place.QUESTION if is_question else Place.TASK
+
+
+def _uploads_of(call: Call) -> list[str | int] | None:
+    """The arguments that arrive as items; None for what is no such list."""
+    uploads = call.options.get("uploads", _NO_UPLOADS)
+    if uploads is _NO_UPLOADS:
+        return _NO_UPLOADS
+    if type(uploads) is not list or len(uploads) > MAX_UPLOADS or len(set(map(repr, uploads))) != len(uploads):
+        return None
+    is_each_an_argument = all(
+        (type(place) is int and 0 <= place < len(call.args)) or (type(place) is str and place in call.kwargs)
+        for place in uploads
+    )
+    return uploads if is_each_an_argument else None
+
+
+_NO_UPLOADS: list[str | int] = []
+
+
+StreamEndT = TypeVar("StreamEndT")
+
+
+def _numbered(ends: list[StreamEndT], part: int, call_id: int) -> StreamEndT:
+    if part >= len(ends):
+        raise ProtocolViolation(f"call {call_id} has no such stream")
+    return ends[part]
 
 
 def _failed(message: Fail) -> CallFailed:

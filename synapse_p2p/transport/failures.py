@@ -38,6 +38,17 @@ def unsendable(endpoint: str, args: list[Any], kwargs: dict[str, Any], error: Ex
     return ConfigError(f"{endpoint} cannot be called with these arguments: {problem}")
 
 
+def unsendable_item(endpoint: str, place: str | int, index: int, item: Any, error: Exception) -> ConfigError:
+    """The error for an item of an upload that cannot travel, or is too large; `error` is what packing it raised."""
+    which = f"item {index} of argument {place!r} of {endpoint}"
+    if isinstance(error, FrameTooLarge):
+        return ConfigError(
+            f"{which} takes {error.actual_bytes} bytes; an item carries {error.limit_bytes} at most: send smaller ones"
+        )
+    problem = why_unsendable(RPCRequest(endpoint=endpoint, args=[item])) or error
+    return ConfigError(f"{which} cannot be sent: {problem}")
+
+
 def no_endpoint(name: Any) -> ConfigError:
     """The error for a name that no endpoint can have."""
     return ConfigError(f"an endpoint's name is text of 1 to {MAX_ENDPOINT_CHARS} characters, not {name!r:.80}")

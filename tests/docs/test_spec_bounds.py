@@ -32,7 +32,7 @@ from dht.agents import claim, delegation, index, placement, query, record, renew
 from dht.config import DHTConfig, DialConfig, HealthConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
-from synapse_p2p.protocol import channel, handshake, session, wire
+from synapse_p2p.protocol import channel, handshake, outbox, session, streams, wire
 from synapse_p2p.transport import base, spoken
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -52,6 +52,7 @@ MODULES = (
     lookup,
     messages,
     node,
+    outbox,
     placement,
     query,
     quotas,
@@ -69,6 +70,7 @@ MODULES = (
     session,
     spoken,
     sqlite_store,
+    streams,
     values,
     versions,
     where,

@@ -237,7 +237,7 @@ def test_golden_calls_travel_in_one_golden_record_each_way(golden: dict[str, Any
 
 
 def _channel(end: Established) -> SecureChannel:
-    return SecureChannel(end.send, end.receive, max_records=SessionConfig().max_records)
+    return SecureChannel(end.send, end.receive)
 
 
 def _session(*, is_dialer: bool) -> Session:
