@@ -189,25 +189,21 @@ class Client:
         uploads = take_uploads(args, kwargs)
         may_repeat = not uploads  # of which some may be gone
         while True:
-            stream = None
             try:
-                stream = await self._open_stream(endpoint, args, kwargs, uploads)
-                while await stream.wait(self.timeout):
-                    for _ in range(ITEMS_A_TURN):
-                        if not stream.has_item():
-                            break
-                        may_repeat = False
-                        yield stream.take()
-                    else:
-                        await asyncio.sleep(0)  # items that are here already must not keep the loop from all else
-                return
+                with await self._open_stream(endpoint, args, kwargs, uploads) as stream:
+                    while await stream.wait(self.timeout):
+                        for _ in range(ITEMS_A_TURN):
+                            if not stream.has_item():
+                                break
+                            may_repeat = False
+                            yield stream.take()
+                        else:
+                            await asyncio.sleep(0)  # what is here already must not keep the loop from all else
+                    return
             except PeerUnavailable as error:
                 if error.may_have_started or not may_repeat:
                     raise
                 may_repeat = False
-            finally:
-                if stream is not None:
-                    stream.close()
 
     async def _open_stream(
         self, endpoint: str, args: list[Any], kwargs: dict[str, Any], uploads: Uploads

@@ -1,8 +1,8 @@
 """The two ends of one stream of items within a call: what has arrived and was not taken, and what may still be sent.
 
 Pure. The reader gives credit, in bytes of items, as its user takes them, and the writer sends while it has any: so a
-slow reader slows the writer, and holds a bounded number of bytes. A reader that has taken all when it gives credit is
-faster than the writer, or than the way between: its window doubles.
+slow reader slows the writer, and holds a bounded number of bytes. A reader that had taken all there was since it last
+gave credit is faster than the writer, or than the way between: its window doubles.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class StreamReader:
 
     __slots__ = (
         "_credit_bytes",
+        "_has_given",
         "_items",
         "_taken_bytes",
+        "_was_empty",
         "call_id",
         "is_ended",
         "is_open",
@@ -50,6 +52,8 @@ class StreamReader:
         self.window_bytes = FIRST_CREDIT_BYTES
         self._credit_bytes = FIRST_CREDIT_BYTES  # that the writer has, as far as we know
         self._taken_bytes = 0  # since credit was given
+        self._was_empty = False  # since then
+        self._has_given = False
         self._items: deque[tuple[Any, int]] = deque()
 
     def __len__(self) -> int:
@@ -71,6 +75,8 @@ class StreamReader:
         value, cost = self._items.popleft()
         self.unread_bytes -= cost
         self._taken_bytes += cost
+        if not self._items:
+            self._was_empty = True
         return value
 
     def credit_to_give(self, may_grow_bytes: int) -> int:
@@ -81,12 +87,14 @@ class StreamReader:
         if self._taken_bytes * 2 < self.window_bytes or self.is_ended or not self.is_open:
             return 0
         growth = 0
-        if not self._items:
+        if self._was_empty and self._has_given:  # at first every reader has to wait
             growth = max(0, min(self.window_bytes, MAX_CREDIT_BYTES - self.window_bytes, may_grow_bytes))
         given = self._taken_bytes + growth
         self.window_bytes += growth
         self._credit_bytes += given
         self._taken_bytes = 0
+        self._was_empty = False
+        self._has_given = True
         return given
 
     def drop(self) -> None:

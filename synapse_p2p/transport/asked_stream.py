@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from synapse_p2p.exceptions import RemoteError, Timeout
@@ -85,6 +86,14 @@ class AskedStream:
             if not self._is_ended:
                 self._is_ended = True
                 self._withdraw(self._reader.call_id)
+
+    def __enter__(self) -> AskedStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     # For the owner
 
