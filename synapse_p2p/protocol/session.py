@@ -237,6 +237,7 @@ class Session:
         self._last_received = now
         self._pinged_at: float | None = None
         self.is_closing = False
+        self.may_let_wait = True  # else calls without a place are refused: this process holds too much already
         self.is_draining = False  # what runs may finish, what arrives is refused
 
     # What we do
@@ -728,7 +729,7 @@ class Session:
         self._end_theirs(call_id)
 
     def _may_wait(self, size_bytes: int) -> bool:
-        has_place = len(self._waiting) < self._config.max_calls_queued
+        has_place = self.may_let_wait and len(self._waiting) < self._config.max_calls_queued
         return has_place and self._waiting_bytes + size_bytes <= self._config.max_waiting_bytes
 
     def _open_streams(self, call_id: int, *, readers: int, writers: int) -> None:

@@ -7,6 +7,7 @@ are in `asking.py` and `serving.py`. A connection ends once, and with it every c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -33,6 +34,7 @@ from synapse_p2p.protocol.session import (
     StreamEnded,
 )
 from synapse_p2p.runtime import Runtime
+from synapse_p2p.transport import byte_budget
 from synapse_p2p.transport.alarm import Alarm
 from synapse_p2p.transport.asked_stream import AskedStream
 from synapse_p2p.transport.asking import AskedCalls
@@ -94,6 +96,7 @@ class SessionConnection:
         self._served: ServedCalls | None = None
         self._sender: ItemSender | None = None
         self._is_reading_paused = False
+        self._is_counted = False  # in the byte budget of the process
         self._alarm = Alarm(runtime.now)
         self._is_pump_scheduled = False
         self._had_many_events = False  # at the last look: of many answers come many calls
@@ -280,6 +283,8 @@ class SessionConnection:
         self._on_end_of_stream()
         self._is_ending = True
         self._alarm.cancel()
+        if self._is_counted:
+            byte_budget.PROCESS.note(self, 0)
         if not self._closed.done():
             self._closed.set_result(None)
             self._on_closed(self)
@@ -287,12 +292,14 @@ class SessionConnection:
     def pause_writing(self) -> None:
         assert self._outflow is not None
         self._outflow.pause()
+        self._note_held()
 
     def resume_writing(self) -> None:
         assert self._outflow is not None and self._stream is not None
         self._outflow.resume()
         if self._session is not None:
             self._flush()
+            self._note_held()
             self._read_on()
 
     # The handshake
@@ -369,12 +376,13 @@ class SessionConnection:
         session = self._session
         try:
             now = self._received_at = self._runtime.now()
+            session.may_let_wait = not byte_budget.PROCESS.is_over
             session.receive_data(self._channel.open(data), now)
         finally:
             # What came before a fault stands; what it caused is sent after all of it was looked at.
             self._pump()
             self._watch_the_time()
-            if session.unread_bytes or (self._outflow is not None and self._outflow.is_full):
+            if session.held_bytes or (self._outflow is not None and self._outflow.is_full):
                 self._pause_if_much_is_held()
 
     def _pump(self) -> None:
@@ -420,6 +428,7 @@ class SessionConnection:
         The stall timer bounds the first, its own patience the second.
         """
         assert self._stream is not None
+        self._note_held()
         if self._holds_too_much():
             self._is_reading_paused = True
             self._stream.pause_reading()
@@ -434,7 +443,21 @@ class SessionConnection:
         assert self._stream is not None and self._session is not None
         unsent_bytes = self._stream.unsent_bytes() + self._session.queued_bytes
         config = self._config
-        return unsent_bytes > config.max_unsent_bytes or self._session.unread_bytes > config.max_unread_bytes
+        if unsent_bytes > config.max_unsent_bytes or self._session.unread_bytes > config.max_unread_bytes:
+            return True
+        return self._is_counted and byte_budget.PROCESS.has_to_wait(self, self._read_on_soon)
+
+    def _read_on_soon(self) -> None:
+        with contextlib.suppress(RuntimeError):  # its loop is closed
+            self._loop.call_soon_threadsafe(self._read_on)
+
+    def _note_held(self) -> None:
+        if self._session is None or self._stream is None:
+            return
+        held_bytes = self._session.held_bytes + self._session.queued_bytes + self._stream.unsent_bytes()
+        if self._is_counted or held_bytes > byte_budget.FREE_BYTES:
+            self._is_counted = held_bytes > byte_budget.FREE_BYTES
+            byte_budget.PROCESS.note(self, held_bytes)
 
     def _dispatch(self, events: list[Event]) -> None:
         asked, served = self._asked, self._served
@@ -495,6 +518,8 @@ class SessionConnection:
         assert self._session is not None
         if self._session.has_data_to_send():
             self._pump_soon()
+        if self._is_counted:
+            self._note_held()
         if self._is_reading_paused:
             self._read_on()
 

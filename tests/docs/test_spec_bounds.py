@@ -33,12 +33,13 @@ from dht.config import DHTConfig, DialConfig, HealthConfig, LookupConfig, Record
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
 from synapse_p2p.protocol import channel, handshake, outbox, session, streams, wire
-from synapse_p2p.transport import base, spoken
+from synapse_p2p.transport import base, byte_budget, spoken
 
 DOCS = Path(__file__).parents[2] / "docs"
 MODULES = (
     admission,
     base,
+    byte_budget,
     capability,
     channel,
     claim,
