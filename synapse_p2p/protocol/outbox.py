@@ -52,7 +52,7 @@ class Outbox:
     def put_task(self, call_id: int, body: bytes) -> None:
         """Queue any other task message."""
         self.queued_bytes += len(body)
-        if (long := self._long.get(call_id)) is not None:
+        if self._long and (long := self._long.get(call_id)) is not None:
             long.following.append(body)
         elif len(body) > MAX_WHOLE_BYTES:
             self._long[call_id] = _Long(body, is_call=False)
@@ -125,17 +125,21 @@ class Outbox:
         assert len(started) <= 1 or sum(len(long.body) for long in started) <= MAX_UNFINISHED_BYTES
 
     def _take_all(self) -> bytes:
-        frames = self._control
+        frames: list[bytes] = self._control
         self._control = []
-        for queued in (*self._calls.values(), *self._others.values()):
-            if isinstance(queued, list):
-                frames += queued
-            else:
-                frames.append(queued)
-        frames.append(self._goodbye)
-        self._calls.clear()
-        self._others.clear()
-        self._goodbye = b""
+        if self._calls:
+            frames += self._calls.values()  # type: ignore[arg-type] - one frame each
+            self._calls.clear()
+        if self._others:
+            for queued in self._others.values():
+                if type(queued) is bytes:
+                    frames.append(queued)
+                else:
+                    frames += queued  # type: ignore[arg-type]
+            self._others.clear()
+        if self._goodbye:
+            frames.append(self._goodbye)
+            self._goodbye = b""
         self.queued_bytes = 0
         return b"".join(frames)
 

@@ -232,7 +232,7 @@ class Session:
         self._reader = FrameReader(
             max_control_frame_bytes=config.max_control_frame_bytes, max_task_frame_bytes=config.max_task_frame_bytes
         )
-        self._outbox = Outbox()
+        self.outbox = Outbox()  # its `queued_bytes` say how much waits to be written
         self._events: list[Event] = []
         self._last_received = now
         self._pinged_at: float | None = None
@@ -276,9 +276,9 @@ class Session:
         body = encode_call(call_id, endpoint, args, kwargs, travelling)
         self._check_sendable(kind, body, values)
         if kind is FrameKind.CONTROL:
-            self._outbox.put_control(body)
+            self.outbox.put_control(body)
         else:
-            self._outbox.put_call(call_id, body)
+            self.outbox.put_call(call_id, body)
         self._next_id += 2
         self._ours[call_id] = None
         if has_items or uploads:
@@ -322,7 +322,7 @@ class Session:
         window_bytes = reader.window_bytes
         if given := reader.credit_to_give(self._config.max_unread_bytes - self._window_bytes):
             self._window_bytes += reader.window_bytes - window_bytes
-            self._outbox.put_control(encode_message(Credit(reader.call_id, given, reader.part)))
+            self.outbox.put_control(encode_message(Credit(reader.call_id, given, reader.part)))
         return item
 
     def drop_items(self, reader: StreamReader) -> None:
@@ -352,13 +352,13 @@ class Session:
             raise FrameTooLarge(limit_bytes=MAX_ITEM_BYTES, actual_bytes=len(body))
         check_readable((value,), body)
         writer.credit_bytes -= cost_of(len(body))
-        self._outbox.put_task(call_id, body)
+        self.outbox.put_task(call_id, body)
 
     def end_items(self, call_id: int, part: int = 0) -> None:
         """That was the last item. It ends their call, where it is the result that ends."""
         if call_id in self._streams:
             self._streams[call_id].writers[part].is_ended = True
-            self._outbox.put_task(call_id, encode_message(End(call_id, part)))
+            self.outbox.put_task(call_id, encode_message(End(call_id, part)))
             if call_id in self._running:
                 self._end_theirs(call_id)
 
@@ -371,7 +371,7 @@ class Session:
         for call_id in list(self._running):
             self._events.append(CallWithdrawn(call_id))
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": True})
-        self._outbox.put_goodbye(encode_message(Goodbye(code, text)))
+        self.outbox.put_goodbye(encode_message(Goodbye(code, text)))
         self._close("we closed the session")
 
     def connection_lost(self) -> None:
@@ -417,7 +417,7 @@ class Session:
         """Ask whether the peer is there; it has `ping_timeout_s` to say anything at all."""
         if not self.is_closing and self._pinged_at is None:
             self._pinged_at = now
-            self._outbox.put_control(encode_message(Ping()))
+            self.outbox.put_control(encode_message(Ping()))
 
     def next_deadline(self) -> float | None:
         """When to call `poll` next; None once the session is closing.
@@ -437,30 +437,24 @@ class Session:
 
     def data_to_send(self) -> bytes:
         """All frames there are to seal and write, control frames first; empty when there are none."""
-        if not self._outbox:
-            return b""
-        return b"".join(iter(self._outbox.take, b""))
+        data = self.outbox.take()
+        return data if not self.outbox else data + b"".join(iter(self.outbox.take, b""))
 
     def block_to_send(self) -> bytes:
         """The frames to write next: control frames, and some 64 KiB of others."""
-        return self._outbox.take()
+        return self.outbox.take()
 
     def control_to_send(self) -> bytes:
         """The control frames alone, for a peer that reads slowly."""
-        return self._outbox.take_control()
+        return self.outbox.take_control()
 
     def has_data_to_send(self) -> bool:
         """Whether anything waits to be written."""
-        return bool(self._outbox)
+        return bool(self.outbox)
 
     def has_control_to_send(self) -> bool:
         """Whether something waits that is not held up by a peer that reads slowly."""
-        return self._outbox.has_control()
-
-    @property
-    def queued_bytes(self) -> int:
-        """Of task messages that have not been taken to be written."""
-        return self._outbox.queued_bytes
+        return self.outbox.has_control()
 
     @property
     def held_bytes(self) -> int:
@@ -495,7 +489,7 @@ class Session:
         readers = [reader for streams in self._streams.values() for reader in streams.readers]
         assert self._window_bytes == sum(reader.window_bytes for reader in readers)
         assert self.unread_bytes >= sum(reader.unread_bytes for reader in readers)
-        for checked in (*readers, self._parts, self._outbox):
+        for checked in (*readers, self._parts, self.outbox):
             checked.check_invariants()
 
     def _silence_at(self) -> float:
@@ -510,14 +504,14 @@ class Session:
         match message:
             case Call():
                 self._on_call(message, kind, now)
-            case Item(id, value, part):
-                self._on_item(id, value, part)
             case Result(id, value):
                 if self._take_end(id):
                     self._events.append(CallAnswered(id, value))
             case Fail(id):
                 if self._take_end(id):
                     self._events.append(_failed(message))
+            case Item(id, value, part):
+                self._on_item(id, value, part)
             case Cancel(id):
                 self._on_cancel(id)
             case End(id, part):
@@ -528,7 +522,7 @@ class Session:
                     if writer.on_credit(size_bytes):
                         self._events.append(CreditArrived(id, part))
             case Ping():
-                self._outbox.put_control(encode_message(Pong()))
+                self.outbox.put_control(encode_message(Pong()))
             case Pong():
                 pass  # that anything arrived was noted already
             case Goodbye(code, text):
@@ -556,17 +550,19 @@ class Session:
         if self.is_draining:
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False}, kind=kind)
             return
-        uploads = _uploads_of(call)
-        has_items = call.options.get("stream") is True
+        options = call.options
+        uploads = _uploads_of(call) if "uploads" in options else _NO_UPLOADS
+        has_items = "stream" in options and options["stream"] is True
         if uploads is None or (is_control and (uploads or has_items)):
             text = f"a call has at most {MAX_UPLOADS} uploads, named by text or position, and one of the overlay none"
             self._refuse(call_id, Code.BAD_REQUEST, text, kind=kind)
             return
         place = Place.OVERLAY if is_control else _place_of(call.endpoint)
-        size_bytes = self._arrived_bytes + len(uploads) * FIRST_CREDIT_BYTES
         if self._has_room(place):
             self._run(CallArrived(call, deadline), place)
-        elif place is Place.TASK and self._may_wait(size_bytes):
+        elif place is Place.TASK and self._may_wait(
+            size_bytes := self._arrived_bytes + len(uploads) * FIRST_CREDIT_BYTES
+        ):
             self._waiting[call_id] = CallArrived(call, deadline)
             self._waiting_sizes[call_id] = size_bytes
             self._waiting_bytes += size_bytes
@@ -584,7 +580,7 @@ class Session:
         if call_id in self._running:
             self._events.append(CallWithdrawn(call_id))
         self._end_theirs(call_id)
-        self._outbox.take_back(call_id)  # an answer that is still here is for nobody
+        self.outbox.take_back(call_id)  # an answer that is still here is for nobody
 
     def _on_part(self, body: bytes, now: float) -> None:
         part = decode_part(body)
@@ -687,7 +683,7 @@ class Session:
             return
         self.is_closing = True
         for call_id in list(self._ours):
-            never_left = self._outbox.take_back(call_id) is Taken.WHOLE
+            never_left = self.outbox.take_back(call_id) is Taken.WHOLE
             self._end_ours(call_id)
             started = may_have_started and not never_left
             self._events.append(CallFailed(call_id, Code.UNAVAILABLE, why, {}, started))
@@ -704,8 +700,8 @@ class Session:
 
     def _withdraw_from_peer(self, call_id: int) -> None:
         # A call that has not left needs no cancel: a cancel must never overtake its call.
-        if self._outbox.take_back(call_id) is Taken.REST and not self.is_closing:
-            self._outbox.put_control(encode_message(Cancel(call_id)))
+        if self.outbox.take_back(call_id) is Taken.REST and not self.is_closing:
+            self.outbox.put_control(encode_message(Cancel(call_id)))
 
     def _refuse(
         self,
@@ -797,9 +793,9 @@ class Session:
         """Let the end of a call of theirs leave; `values` are those of the user's in it."""
         self._check_sendable(kind, body, values)
         if kind is FrameKind.CONTROL:
-            self._outbox.put_control(body)
+            self.outbox.put_control(body)
         else:
-            self._outbox.put_task(call_id, body)
+            self.outbox.put_task(call_id, body)
 
     def _check_sendable(self, kind: FrameKind, body: bytes, values: Sequence[Any]) -> None:
         if kind is FrameKind.CONTROL:
@@ -828,9 +824,7 @@ def _place_of(endpoint: str) -> Place:
 
 def _uploads_of(call: Call) -> list[str | int] | None:
     """The arguments that arrive as items; None for what is no such list."""
-    uploads = call.options.get("uploads", _NO_UPLOADS)
-    if uploads is _NO_UPLOADS:
-        return _NO_UPLOADS
+    uploads = call.options["uploads"]
     if type(uploads) is not list or len(uploads) > MAX_UPLOADS or len(set(map(repr, uploads))) != len(uploads):
         return None
     is_each_an_argument = all(

@@ -441,7 +441,7 @@ class SessionConnection:
 
     def _holds_too_much(self) -> bool:
         assert self._stream is not None and self._session is not None
-        unsent_bytes = self._stream.unsent_bytes() + self._session.queued_bytes
+        unsent_bytes = self._stream.unsent_bytes() + self._session.outbox.queued_bytes
         config = self._config
         if unsent_bytes > config.max_unsent_bytes or self._session.unread_bytes > config.max_unread_bytes:
             return True
@@ -454,7 +454,7 @@ class SessionConnection:
     def _note_held(self) -> None:
         if self._session is None or self._stream is None:
             return
-        held_bytes = self._session.held_bytes + self._session.queued_bytes + self._stream.unsent_bytes()
+        held_bytes = self._session.held_bytes + self._session.outbox.queued_bytes + self._stream.unsent_bytes()
         if self._is_counted or held_bytes > byte_budget.FREE_BYTES:
             self._is_counted = held_bytes > byte_budget.FREE_BYTES
             byte_budget.PROCESS.note(self, held_bytes)
@@ -526,7 +526,7 @@ class SessionConnection:
     def _pump_when_due(self) -> None:
         """At the end of this turn of the loop; at once when much is queued, for whoever is next has to see how much."""
         assert self._session is not None and self._outflow is not None
-        if self._session.queued_bytes > MUCH_BYTES and not self._outflow.is_full:
+        if self._session.outbox.queued_bytes > MUCH_BYTES and not self._outflow.is_full:
             self._pump()
         else:
             self._pump_soon()

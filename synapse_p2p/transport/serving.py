@@ -116,14 +116,18 @@ class ServedCalls:
         task = self._tasks.pop(call_id, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
-        for place in [place for place in self._readers if place[0] == call_id]:
-            self.on_items(*place)  # whoever reads for the handler finds the end
+        self._wake_readers(call_id)
 
     def on_items(self, call_id: int, part: int) -> None:
         """There is something to read of this upload."""
         waiting = self._readers.get((call_id, part))
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
+
+    def _wake_readers(self, call_id: int) -> None:
+        """Whoever still reads an upload for a handler finds that the call is over."""
+        for place in [place for place in self._readers if place[0] == call_id]:
+            self.on_items(*place)
 
     def _context_of(self, call: Call, deadline: float | None) -> CallContext:
         traceparent = call.options.get("traceparent")
@@ -163,6 +167,8 @@ class ServedCalls:
             self._answer(call, value)
         finally:
             self._tasks.pop(call.id, None)  # its own entry, or none: no id is used twice
+            if self._readers:
+                self._wake_readers(call.id)
         if not self._session.is_closing:
             self._on_answered(had_to_wait)
 

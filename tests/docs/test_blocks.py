@@ -44,6 +44,8 @@ RUN_BY = {
     ("docs/how-to/persistence.md", "# twice.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/access.md", "# doors.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/access.md", "# busy.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/streaming.md", "# tail.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/streaming.md", "# upload.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/values.md", "# values.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
 }
 """The test beside this file that runs a block; it names the program."""

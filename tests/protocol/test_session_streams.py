@@ -804,7 +804,7 @@ def test_a_long_answer_for_which_nobody_waits_any_more_stays_where_it_is():
     dialer.cancel(call_id)
     listener.receive_data(dialer.data_to_send(), 0.0)
 
-    assert listener.queued_bytes == 0
+    assert listener.outbox.queued_bytes == 0
     assert dialer.held_bytes == 0
 
 
