@@ -421,6 +421,11 @@ class Session:
             self._pinged_at = now
             self.outbox.put_control(encode_message(Ping()))
 
+    def excuse_silence(self, now: float) -> None:
+        """Whoever feeds this session has not read on: that nothing came says nothing of the peer."""
+        self._last_received = now
+        self._pinged_at = None
+
     def next_deadline(self) -> float | None:
         """When to call `poll` next; None once the session is closing.
 

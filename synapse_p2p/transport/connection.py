@@ -586,6 +586,8 @@ class SessionConnection:
 
     def _on_time(self) -> None:
         assert self._session is not None
+        if self._is_reading_paused:
+            self._session.excuse_silence(self._runtime.now())
         self._session.poll(self._runtime.now())
         self._pump()
         self._watch_the_time()
