@@ -944,7 +944,7 @@ def test_a_peer_that_is_not_read_is_not_silent():
 
         async def rows() -> AsyncIterator[bytes]:
             for _ in range(3):
-                yield bytes(30_000)  # all of them too few for the stall of a writer
+                yield bytes(25_000)  # all of them too few for the stall of a writer
 
         async with session(MemoryTransport(), listener=Handlers(lazy=lazy), listener_config=config) as (ours, theirs):
             uploads = [ours.call_uploading("lazy", [None], {}, uploads={0: rows()}, timeout_s=None) for _ in range(3)]
