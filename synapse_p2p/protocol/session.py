@@ -22,13 +22,13 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from enum import IntEnum, StrEnum
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import FrameTooLarge, ProtocolViolation
 from synapse_p2p.protocol.outbox import Outbox, Taken
 from synapse_p2p.protocol.parts import PartJoiner
-from synapse_p2p.protocol.streams import FIRST_CREDIT_BYTES, MAX_ITEM_BYTES, StreamReader, StreamWriter, cost_of
+from synapse_p2p.protocol.streams import FIRST_CREDIT_BYTES, MAX_ITEM_BYTES, StreamReader, StreamTable
 from synapse_p2p.protocol.wire import (
     MAX_UPLOADS,
     Call,
@@ -161,7 +161,7 @@ class ItemsArrived:
 
 @quick_value
 class CreditArrived:
-    """Whoever was refused by `may_send` may send again."""
+    """Whoever was refused by `may_send_item` may send again."""
 
     id: int
     part: int
@@ -194,14 +194,6 @@ Event: TypeAlias = (
 )
 
 
-@quick_value
-class CallStreams:
-    """The streams of one call that has any, at this end of it."""
-
-    readers: list[StreamReader]
-    writers: list[StreamWriter]
-
-
 class Session:
     """The state of one session. Feed it, then take `events()` and `data_to_send()`; ask `next_deadline()`, then `poll`.
 
@@ -225,9 +217,7 @@ class Session:
         self._waiting_sizes: dict[int, int] = {}  # bytes of their messages
         self._waiting_bytes = 0
         self._arrived_bytes = 0  # of the message that is looked at
-        self._streams: dict[int, CallStreams] = {}  # of open calls that have any
-        self.unread_bytes = 0  # of items that nobody has taken yet
-        self._window_bytes = 0  # of all streams that we read
+        self.streams = StreamTable(max_window_bytes=config.max_unread_bytes)
         self._deadlines: list[tuple[float, int]] = []
         self._max_deadlines = MIN_KEPT_DEADLINES
         self._parts = PartJoiner(config.max_task_frame_bytes)
@@ -284,7 +274,7 @@ class Session:
         self._next_id += 2
         self._ours[call_id] = None
         if has_items or uploads:
-            self._open_streams(call_id, readers=int(has_items), writers=len(uploads))
+            self.streams.open(call_id, readers=int(has_items), writers=len(uploads))
         if deadline is not None:
             self._watch(deadline, call_id)
         return call_id
@@ -307,59 +297,35 @@ class Session:
         if call_id in self._running:
             self._refuse(call_id, code, message, details)
 
-    def reader_of(self, call_id: int, part: int = 0) -> StreamReader:
-        """Where the items of an open call arrive: those of our call's result, or of an upload of theirs."""
-        return self._streams[call_id].readers[part]
-
-    def uploads_of(self, call_id: int) -> int:
-        """How many uploads their call has."""
-        streams = self._streams.get(call_id)
-        return 0 if streams is None else len(streams.readers)
-
     def take_item(self, reader: StreamReader) -> Any:
         """The next item, of which there has to be one; the peer may be granted more by that."""
-        unread_bytes = reader.unread_bytes
-        item = reader.take()
-        self.unread_bytes += reader.unread_bytes - unread_bytes
-        window_bytes = reader.window_bytes
-        if given := reader.credit_to_give(self._config.max_unread_bytes - self._window_bytes):
-            self._window_bytes += reader.window_bytes - window_bytes
+        item, given = self.streams.take(reader)
+        if given:
             self.outbox.put_control(encode_message(Credit(reader.call_id, given, reader.part)))
         return item
 
-    def drop_items(self, reader: StreamReader) -> None:
-        """Nobody reads this stream any more. What still comes of it is dropped, and no more is granted."""
-        self.unread_bytes -= reader.unread_bytes
-        reader.drop()
-
     def may_send_item(self, call_id: int, part: int = 0) -> bool:
         """Whether there is credit for one more item; if not, CreditArrived says when. Yes for a call that has ended."""
-        if call_id not in self._streams:
-            return True
-        writer = self._streams[call_id].writers[part]
-        writer.is_blocked = not writer.may_send()
-        return not writer.is_blocked
+        return call_id not in self.streams or self.streams.writer(call_id, part).may_send()
 
     def send_item(self, call_id: int, value: Any, part: int = 0) -> None:
         """Send the next item of their call's result, or of an upload of ours. After the call has ended nothing happens.
 
         Raises as `call` does, for an item that cannot travel or is above 1 MiB; nothing is sent then.
         """
-        if call_id not in self._streams:
+        if call_id not in self.streams:
             return
-        writer = self._streams[call_id].writers[part]
-        assert writer.may_send() and not writer.is_ended, "an item needs credit"
         body = encode_item(call_id, value, part)
         if len(body) > MAX_ITEM_BYTES:
             raise FrameTooLarge(limit_bytes=MAX_ITEM_BYTES, actual_bytes=len(body))
         check_readable((value,), body)
-        writer.credit_bytes -= cost_of(len(body))
+        self.streams.writer(call_id, part).spend(len(body))
         self.outbox.put_task(call_id, body)
 
     def end_items(self, call_id: int, part: int = 0) -> None:
         """That was the last item. It ends their call, where it is the result that ends."""
-        if call_id in self._streams:
-            self._streams[call_id].writers[part].is_ended = True
+        if call_id in self.streams:
+            self.streams.writer(call_id, part).is_ended = True
             self.outbox.put_task(call_id, encode_message(End(call_id, part)))
             if call_id in self._running:
                 self._end_theirs(call_id)
@@ -466,7 +432,7 @@ class Session:
     @property
     def held_bytes(self) -> int:
         """Of what has arrived: items that nobody has taken, calls that wait, and messages that are not whole."""
-        return self.unread_bytes + self._waiting_bytes + self._parts.held_bytes
+        return self.streams.unread_bytes + self._waiting_bytes + self._parts.held_bytes
 
     @property
     def calls_in_flight(self) -> int:
@@ -492,11 +458,8 @@ class Session:
         assert all(call_id % 2 != self._next_id % 2 for call_id in (*self._running, *self._waiting))
         assert not (self.is_closing and (self._ours or self._running or self._waiting))
         assert not any(arrived.call.endpoint.startswith(CONTROL_PREFIX) for arrived in self._waiting.values())
-        assert all(self._is_open(call_id) for call_id in self._streams)
-        readers = [reader for streams in self._streams.values() for reader in streams.readers]
-        assert self._window_bytes == sum(reader.window_bytes for reader in readers)
-        assert self.unread_bytes >= sum(reader.unread_bytes for reader in readers)
-        for checked in (*readers, self._parts, self.outbox):
+        assert all(self._is_open(call_id) for call_id in self.streams)
+        for checked in (self.streams, self._parts, self.outbox):
             checked.check_invariants()
 
     def _silence_at(self) -> float:
@@ -524,10 +487,8 @@ class Session:
             case End(id, part):
                 self._on_end(id, part)
             case Credit(id, size_bytes, part):
-                if (streams := self._streams_of(id)) is not None:
-                    writer = _numbered(streams.writers, part, id)
-                    if writer.on_credit(size_bytes):
-                        self._events.append(CreditArrived(id, part))
+                if self._has_streams(id) and self.streams.on_credit(id, part, size_bytes):
+                    self._events.append(CreditArrived(id, part))
             case Ping():
                 self.outbox.put_control(encode_message(Pong()))
             case Pong():
@@ -579,7 +540,7 @@ class Session:
             )
             return
         if uploads or has_items:
-            self._open_streams(call_id, readers=len(uploads), writers=int(has_items))
+            self.streams.open(call_id, readers=len(uploads), writers=int(has_items))
 
     def _on_cancel(self, call_id: int) -> None:
         if self._is_own(call_id) or call_id > max(self._last_peer_ids.values()):
@@ -616,38 +577,27 @@ class Session:
         return False
 
     def _on_item(self, call_id: int, value: Any, part: int) -> None:
-        if (streams := self._streams_of(call_id)) is None:
-            return
-        reader = _numbered(streams.readers, part, call_id)
-        if not reader.is_open:
-            return  # nobody reads it any more
-        unread_bytes, was_empty = reader.unread_bytes, not reader
-        reader.on_item(value, self._arrived_bytes)
-        self.unread_bytes += reader.unread_bytes - unread_bytes
-        if was_empty:
+        if self._has_streams(call_id) and self.streams.on_item(call_id, part, value, self._arrived_bytes):
             self._events.append(ItemsArrived(call_id, part))
 
     def _on_end(self, call_id: int, part: int) -> None:
-        if (streams := self._streams_of(call_id)) is None:
+        if not self._has_streams(call_id):
             return
-        reader = _numbered(streams.readers, part, call_id)
-        if reader.is_ended:
-            raise ProtocolViolation(f"a second end of a stream of call {call_id}")
-        reader.is_ended = True
+        has_unread = self.streams.on_end(call_id, part)
         if self._is_own(call_id):
             self._end_ours(call_id)
             self._events.append(StreamEnded(call_id))
-        elif not reader:
+        elif not has_unread:
             self._events.append(ItemsArrived(call_id, part))
 
-    def _streams_of(self, call_id: int) -> CallStreams | None:
-        """The streams of a call that a message speaks of; None where the call is over. Raises for one without any."""
-        streams = self._streams.get(call_id)
-        if streams is None:
-            if self._is_open(call_id):
-                raise ProtocolViolation(f"call {call_id} has no such stream")
-            self._check_late(call_id)
-        return streams
+    def _has_streams(self, call_id: int) -> bool:
+        """Whether a call that a message speaks of has streams; not where it is over. Raises for one without any."""
+        if call_id in self.streams:
+            return True
+        if self._is_open(call_id):
+            raise ProtocolViolation(f"call {call_id} has no such stream")
+        self._check_late(call_id)
+        return False
 
     def _check_late(self, call_id: int) -> None:
         """Raise for an id that was never in use."""
@@ -695,8 +645,8 @@ class Session:
             started = may_have_started and not never_left
             self._events.append(CallFailed(call_id, Code.UNAVAILABLE, why, {}, started))
         self._events.extend(CallWithdrawn(call_id) for call_id in self._running)
-        for call_id in list(self._streams):
-            self._drop_streams(call_id)
+        for call_id in list(self.streams):
+            self.streams.drop_call(call_id)
         self._parts.clear()
         self._running.clear()
         self._running_count = dict.fromkeys(self._running_count, 0)
@@ -735,31 +685,12 @@ class Session:
         has_place = self.may_let_wait and len(self._waiting) < self._config.max_calls_queued
         return has_place and self._waiting_bytes + size_bytes <= self._config.max_waiting_bytes
 
-    def _open_streams(self, call_id: int, *, readers: int, writers: int) -> None:
-        streams = CallStreams([StreamReader(call_id, part) for part in range(readers)], [])
-        streams.writers.extend(StreamWriter() for _ in range(writers))
-        self._streams[call_id] = streams
-        self._window_bytes += sum(reader.window_bytes for reader in streams.readers)
-
     def _end_ours(self, call_id: int) -> None:
-        """Our call is over. What has arrived of its result can still be read."""
         del self._ours[call_id]
+        if self.streams:
+            self.streams.close_call(call_id)
         if self._parts.held_bytes:
             self._parts.drop(call_id)
-        for reader in self._close_streams(call_id):
-            reader.is_open = False
-
-    def _drop_streams(self, call_id: int) -> None:
-        """Their call is over: nobody reads its uploads any more."""
-        for reader in self._close_streams(call_id):
-            self.drop_items(reader)
-
-    def _close_streams(self, call_id: int) -> list[StreamReader]:
-        if call_id not in self._streams:
-            return []
-        readers = self._streams.pop(call_id).readers
-        self._window_bytes -= sum(reader.window_bytes for reader in readers)
-        return readers
 
     def _leave_queue(self, call_id: int) -> None:
         if self._waiting.pop(call_id, None) is not None:
@@ -778,8 +709,8 @@ class Session:
             self._running_count[place] -= 1
         else:
             self._leave_queue(call_id)
-        if self._streams:
-            self._drop_streams(call_id)
+        if self.streams:
+            self.streams.drop_call(call_id)
         if self._parts.held_bytes:
             self._parts.drop(call_id)
         while self._waiting and self._has_room(Place.TASK) and not self.is_closing:
@@ -842,15 +773,6 @@ def _uploads_of(call: Call) -> list[str | int] | None:
 
 
 _NO_UPLOADS: list[str | int] = []
-
-
-StreamEndT = TypeVar("StreamEndT")
-
-
-def _numbered(ends: list[StreamEndT], part: int, call_id: int) -> StreamEndT:
-    if part >= len(ends):
-        raise ProtocolViolation(f"call {call_id} has no such stream")
-    return ends[part]
 
 
 def _failed(message: Fail) -> CallFailed:

@@ -1,4 +1,4 @@
-"""The two ends of one stream of items within a call: what has arrived and was not taken, and what may still be sent.
+"""The streams of items within calls: at each end, what has arrived and was not taken, and what may still be sent.
 
 Pure. The reader gives credit, in bytes of items, as its user takes them, and the writer sends while it has any: so a
 slow reader slows the writer, and holds a bounded number of bytes. A reader that had taken all there was since it last
@@ -8,7 +8,8 @@ gave credit is faster than the writer, or than the way between: its window doubl
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 from synapse_p2p.config import KIB, MIB
 from synapse_p2p.exceptions import ProtocolViolation
@@ -115,23 +116,138 @@ class StreamReader:
 class StreamWriter:
     """The end that sends items."""
 
-    __slots__ = ("credit_bytes", "is_blocked", "is_ended")
+    __slots__ = ("_credit_bytes", "_is_blocked", "is_ended")
 
     def __init__(self) -> None:
-        self.credit_bytes = FIRST_CREDIT_BYTES
         self.is_ended = False
-        self.is_blocked = False  # somebody waits for credit
+        self._credit_bytes = FIRST_CREDIT_BYTES
+        self._is_blocked = False  # somebody waits for credit
 
     def may_send(self) -> bool:
-        """Whether one more item may be sent, whatever its size."""
-        return self.credit_bytes > 0
+        """Whether one more item may be sent, whatever its size; if not, `on_credit` says when."""
+        self._is_blocked = self._credit_bytes <= 0
+        return not self._is_blocked
+
+    def spend(self, size_bytes: int) -> None:
+        """An ITEM message of so many bytes is sent."""
+        assert self._credit_bytes > 0 and not self.is_ended, "an item needs credit"
+        self._credit_bytes -= cost_of(size_bytes)
 
     def on_credit(self, size_bytes: int) -> bool:
         """The reader grants more; whether that lets one who waits go on. Raises ProtocolViolation for too much."""
-        if self.credit_bytes + size_bytes > MAX_CREDIT_BYTES:
-            raise ProtocolViolation(f"credit for {self.credit_bytes + size_bytes} bytes of items")
-        self.credit_bytes += size_bytes
-        is_freed = self.is_blocked and self.credit_bytes > 0
+        if self._credit_bytes + size_bytes > MAX_CREDIT_BYTES:
+            raise ProtocolViolation(f"credit for {self._credit_bytes + size_bytes} bytes of items")
+        self._credit_bytes += size_bytes
+        is_freed = self._is_blocked and self._credit_bytes > 0
         if is_freed:
-            self.is_blocked = False
+            self._is_blocked = False
         return is_freed
+
+
+class StreamTable:
+    """The streams of a session's open calls, by call and number. Read as a collection it is the ids of these calls.
+
+    Invariants: `unread_bytes` are those that all readers hold, also those whose calls are over; the windows of open
+    readers grow to `max_window_bytes` together.
+    """
+
+    def __init__(self, *, max_window_bytes: int) -> None:
+        self.unread_bytes = 0
+        self._max_window_bytes = max_window_bytes
+        self._window_bytes = 0
+        self._readers: dict[int, list[StreamReader]] = {}
+        self._writers: dict[int, list[StreamWriter]] = {}
+
+    def __contains__(self, call_id: int) -> bool:
+        return call_id in self._readers
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def open(self, call_id: int, *, readers: int, writers: int) -> None:
+        """Begin so many streams each way."""
+        self._readers[call_id] = [StreamReader(call_id, part) for part in range(readers)]
+        self._writers[call_id] = [StreamWriter() for _ in range(writers)]
+        self._window_bytes += readers * FIRST_CREDIT_BYTES
+
+    def readers(self, call_id: int) -> list[StreamReader]:
+        """Where items of a call arrive: those of our result, or of their uploads; none once it is over."""
+        return self._readers.get(call_id, [])
+
+    def writer(self, call_id: int, part: int = 0) -> StreamWriter:
+        """Where items of an open call leave."""
+        return self._writers[call_id][part]
+
+    def on_item(self, call_id: int, part: int, value: Any, size_bytes: int) -> bool:
+        """An item of an open call arrived; whether there was none before it. Raises ProtocolViolation."""
+        reader = _numbered(self._readers[call_id], part, call_id)
+        if not reader.is_open:
+            return False  # nobody reads it any more
+        was_empty, unread_bytes = not reader, reader.unread_bytes
+        reader.on_item(value, size_bytes)
+        self.unread_bytes += reader.unread_bytes - unread_bytes
+        return was_empty
+
+    def on_end(self, call_id: int, part: int) -> bool:
+        """A stream of an open call has ended; whether some of it is unread. Raises ProtocolViolation."""
+        reader = _numbered(self._readers[call_id], part, call_id)
+        if reader.is_ended:
+            raise ProtocolViolation(f"a second end of a stream of call {call_id}")
+        reader.is_ended = True
+        return bool(reader)
+
+    def on_credit(self, call_id: int, part: int, size_bytes: int) -> bool:
+        """As StreamWriter has it, for an open call."""
+        return _numbered(self._writers[call_id], part, call_id).on_credit(size_bytes)
+
+    def take(self, reader: StreamReader) -> tuple[Any, int]:
+        """The next item, of which there has to be one, and the bytes that are to be granted."""
+        unread_bytes, window_bytes = reader.unread_bytes, reader.window_bytes
+        item = reader.take()
+        self.unread_bytes += reader.unread_bytes - unread_bytes
+        given = reader.credit_to_give(self._max_window_bytes - self._window_bytes)
+        self._window_bytes += reader.window_bytes - window_bytes
+        return item, given
+
+    def drop(self, reader: StreamReader) -> None:
+        """Nobody reads this stream any more. What still comes of it is dropped, and no more is granted."""
+        self.unread_bytes -= reader.unread_bytes
+        reader.drop()
+
+    def close_call(self, call_id: int) -> None:
+        """A call is over; what has arrived can still be read."""
+        for reader in self._forget(call_id):
+            reader.is_open = False
+
+    def drop_call(self, call_id: int) -> None:
+        """A call is over, and with it whoever read its streams."""
+        for reader in self._forget(call_id):
+            self.drop(reader)
+
+    def check_invariants(self) -> None:
+        """Assert what must always hold; for tests."""
+        assert self._readers.keys() == self._writers.keys()
+        readers = [reader for readers in self._readers.values() for reader in readers]
+        assert self._window_bytes == sum(reader.window_bytes for reader in readers)
+        assert self._window_bytes <= max(self._max_window_bytes, len(readers) * FIRST_CREDIT_BYTES)
+        assert self.unread_bytes >= sum(reader.unread_bytes for reader in readers)
+        for reader in readers:
+            reader.check_invariants()
+
+    def _forget(self, call_id: int) -> list[StreamReader]:
+        self._writers.pop(call_id, None)
+        readers = self._readers.pop(call_id, [])
+        self._window_bytes -= sum(reader.window_bytes for reader in readers)
+        return readers
+
+
+EndT = TypeVar("EndT", StreamReader, StreamWriter)
+
+
+def _numbered(ends: list[EndT], part: int, call_id: int) -> EndT:
+    if part >= len(ends):
+        raise ProtocolViolation(f"call {call_id} has no such stream")
+    return ends[part]

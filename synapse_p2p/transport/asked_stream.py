@@ -82,7 +82,7 @@ class AskedStream:
         """Nobody reads any more: the peer stops, unless it has ended by itself."""
         if not self._is_closed:
             self._is_closed = True
-            self._session.drop_items(self._reader)
+            self._session.streams.drop(self._reader)
             if not self._is_ended:
                 self._is_ended = True
                 self._withdraw(self._reader.call_id)

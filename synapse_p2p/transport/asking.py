@@ -148,7 +148,7 @@ class AskedCalls:
         call_id = self._begin(endpoint, args, kwargs, options=options, has_items=True, uploads=uploads)
         stream = self._waiting[call_id] = AskedStream(
             self._session,
-            self._session.reader_of(call_id),
+            self._session.streams.readers(call_id)[0],
             endpoint=endpoint,
             address=self._address,
             on_taken=self._on_taken,

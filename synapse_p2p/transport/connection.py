@@ -443,7 +443,7 @@ class SessionConnection:
         assert self._stream is not None and self._session is not None
         unsent_bytes = self._stream.unsent_bytes() + self._session.outbox.queued_bytes
         config = self._config
-        if unsent_bytes > config.max_unsent_bytes or self._session.unread_bytes > config.max_unread_bytes:
+        if unsent_bytes > config.max_unsent_bytes or self._session.streams.unread_bytes > config.max_unread_bytes:
             return True
         return self._is_counted and byte_budget.PROCESS.has_to_wait(self, self._read_on_soon)
 

@@ -143,8 +143,8 @@ class ServedCalls:
     async def _run(self, call: Call, context: CallContext) -> None:
         had_to_wait = False
         try:
-            for part in range(self._session.uploads_of(call.id) if call.options else 0):
-                self._put_upload(call, part)
+            for reader in self._session.streams.readers(call.id) if call.options else ():
+                self._put_upload(call, reader)
             value = await self._server.serve_session_call(call, context)
             if type(value) is Items:
                 await self._send_items(call, value)
@@ -192,9 +192,9 @@ class ServedCalls:
                     raise RemoteError(refusal.code, refusal.message, details=refusal.details) from error
         self._sender.end(call.id)
 
-    def _put_upload(self, call: Call, part: int) -> None:
-        place = call.options["uploads"][part]
-        upload = Upload(functools.partial(self._next_item, self._session.reader_of(call.id, part)))
+    def _put_upload(self, call: Call, reader: StreamReader) -> None:
+        place = call.options["uploads"][reader.part]
+        upload = Upload(functools.partial(self._next_item, reader))
         if isinstance(place, int):
             call.args[place] = upload
         else:

@@ -250,7 +250,7 @@ def test_golden_stream_is_said_and_read() -> None:
     listener.end_items(call_id)
     assert listener.data_to_send() == answered
 
-    reader = dialer.reader_of(call_id)
+    reader = dialer.streams.readers(call_id)[0]
     dialer.receive_data(answered, 0.0)
     assert [dialer.take_item(reader) for _ in golden["items"]] == golden["items"]
     assert dialer.events()[-1] == StreamEnded(call_id)
@@ -270,7 +270,7 @@ def test_golden_uploads_are_said_and_read() -> None:
     assert dialer.data_to_send() == said
 
     listener.receive_data(said, 0.0)
-    readers = [listener.reader_of(call_id, part) for part in range(listener.uploads_of(call_id))]
+    readers = [listener.streams.readers(call_id)[part] for part in range(len(listener.streams.readers(call_id)))]
     assert [[listener.take_item(reader)] for reader in readers] == golden["items"]
     assert all(reader.is_ended for reader in readers)
 

@@ -142,7 +142,7 @@ class StreamsOfTwo(RuleBasedStateMachine):
         flows = [Flow(side, call_id, part) for part in range(uploads)]
         result = Flow(1 - side, call_id, 0) if has_items else None
         if result is not None:
-            result.reader = self.sessions[side].reader_of(call_id)
+            result.reader = self.sessions[side].streams.readers(call_id)[0]
         self.calls[call_id] = OpenCall(side, has_items, flows, result)
 
     @rule(pick=st.integers(0, 99), size=st.sampled_from([1, 100, 30_000, 70_000, 200_000]), count=st.integers(1, 5))
@@ -190,7 +190,7 @@ class StreamsOfTwo(RuleBasedStateMachine):
             call = self.calls[call_id]
             session = self.sessions[call.caller]
             if call.result is not None and call.result.reader is not None:
-                session.drop_items(call.result.reader)
+                session.streams.drop(call.result.reader)
                 call.result.reader = None
             if not call.caller_ends:
                 call.is_given_up = True
@@ -238,9 +238,11 @@ class StreamsOfTwo(RuleBasedStateMachine):
                 assert known.caller != side
                 assert not known.is_running and not known.server_ends
                 known.is_running = True
-                if self.sessions[side].uploads_of(call.id):  # else it has ended since, and the event of that follows
+                if self.sessions[side].streams.readers(
+                    call.id
+                ):  # else it has ended since, and the event of that follows
                     for flow in known.uploads:
-                        flow.reader = self.sessions[side].reader_of(call.id, flow.part)
+                        flow.reader = self.sessions[side].streams.readers(call.id)[flow.part]
             case CallWithdrawn(id):
                 assert self.calls[id].is_running
                 self.end_at_server(self.calls[id], "withdrawn")
@@ -349,7 +351,7 @@ def served(length: int, *, uploads: int = 0) -> tuple[Session, Session, int]:
 @pytest.mark.parametrize("end", ["end", "fail", "cancel", "lost", "goodbye", "goodbye of the caller"])
 def test_a_stream_ends_once_on_both_sides_wherever_it_ends(end: str, index: int):
     dialer, listener, call_id = served(index)
-    reader = dialer.reader_of(call_id)
+    reader = dialer.streams.readers(call_id)[0]
     match end:
         case "end":
             listener.end_items(call_id)
@@ -389,7 +391,7 @@ def test_an_upload_ends_with_its_call_wherever_it_is(end: str, index: int):
     for number in range(index):
         dialer.send_item(call_id, number)
     pump(dialer, listener)
-    reader = listener.reader_of(call_id)
+    reader = listener.streams.readers(call_id)[0]
     assert take_all(listener, reader) == list(range(index))
     match end:
         case "answer":
@@ -427,7 +429,7 @@ def test_the_items_before_a_failure_come_before_it():
 
 def test_a_reader_that_takes_nothing_is_sent_no_more_than_the_first_credit():
     dialer, listener, call_id = served(0)
-    reader = dialer.reader_of(call_id)
+    reader = dialer.streams.readers(call_id)[0]
     count = 0
     while listener.may_send_item(call_id):
         listener.send_item(call_id, bytes(1000))
@@ -445,7 +447,7 @@ def test_a_reader_that_takes_nothing_is_sent_no_more_than_the_first_credit():
 
 def test_a_reader_that_keeps_up_is_sent_up_to_a_mebibyte():
     dialer, listener, call_id = served(0)
-    reader = dialer.reader_of(call_id)
+    reader = dialer.streams.readers(call_id)[0]
     for _ in range(200):
         while listener.may_send_item(call_id):
             listener.send_item(call_id, bytes(10_000))
@@ -454,14 +456,14 @@ def test_a_reader_that_keeps_up_is_sent_up_to_a_mebibyte():
         pump(dialer, listener)
 
     assert reader.window_bytes == MAX_CREDIT_BYTES
-    assert listener._streams[call_id].writers[0].credit_bytes <= MAX_CREDIT_BYTES
+    assert listener.streams.writer(call_id)._credit_bytes <= MAX_CREDIT_BYTES
 
 
 @given(st.lists(st.integers(100, 15_000), min_size=1, max_size=40))
 @settings(max_examples=20, deadline=None)
 def test_a_slow_reader_never_holds_more_than_the_first_window(sizes: list[int]):
     dialer, listener, call_id = served(0)
-    reader = dialer.reader_of(call_id)
+    reader = dialer.streams.readers(call_id)[0]
     for size in sizes * 3:
         while listener.may_send_item(call_id):
             listener.send_item(call_id, bytes(size))
@@ -473,7 +475,7 @@ def test_a_slow_reader_never_holds_more_than_the_first_window(sizes: list[int]):
 
 def test_an_item_of_a_mebibyte_passes_and_a_longer_one_is_refused_where_it_is_made():
     dialer, listener, call_id = served(0)
-    reader = dialer.reader_of(call_id)
+    reader = dialer.streams.readers(call_id)[0]
 
     listener.send_item(call_id, bytes(MIB))
     pump(dialer, listener)
@@ -497,10 +499,10 @@ def test_the_windows_of_all_streams_together_do_not_grow_past_the_budget():
                 listener.send_item(call_id, bytes(20_000))
         pump(dialer, listener)
         for call_id in ids:
-            take_all(dialer, dialer.reader_of(call_id))
+            take_all(dialer, dialer.streams.readers(call_id)[0])
         pump(dialer, listener)
 
-    assert sum(dialer.reader_of(call_id).window_bytes for call_id in ids) <= 512 * KIB
+    assert sum(dialer.streams.readers(call_id)[0].window_bytes for call_id in ids) <= 512 * KIB
 
 
 def test_uploads_of_calls_that_wait_count_against_the_bytes_that_may_wait():
@@ -548,7 +550,7 @@ def test_ten_thousand_empty_items_are_beyond_the_first_credit():
 
     with pytest.raises(ProtocolViolation, match="no credit"):
         dialer.receive_data(frame * 10_000, 0.0)
-    assert len(dialer.reader_of(call_id)) == 1024
+    assert len(dialer.streams.readers(call_id)[0]) == 1024
 
 
 @pytest.mark.parametrize("grants", [[MAX_CREDIT_BYTES], [10**6] * 2, [2**62]])

@@ -900,7 +900,7 @@ async def test_uploads_that_nobody_takes_stop_the_reading_and_let_it_go_on():
         ]
         await until(lambda: theirs._is_reading_paused)
         assert theirs._session is not None
-        assert theirs._session.unread_bytes < 200_000 + HIGH_WATER_BYTES
+        assert theirs._session.streams.unread_bytes < 200_000 + HIGH_WATER_BYTES
 
         may_read.set()
 
