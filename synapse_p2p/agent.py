@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any, TypeVar, overload
@@ -19,7 +19,7 @@ from synapse_p2p.capability import AgentCapability, Attributes
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import Endpoint, EndpointMetadata, RefusedError
 from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError, RemoteError
-from synapse_p2p.messages import Code, Refusal, RPCRequest
+from synapse_p2p.messages import Code, Items, Refusal, RPCRequest
 from synapse_p2p.protocol.session import NODE_IS_STOPPING
 from synapse_p2p.protocol.wire import Call
 from synapse_p2p.schema import object_schema, schema_of
@@ -150,8 +150,11 @@ class AgentNode(Server):
         if self._swarm is None or call.endpoint.startswith(PACKAGE_PREFIXES):
             return await super().serve_session_call(call, context)
         try:
-            with self._swarm.taking_up(context, is_reentrant=True) as own_context:
-                return await super().serve_session_call(call, own_context)
+            with contextlib.ExitStack() as taken_up:
+                own_context = taken_up.enter_context(self._swarm.taking_up(context, is_reentrant=True))
+                value = await super().serve_session_call(call, own_context)
+                # A stream goes on when this has returned.
+                return Items(_within(taken_up.pop_all(), value.values)) if type(value) is Items else value
         except RefusedError as refused:
             refusal = refused.refusal
             raise RemoteError(refusal.code, refusal.message, details=refusal.details) from refused
@@ -263,6 +266,13 @@ class AgentNode(Server):
         if self._task_endpoint is not None:
             contract |= _contract_of_task(self._task_endpoint)
         return {**contract, "capabilities": [asdict(capability) for capability in self.capabilities]}
+
+
+async def _within(taken_up: contextlib.ExitStack, values: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    with taken_up:
+        async with contextlib.aclosing(values):
+            async for value in values:
+                yield value
 
 
 class _Turns:
