@@ -736,13 +736,12 @@ class Session:
             self.outbox.put_task(call_id, body)
 
     def _check_sendable(self, kind: FrameKind, body: bytes, values: Sequence[Any]) -> None:
-        if kind is _CONTROL:
-            max_bytes = self._config.max_control_frame_bytes
-        else:
-            max_bytes = self._config.max_task_frame_bytes
-            check_readable(values, body)
+        is_control, config = kind is _CONTROL, self._config
+        max_bytes = config.max_control_frame_bytes if is_control else config.max_task_frame_bytes
         if len(body) > max_bytes:
             raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
+        if not is_control:
+            check_readable(values, body)
 
     def _kind_of(self, call_id: int) -> FrameKind:
         # None but task calls wait.

@@ -32,7 +32,7 @@ def unsendable(endpoint: str, args: list[Any], kwargs: dict[str, Any], error: Ex
     if isinstance(error, FrameTooLarge):
         return ConfigError(
             f"the arguments of {endpoint} take {error.actual_bytes} bytes; one call carries {error.limit_bytes} "
-            "at most: send the data in several calls"
+            "at most: send the data as a stream, an asynchronous iterator in the place of an argument"
         )
     problem = why_unsendable(RPCRequest(endpoint=endpoint, args=args, kwargs=kwargs)) or error
     return ConfigError(f"{endpoint} cannot be called with these arguments: {problem}")

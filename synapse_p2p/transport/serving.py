@@ -227,7 +227,10 @@ class ServedCalls:
                 # item, where this costs nothing until there is one.
                 self._session.answer(call.id, dump(value))
         except FrameTooLarge as error:
-            text = f"the result of {call.endpoint} is too large: {error.actual_bytes} > {error.limit_bytes} bytes"
+            text = (
+                f"the result of {call.endpoint} is too large: {error.actual_bytes} > {error.limit_bytes} bytes; "
+                "more than that is a stream"
+            )
             self._session.fail(call.id, Code.TOO_LARGE, text)
         except Exception as error:
             # The handler's classes have a say in how they are dumped, so it may be any.
