@@ -316,8 +316,9 @@ class Session:
         if call_id not in self.streams:
             return
         body = encode_item(call_id, value, part)
-        if len(body) > MAX_ITEM_BYTES:
-            raise FrameTooLarge(limit_bytes=MAX_ITEM_BYTES, actual_bytes=len(body))
+        limit_bytes = min(MAX_ITEM_BYTES, self._config.max_task_frame_bytes)
+        if len(body) > limit_bytes:
+            raise FrameTooLarge(limit_bytes=limit_bytes, actual_bytes=len(body))
         check_readable((value,), body)
         self.streams.writer(call_id, part).spend(len(body))
         self.outbox.put_task(call_id, body)
