@@ -299,7 +299,7 @@ class Session:
 
     def take_item(self, reader: StreamReader) -> Any:
         """The next item, of which there has to be one; the peer may be granted more by that."""
-        item, given = self.streams.take(reader)
+        item, given = self.streams.take(reader, self._last_received)
         if given:
             self.outbox.put_control(encode_message(Credit(reader.call_id, given, reader.part)))
         return item
@@ -578,7 +578,9 @@ class Session:
         return False
 
     def _on_item(self, call_id: int, value: Any, part: int) -> None:
-        if self._has_streams(call_id) and self.streams.on_item(call_id, part, value, self._arrived_bytes):
+        if self._has_streams(call_id) and self.streams.on_item(
+            call_id, part, value, self._arrived_bytes, self._last_received
+        ):
             self._events.append(ItemsArrived(call_id, part))
 
     def _on_end(self, call_id: int, part: int) -> None:

@@ -1,8 +1,9 @@
 """The streams of items within calls: at each end, what has arrived and was not taken, and what may still be sent.
 
 Pure. The reader gives credit, in bytes of items, as its user takes them, and the writer sends while it has any: so a
-slow reader slows the writer, and holds a bounded number of bytes. A reader that had taken all there was since it last
-gave credit is faster than the writer, or than the way between: its window doubles.
+slow reader slows the writer, and holds a bounded number of bytes. Where the writer had no credit left, and what it sent
+with the next came late, the way between is long: the window of a reader that keeps up doubles. Nowhere else, for what
+is on its way is what a call on the same session waits behind.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from synapse_p2p.protocol.wire import MAX_CREDIT_BYTES
 
 FIRST_CREDIT_BYTES = 64 * KIB  # of every stream, without a word
 MAX_ITEM_BYTES = MIB + KIB  # of one ITEM message: 1 MiB of the user's, and what wraps it
+FAR_S = 0.01  # from new credit to the next item: more than a busy neighbour takes, less than another continent
 MIN_ITEM_COST_BYTES = 64  # what the shortest item counts for: in memory an empty one takes about that
 
 
@@ -32,7 +34,8 @@ class StreamReader:
 
     __slots__ = (
         "_credit_bytes",
-        "_has_given",
+        "_given_at",
+        "_is_far",
         "_items",
         "_taken_bytes",
         "_was_empty",
@@ -54,18 +57,22 @@ class StreamReader:
         self._credit_bytes = FIRST_CREDIT_BYTES  # that the writer has, as far as we know
         self._taken_bytes = 0  # since credit was given
         self._was_empty = False  # since then
-        self._has_given = False
+        self._given_at: float | None = None  # when a writer without any was given credit, until its next item
+        self._is_far = False
         self._items: deque[tuple[Any, int]] = deque()
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def on_item(self, value: Any, size_bytes: int) -> None:
+    def on_item(self, value: Any, size_bytes: int, now: float) -> None:
         """An item arrived. Raises ProtocolViolation for one that is too long, too many, or after the last."""
         if self.is_ended or self._credit_bytes <= 0:
             raise ProtocolViolation(f"an item of call {self.call_id} for which there was no credit")
         if size_bytes > MAX_ITEM_BYTES:
             raise ProtocolViolation(f"an item of {size_bytes} bytes")
+        if self._given_at is not None:
+            self._is_far = now - self._given_at >= FAR_S
+            self._given_at = None
         cost = cost_of(size_bytes)
         self._credit_bytes -= cost
         self.unread_bytes += cost
@@ -80,7 +87,7 @@ class StreamReader:
             self._was_empty = True
         return value
 
-    def credit_to_give(self, may_grow_bytes: int) -> int:
+    def credit_to_give(self, may_grow_bytes: int, now: float) -> int:
         """What the writer is to be granted now: its bytes, or 0 while that is not worth a message.
 
         The window may grow by `may_grow_bytes`.
@@ -88,14 +95,15 @@ class StreamReader:
         if self._taken_bytes * 2 < self.window_bytes or self.is_ended or not self.is_open:
             return 0
         growth = 0
-        if self._was_empty and self._has_given:  # at first every reader has to wait
+        if self._was_empty and self._is_far:
             growth = max(0, min(self.window_bytes, MAX_CREDIT_BYTES - self.window_bytes, may_grow_bytes))
+        if self._credit_bytes <= 0:
+            self._given_at = now
         given = self._taken_bytes + growth
         self.window_bytes += growth
         self._credit_bytes += given
         self._taken_bytes = 0
         self._was_empty = False
-        self._has_given = True
         return given
 
     def drop(self) -> None:
@@ -181,13 +189,13 @@ class StreamTable:
         """Where items of an open call leave."""
         return self._writers[call_id][part]
 
-    def on_item(self, call_id: int, part: int, value: Any, size_bytes: int) -> bool:
+    def on_item(self, call_id: int, part: int, value: Any, size_bytes: int, now: float) -> bool:
         """An item of an open call arrived; whether there was none before it. Raises ProtocolViolation."""
         reader = _numbered(self._readers[call_id], part, call_id)
         if not reader.is_open:
             return False  # nobody reads it any more
         was_empty, unread_bytes = not reader, reader.unread_bytes
-        reader.on_item(value, size_bytes)
+        reader.on_item(value, size_bytes, now)
         self.unread_bytes += reader.unread_bytes - unread_bytes
         return was_empty
 
@@ -203,12 +211,12 @@ class StreamTable:
         """As StreamWriter has it, for an open call."""
         return _numbered(self._writers[call_id], part, call_id).on_credit(size_bytes)
 
-    def take(self, reader: StreamReader) -> tuple[Any, int]:
+    def take(self, reader: StreamReader, now: float) -> tuple[Any, int]:
         """The next item, of which there has to be one, and the bytes that are to be granted."""
         unread_bytes, window_bytes = reader.unread_bytes, reader.window_bytes
         item = reader.take()
         self.unread_bytes += reader.unread_bytes - unread_bytes
-        given = reader.credit_to_give(self._max_window_bytes - self._window_bytes)
+        given = reader.credit_to_give(self._max_window_bytes - self._window_bytes, now)
         self._window_bytes += reader.window_bytes - window_bytes
         return item, given
 

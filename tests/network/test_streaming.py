@@ -382,7 +382,7 @@ async def upload_beside_calls(size_bytes: int) -> tuple[list[float], list[float]
     """What calls take by themselves, and beside an upload on the same session."""
     async with serving() as (tail, client):
         await latencies(client, lambda: True, at_least=50)
-        alone = await latencies(client, lambda: True, at_least=1000)
+        alone = await latencies(client, lambda: True, at_least=300)
         rows = Rows(size_bytes // (64 * KIB), size_bytes=64 * KIB)
         upload = asyncio.create_task(client.with_options(timeout_s=None).call("swallow", rows.rows()))
         beside = await latencies(client, upload.done, at_least=1)
