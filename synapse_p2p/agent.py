@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any, TypeVar, overload
@@ -19,7 +19,7 @@ from synapse_p2p.capability import AgentCapability, Attributes
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import Endpoint, EndpointMetadata, RefusedError
 from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError, RemoteError
-from synapse_p2p.messages import Code, Refusal, RPCRequest
+from synapse_p2p.messages import Code, Items, Refusal, RPCRequest
 from synapse_p2p.protocol.session import NODE_IS_STOPPING
 from synapse_p2p.protocol.wire import Call
 from synapse_p2p.schema import object_schema, schema_of
@@ -150,8 +150,11 @@ class AgentNode(Server):
         if self._swarm is None or call.endpoint.startswith(PACKAGE_PREFIXES):
             return await super().serve_session_call(call, context)
         try:
-            with self._swarm.taking_up(context, is_reentrant=True) as own_context:
-                return await super().serve_session_call(call, own_context)
+            with contextlib.ExitStack() as taken_up:
+                own_context = taken_up.enter_context(self._swarm.taking_up(context, is_reentrant=True))
+                value = await super().serve_session_call(call, own_context)
+                # A stream goes on when this has returned.
+                return Items(_within(taken_up.pop_all(), value.values)) if type(value) is Items else value
         except RefusedError as refused:
             refusal = refused.refusal
             raise RemoteError(refusal.code, refusal.message, details=refusal.details) from refused
@@ -178,6 +181,8 @@ class AgentNode(Server):
 
     def _take_handler(self, function: TaskHandlerT, reentrant: bool) -> TaskHandlerT:
         endpoint = Endpoint.of(function, EndpointMetadata("the task handler", publish=False), injects_names=False)
+        if endpoint.is_stream:
+            raise ConfigError("a task handler returns one value; an endpoint of the agent may be a stream")
         try:
             endpoint.parameters.check(["a task", {}], {})
         except InvalidMessageError as error:
@@ -267,6 +272,13 @@ class AgentNode(Server):
         return {**contract, "capabilities": [asdict(capability) for capability in self.capabilities]}
 
 
+async def _within(taken_up: contextlib.ExitStack, values: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    with taken_up:
+        async with contextlib.aclosing(values):
+            async for value in values:
+                yield value
+
+
 class _Turns:
     """Asks that wait for their turn, each in a task of its own. Invariant: `_waiting` holds those not told yet."""
 
@@ -345,7 +357,7 @@ def _contract_of_task(endpoint: Endpoint) -> dict[str, Any]:
     task, context = [*shapes, ANYTHING, ANYTHING][:2]
     return {
         "parameters": object_schema({"task": Member(task), "context": Member(context, is_required=False)}),
-        "returns": schema_of(endpoint.parameters.returns, Direction.OUT),
+        "returns": schema_of(endpoint.returns, Direction.OUT),
         "async": endpoint.is_async,
     }
 

@@ -11,7 +11,7 @@ import atexit
 import concurrent.futures
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -93,12 +93,36 @@ class Client:
         """What the remote function returns. Raises what `synapse_p2p.Client.call` raises, and what `LoopThread.run`
         does.
 
-        Ctrl-C while it waits gives the call up, and cancels the function at the server.
+        Ctrl-C while it waits gives the call up, and cancels the function at the server. An argument that is an iterator
+        is sent item by item, each drawn in a thread of its own.
         """
+        args, kwargs = _with_uploads(args, kwargs)
         return self._loop_thread.run(
             lambda: self.async_client.call(endpoint, *args, **kwargs),
             instead="await synapse_p2p.Client(...).call(...)",
         )
+
+    def stream(self, endpoint: str, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """What the remote asynchronous generator yields: `for item in client.stream("tail", path): ...`.
+
+        As `synapse_p2p.Client.stream`; leaving the loop closes the generator at the server. Cost: for each item a step
+        to the thread of the package and back, some 50 us.
+        """
+        args, kwargs = _with_uploads(args, kwargs)
+        items = self.async_client.stream(endpoint, *args, **kwargs)
+        instead = "async for item in synapse_p2p.Client(...).stream(...)"
+
+        async def next_item() -> Any:
+            return await anext(items, _NO_MORE)
+
+        async def close() -> None:
+            await items.aclose()
+
+        try:
+            while (item := self._loop_thread.run(next_item, instead=instead)) is not _NO_MORE:
+                yield item
+        finally:
+            self._loop_thread.run(close, instead=instead)
 
     @property
     def peer_id(self) -> NodeID | None:
@@ -116,6 +140,24 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+_NO_MORE = object()
+
+
+def _with_uploads(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments, with asynchronous iterators in the places of plain ones."""
+    return tuple(map(_as_upload, args)), {name: _as_upload(value) for name, value in kwargs.items()}
+
+
+def _as_upload(value: Any) -> Any:
+    return _drawn_in_threads(value) if hasattr(type(value), "__next__") else value
+
+
+async def _drawn_in_threads(items: Iterator[Any]) -> AsyncIterator[Any]:
+    # Whatever it does to come by an item must not stop the loop, on which all blocking calls run.
+    while (item := await asyncio.to_thread(next, items, _NO_MORE)) is not _NO_MORE:
+        yield item
 
 
 class LoopThread:

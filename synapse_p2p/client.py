@@ -7,9 +7,10 @@ function.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from enum import Enum
 from types import TracebackType
 from typing import Any
@@ -22,12 +23,15 @@ from synapse_p2p.messages import RPCRequest
 from synapse_p2p.protocol.session import MAX_DEADLINE_MS
 from synapse_p2p.runtime import Runtime, system_runtime
 from synapse_p2p.serializers import BaseRPCSerializer, MessagePackRPCSerializer
+from synapse_p2p.transport.asked_stream import AskedStream
 from synapse_p2p.transport.base import Transport, format_address, is_loopback
 from synapse_p2p.transport.dialing import SessionDialer
 from synapse_p2p.transport.held_session import HeldSession, ServesNothing
 from synapse_p2p.transport.plain_call import PlainCaller
+from synapse_p2p.transport.sending import ITEMS_A_TURN
 from synapse_p2p.transport.spoken import spoke_encrypted
 from synapse_p2p.transport.tcp import TcpTransport
+from synapse_p2p.uploads import Uploads, take_uploads
 from synapse_p2p.version import installed_version
 
 LEGACY_SCHEME = "legacy://"
@@ -141,21 +145,93 @@ class Client:
         whether the function may have run), HandshakeFailed when the server is not whom we want, and ConfigError for
         arguments that cannot travel. Being cancelled makes the server stop the function. Cost: a round trip; the first
         call makes two more and two signatures.
+
+        Arguments that are asynchronous iterables are sent item by item while the function runs, to parameters annotated
+        `AsyncIterator[T]`. What they raise ends the call and is raised here; once the call has ended they are closed.
         """
+        positional = list(args)
+        uploads = take_uploads(positional, kwargs)
         deadline = None if self.timeout is None else self._runtime.now() + self.timeout
         if not self._speaks_plain_alone and not self._is_known_to_be_plain():
             try:
+                if uploads:
+                    return await self._session.call_uploading(
+                        endpoint, positional, kwargs, uploads=uploads, deadline=deadline, options=self._options()
+                    )
                 return await self._session.call(
                     endpoint,
-                    list(args),
+                    positional,
                     kwargs,
                     deadline=deadline,
                     idempotent=self.idempotent,
-                    options=None if self.traceparent is None else {"traceparent": self.traceparent},
+                    options=self._options(),
                 )
             except HandshakeFailed as error:
                 self._take_plain_or_raise(error)
-        return await self._call_plain(endpoint, list(args), kwargs, deadline)
+        if uploads:
+            raise self._no_streams()
+        return await self._call_plain(endpoint, positional, kwargs, deadline)
+
+    def stream(self, endpoint: str, /, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """What the remote asynchronous generator yields: `async for item in client.stream("tail", path): ...`.
+
+        Leaving the loop closes the generator at the server, at once within `contextlib.aclosing(...)`, else when the
+        garbage collector comes by. A reader that is slow makes the generator wait: at most 1 MiB of items is on its
+        way. `timeout` is the longest wait for an item, the first included, and None waits while the session lives.
+
+        Raises what `call` raises, after the items that came before it; Timeout when no item came in time, and
+        HandshakeFailed (`plain`) or ConfigError where there is but the plain wire, which carries no streams. Nothing
+        happens before the first item is asked for.
+        """
+        return self._stream(endpoint, list(args), kwargs)
+
+    async def _stream(self, endpoint: str, args: list[Any], kwargs: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        uploads = take_uploads(args, kwargs)
+        may_repeat = not uploads  # of which some may be gone
+        while True:
+            try:
+                with await self._open_stream(endpoint, args, kwargs, uploads) as stream:
+                    while await stream.wait(self.timeout):
+                        for _ in range(ITEMS_A_TURN):
+                            if not stream.has_item():
+                                break
+                            may_repeat = False
+                            yield stream.take()
+                        else:
+                            await asyncio.sleep(0)  # what is here already must not keep the loop from all else
+                    return
+            except PeerUnavailable as error:
+                if error.may_have_started or not may_repeat:
+                    raise
+                may_repeat = False
+
+    async def _open_stream(
+        self, endpoint: str, args: list[Any], kwargs: dict[str, Any], uploads: Uploads
+    ) -> AskedStream:
+        deadline = None if self.timeout is None else self._runtime.now() + self.timeout
+        if not self._speaks_plain_alone and not self._is_known_to_be_plain():
+            try:
+                return await self._session.open_stream(
+                    endpoint, args, kwargs, uploads=uploads, deadline=deadline, options=self._options()
+                )
+            except HandshakeFailed as error:
+                self._take_plain_or_raise(error)
+        raise self._no_streams()
+
+    def _options(self) -> Mapping[str, Any] | None:
+        return None if self.traceparent is None else {"traceparent": self.traceparent}
+
+    def _no_streams(self) -> Exception:
+        if self._speaks_plain_alone:
+            return ConfigError(
+                "a serializer_class of your own travels on the plain wire, which carries no streams: leave it out, or "
+                "send whole lists with client.call"
+            )
+        return HandshakeFailed(
+            "plain",
+            f"{self._name} speaks only the plain wire of releases 1 and 2, which carries no streams: upgrade it to "
+            "release 3, or send whole lists with client.call",
+        )
 
     async def close(self) -> None:
         """Close the session of the running loop; calls in flight end as unavailable. The next call opens another."""

@@ -24,7 +24,9 @@ class SessionConfig:
     )
     max_calls_queued: int = 256  # calls of one peer that wait for a free place; beyond: busy
     max_waiting_bytes: int = 8 * MIB  # of the messages of those; beyond: busy
-    max_records: int = 2**20  # of one direction under one key
+    max_unread_bytes: int = (
+        8 * MIB  # of items that nobody here has taken: beyond, nothing more is read; nor do all windows grow past it
+    )
     handshake_timeout_s: float = 5.0
     idle_ping_s: float = 120.0  # silence after which we ask whether the peer is there
     ping_timeout_s: float = 20.0  # silence after that ping at which the session is given up

@@ -8,12 +8,13 @@ goes out as an Outcome, on any wire.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import difflib
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,11 +29,11 @@ from synapse_p2p.exceptions import (
     RemoteError,
     SynapseError,
 )
-from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
+from synapse_p2p.messages import Answer, Code, Items, Outcome, Refusal, RPCRequest
 from synapse_p2p.parameters import Parameters, analyse
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
 from synapse_p2p.schema import check_of, dump, dump_outermost, is_built, is_open, schema_of
-from synapse_p2p.shapes import MAX_SHOWN_CHARS, Direction, Misfit, Shape
+from synapse_p2p.shapes import ANYTHING, MAX_SHOWN_CHARS, Direction, Misfit, Shape, StreamOf
 
 __all__ = [
     "Answer",
@@ -69,8 +70,9 @@ class Endpoint:
     metadata: EndpointMetadata
     parameters: Parameters
     is_async: bool
-    finish: Callable[[Any], Any] | None  # makes of what the function returns what can travel; None: it is that already
+    finish: Callable[[Any], Any] | None  # makes of a result, or an item, what can travel; None: it is that already
     access: EndpointAccess
+    is_stream: bool = False  # an asynchronous generator: what it yields are the items of its result
 
     @classmethod
     def of(
@@ -83,32 +85,45 @@ class Endpoint:
         validate: bool = False,
     ) -> Endpoint:
         """Raises ConfigError for a function that cannot be called from afar, or not be checked where it is to be."""
-        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-            raise ConfigError(f"{metadata.name!r} is a generator; an endpoint returns one value, such as a list")
+        if inspect.isgeneratorfunction(function):
+            raise ConfigError(f"{metadata.name!r} is a plain generator; one that is `async def` is a stream")
         if not callable(function):
             raise ConfigError(f"{metadata.name!r} is not a function but of type {type(function).__name__}")
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__ is a function to us
         )
+        is_stream = inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(
+            getattr(function, "__call__", None)  # noqa: B004 - the same
+        )
         parameters = analyse(function, injects_names=injects_names, validate=validate)
-        finish = _finish_of(parameters.returns, validate)
-        return cls(function, metadata, parameters, is_async, finish, access or EndpointAccess())
+        returns = _item_of(parameters.returns) if is_stream else parameters.returns
+        finish = _finish_of(returns, validate)
+        access = access or EndpointAccess()
+        return cls(function, metadata, parameters, is_async or is_stream, finish, access, is_stream)
 
     def contract(self) -> dict[str, Any]:
         """What a caller has to know, in values that travel; the schemas are JSON Schema 2020-12.
 
         `parameters` is the schema of an object with an argument for each property; `order` says which of them can be
         given by position, `rest` is the schema of each further position (None: there are none), `returns` that of the
-        result. What JSON Schema has no words for is `{"x-python": "its name in Python"}`, and takes anything.
+        result, or of each of its items where it `streams`; a parameter that takes a stream is a list of its items with
+        the mark `x-stream`. What JSON Schema has no words for is `{"x-python": "its name in Python"}`, and takes
+        anything.
         """
         return {
             **asdict(self.metadata),
             "parameters": self.parameters.schema(),
             "order": list(self.parameters.positional),
             "rest": self.parameters.rest_schema(),
-            "returns": schema_of(self.parameters.returns, Direction.OUT),
+            "returns": schema_of(self.returns, Direction.OUT),
             "async": self.is_async,
+            "streams": self.is_stream,
         }
+
+    @property
+    def returns(self) -> Shape:
+        """The shape of the result, or of each of its items."""
+        return _item_of(self.parameters.returns) if self.is_stream else self.parameters.returns
 
 
 class RefusedError(SynapseError):
@@ -182,6 +197,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             "rest": None,
             "returns": {},
             "async": False,
+            "streams": False,
         }
 
     def unknown(self, name: str) -> RefusedError:
@@ -258,8 +274,11 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         """
         return None if name in self._mounted_for_operators else self._mounted.get(name)
 
-    async def serve(self, request: RPCRequest, context: CallContext) -> Outcome:
-        """Run a call and say how it ended. Raises CancelledError alone: exceptions of handlers end here."""
+    async def serve(self, request: RPCRequest, context: CallContext, *, wants_items: bool = False) -> Outcome:
+        """Run a call and say how it ended. Raises CancelledError alone: exceptions of handlers end here.
+
+        A caller that `wants_items` is answered with Items; their iteration raises RemoteError for the handler's.
+        """
         if self._running_count >= self._max_handlers and not self._ends_at_once(request.endpoint):
             return Refusal(Code.BUSY, "too many calls are running here; try again later")
         self._running_count += 1
@@ -267,6 +286,10 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             endpoint = self._endpoints.get(request.endpoint)
             if endpoint is None:
                 return Answer(await self.invoke(request, context))
+            if endpoint.is_stream is not wants_items:
+                return Refusal(Code.BAD_REQUEST, _other_way_of(endpoint))
+            if wants_items:
+                return Answer(Items(self._items(endpoint, request, context)))
             # Without the step between: each coroutine that is awaited inside another costs 0.2 us a call.
             return Answer(await self.run(endpoint, request.args, request.kwargs, request=request, context=context))
         except asyncio.CancelledError as error:
@@ -311,6 +334,28 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             # A plain function that wraps an async one returns what is still to be awaited.
             result = await result if inspect.isawaitable(result) else result
         return result if endpoint.finish is None else endpoint.finish(result)
+
+    async def _items(self, endpoint: Endpoint, request: RPCRequest, context: CallContext) -> AsyncGenerator[Any, None]:
+        self._running_count += 1
+        finish = endpoint.finish
+        try:
+            positional, named = endpoint.parameters.bind(request.args, request.kwargs, request=request, context=context)
+            async with contextlib.aclosing(endpoint.function(*positional, **named)) as values:
+                async for value in values:
+                    yield value if finish is None else finish(value)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            refusal = self.refusal_of(
+                SynapseError(f"the handler was cancelled from within: {error!r}"), request.endpoint
+            )
+            raise RemoteError(refusal.code, refusal.message, details=refusal.details) from error
+        except Exception as error:
+            refusal = self.refusal_of(error, request.endpoint)
+            raise RemoteError(refusal.code, refusal.message, details=refusal.details) from error
+        finally:
+            self._running_count -= 1
 
     def refusal_of(self, error: Exception, name: str) -> Refusal:
         """What the caller is told of an error. One that nobody meant is logged, once, and stays here."""
@@ -368,6 +413,21 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         nearest = difflib.get_close_matches(name[:MAX_COMPARED_CHARS], names, n=1)
         details = {"nearest": nearest[0]} if nearest else {}
         return Refusal(Code.NOT_FOUND, message, details)
+
+
+def _other_way_of(endpoint: Endpoint) -> str:
+    """What a caller is told that took a stream for a function, or the other way round."""
+    name = endpoint.metadata.name
+    if endpoint.is_stream:
+        return (
+            f"{name} is a stream: write `async for item in client.stream({name!r}, ...)` instead of a call; it needs a "
+            "client of release 3 or newer"
+        )
+    return f"{name} returns one value and is no stream: write `await client.call({name!r}, ...)`"
+
+
+def _item_of(returns: Shape) -> Shape:
+    return returns.item if isinstance(returns, StreamOf) else ANYTHING
 
 
 def _finish_of(returns: Shape, validate: bool) -> Callable[[Any], Any] | None:

@@ -32,6 +32,7 @@ from synapse_p2p.shapes import (
     Record,
     Scalar,
     Shape,
+    StreamOf,
     TupleOf,
 )
 
@@ -51,6 +52,11 @@ _LISTS: dict[Any, Callable[..., Any]] = {
     frozenset: frozenset,
     tuple: tuple,
 }
+_STREAMS = (
+    collections.abc.AsyncIterator,
+    collections.abc.AsyncIterable,
+    collections.abc.AsyncGenerator,
+)
 # By name, for `ReadOnly` is younger than the oldest Python here, and each has a twin in typing_extensions.
 _TRANSPARENT = ("Required", "NotRequired", "ReadOnly", "Final")
 
@@ -111,6 +117,8 @@ class HintReader:
             return ListOf(ANYTHING, _LISTS[hint])
         if hint in _MAPS:
             return MapOf(ANYTHING)
+        if hint in _STREAMS:
+            return StreamOf(ANYTHING)
         if is_model(hint):
             return Model(hint)
         if issubclass(hint, Flag):
@@ -169,6 +177,8 @@ class HintReader:
             return self._read_tuple(hint, args, names)
         if origin in _LISTS:
             return ListOf(self._read(args[0], names) if args else ANYTHING, _LISTS[origin])
+        if origin in _STREAMS:
+            return StreamOf(self._read(args[0], names) if args else ANYTHING)
         if origin in _MAPS and not args:
             return MapOf(ANYTHING)
         if origin in _MAPS and args[0] in (str, Any):

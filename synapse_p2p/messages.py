@@ -6,7 +6,7 @@ Owns shapes; bytes belong to the serializers, codes to the session. The classes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -50,9 +50,16 @@ RPCMessage: TypeAlias = RPCRequest | RPCResponse
 
 @quick_value
 class Answer:
-    """The call returned."""
+    """The call returned; a value that is an `Items` is a stream."""
 
     value: Any
+
+
+@quick_value
+class Items:
+    """What a streaming endpoint gives, one by one. A failure of its own is raised as a RemoteError, fit to be told."""
+
+    values: AsyncGenerator[Any, None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,22 @@ from synapse_p2p.exceptions import ConfigError, InvalidMessageError
 from synapse_p2p.hints import HintReader, names_of
 from synapse_p2p.messages import RPCRequest
 from synapse_p2p.schema import build, check_of, is_built, is_open, object_schema, schema_of, shown_default
-from synapse_p2p.shapes import MAX_SHOWN_CHARS, NULL, Direction, Json, Member, Misfit, OneOf, Shape
+from synapse_p2p.shapes import (
+    ANYTHING,
+    MAX_SHOWN_CHARS,
+    NULL,
+    Anything,
+    Direction,
+    Json,
+    Member,
+    Misfit,
+    OneOf,
+    Shape,
+    StreamOf,
+)
 from synapse_p2p.transport.base import parse_address
 from synapse_p2p.types import build_node_from_peer_name
+from synapse_p2p.uploads import Upload
 
 Bound: TypeAlias = tuple[Sequence[Any], Mapping[str, Any]]
 """The positional and named arguments to run a function with."""
@@ -60,6 +73,8 @@ class Parameters:
     ) -> Bound:
         """The arguments to run with. Raises InvalidMessageError that names the parameter in the way."""
         self.check(args, kwargs)
+        if Upload in map(type, args) or (kwargs and Upload in map(type, kwargs.values())):
+            self._check_uploads(args, kwargs)
         if self.readings:
             args, kwargs = self._read(args, kwargs)
         if not self.injected:
@@ -86,6 +101,11 @@ class Parameters:
         for name in self.required:
             if name not in filled and not (name in self.named and name in kwargs):
                 raise InvalidMessageError(f"parameter {name!r} is missing; {self._wanted()}")
+
+    def _check_uploads(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        for name, value in (*zip(self.positional, args, strict=False), *kwargs.items()):
+            if type(value) is Upload and not isinstance(self.shapes.get(name, ANYTHING), (StreamOf, Anything)):
+                raise InvalidMessageError(f"parameter {name[:MAX_SHOWN_CHARS]!r} takes one value, and no stream")
 
     def schema(self) -> Json:
         """The arguments as the JSON Schema document of one object; `x-positional-only` marks what no name fills."""
@@ -172,6 +192,8 @@ def _shape_of(parameter: inspect.Parameter, reader: HintReader) -> Shape:
 
 
 def _reading_of(name: str, shape: Shape, validate: bool) -> Reading | None:
+    if isinstance(shape, StreamOf):
+        return functools.partial(_read_upload, name, _reading_of(name, shape.item, validate))
     if is_built(shape):
         return functools.partial(build, shape)
     if not validate:
@@ -183,6 +205,23 @@ def _reading_of(name: str, shape: Shape, validate: bool) -> Reading | None:
         return value
 
     return read
+
+
+def _read_upload(name: str, reading: Reading | None, value: Any) -> Any:
+    """The upload itself; its items are read as they come."""
+    if type(value) is not Upload:
+        raise Misfit("takes a stream: give it an asynchronous iterator, with a client of release 3 or newer")
+    if reading is not None:
+
+        def read(index: int, item: Any) -> Any:
+            try:
+                return reading(item)
+            except Misfit as misfit:
+                text = f"parameter '{name}[{index}]{misfit.path}' {misfit.problem}"
+                raise InvalidMessageError(text) from misfit
+
+        value.read_with(read)
+    return value
 
 
 def _signature_of(function: Callable[..., Any]) -> inspect.Signature:

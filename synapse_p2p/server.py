@@ -140,6 +140,9 @@ class Server:
     ) -> Callable[[FunctionT], FunctionT]:
         """Decorator: offer a function, under its own name unless one is given; the docstring describes it.
 
+        An asynchronous generator is a stream, which callers iterate with `client.stream`; what they leave early is
+        closed here. A parameter annotated `AsyncIterator[T]` receives what the caller iterates, item by item.
+
         A parameter annotated with a dataclass, TypedDict, Enum or pydantic model receives one, built from what the
         caller sent; values of other types are checked where `validate` is true, and the result too (needs the extra
         `schema`). Returned instances travel as maps; name their type, or one that contains it, after the arrow.
@@ -375,11 +378,12 @@ class Server:
         return self.endpoints.refusal_of(error, name)
 
     async def serve_session_call(self, call: Call, context: CallContext) -> Any:
-        """The value to answer a session's call with. Raises RemoteError for the failure to answer with."""
+        """The value to answer a session's call with, or Items. Raises RemoteError for the failure to answer with."""
         outcome: Outcome | None = self._guard.refusal_of(call.endpoint, context)
         if outcome is None:
             request = RPCRequest(endpoint=call.endpoint, id=str(call.id), args=call.args, kwargs=call.kwargs)
-            outcome = await self.endpoints.serve(request, context)
+            wants_items = call.options.get("stream") is True
+            outcome = await self.endpoints.serve(request, context, wants_items=wants_items)
         if isinstance(outcome, Answer):
             return outcome.value
         raise RemoteError(outcome.code, outcome.message, details=outcome.details)
@@ -476,7 +480,7 @@ class Server:
             return self.endpoints.published()
 
         async def describe(name: str, *, caller: CallContext) -> dict[str, Any]:
-            """The full contract of one endpoint: name, description, parameters, order, rest, returns, async."""
+            """The full contract of an endpoint: name, description, parameters, order, rest, returns, async, streams."""
             if not isinstance(name, str):
                 raise InvalidMessageError("parameter 'name' is text")
             if self._guard.is_hidden(name, caller):

@@ -233,6 +233,23 @@ class ListOf(Shape):
 
 
 @dataclass(frozen=True, slots=True)
+class StreamOf(Shape):
+    """Items of one shape that come one by one; JSON Schema has no word for it, so `x-stream` marks the list of them."""
+
+    item: Shape
+
+    def parts(self) -> tuple[Shape, ...]:
+        return (self.item,)
+
+    def write(self, writer: SchemaWriter) -> Json:
+        items = self.item.write(writer)
+        return {"type": "array", **({"items": items} if items else {}), "x-stream": True}
+
+    def build(self, value: Any, memo: Memo) -> Any:
+        raise Misfit("is a stream, and has to be one of its own and no part of another value")
+
+
+@dataclass(frozen=True, slots=True)
 class TupleOf(Shape):
     """One item of each of some shapes, in order."""
 

@@ -92,7 +92,7 @@ def test_every_method_of_the_async_client_is_here_with_the_same_parameters():
     def parameters(function: Any) -> Any:
         return inspect.signature(function).parameters
 
-    assert public == {"call", "close", "with_options"}
+    assert public == {"call", "close", "stream", "with_options"}
     assert all(parameters(getattr(Client, name)) == parameters(getattr(twin, name)) for name in public)
     assert parameters(Client) == parameters(twin)
 

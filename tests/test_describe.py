@@ -17,7 +17,7 @@ from synapse_p2p.transport.memory import MemoryTransport
 if TYPE_CHECKING:
     from nowhere import Unknown
 
-CONTRACT_KEYS = {"name", "publish", "description", "parameters", "order", "rest", "returns", "async"}
+CONTRACT_KEYS = {"name", "publish", "description", "parameters", "order", "rest", "returns", "async", "streams"}
 
 
 class Size(enum.Enum):
@@ -136,6 +136,7 @@ async def test_an_endpoint_tells_its_whole_contract():
             },
         },
         "async": True,
+        "streams": False,
     }
 
 

@@ -3,8 +3,9 @@
     record:  u16 length (17 to 65,535) | ciphertext with its 16-byte tag
 
 Pure. A whole flush is sealed as one record, because sealing costs per record, not per byte. Any fault ends the channel:
-the counter of the cipher makes a record that is repeated, dropped or out of order undecipherable. Source: Noise section
-13 (length field), and docs/spec/wire.md.
+the counter of the cipher makes a record that is repeated, dropped or out of order undecipherable. After each 2^20
+records of one direction both ends replace its key. Source: Noise sections 13 (length field) and 11.3 (rekey), and
+docs/spec/wire.md.
 """
 
 from __future__ import annotations
@@ -15,35 +16,30 @@ from synapse_p2p.protocol.noise import TAG_SIZE_BYTES, CipherState
 LENGTH_BYTES = 2
 MAX_CIPHERTEXT_BYTES = 65_535
 MAX_PLAINTEXT_BYTES = MAX_CIPHERTEXT_BYTES - TAG_SIZE_BYTES
+RECORDS_PER_KEY = 2**20  # of one direction; the other end counts the same
 
 
 class SecureChannel:
     """Both directions of one connection. Invariant: what is buffered is less than one record."""
 
-    __slots__ = ("_buffer", "_is_failed", "_max_records", "_receive", "_send")
+    __slots__ = ("_buffer", "_is_failed", "_receive", "_records_per_key", "_send")
 
-    def __init__(self, send: CipherState, receive: CipherState, *, max_records: int) -> None:
+    def __init__(self, send: CipherState, receive: CipherState, *, records_per_key: int | None = None) -> None:
+        """Where it is given, `records_per_key` stands for RECORDS_PER_KEY."""
         self._send = send
         self._receive = receive
-        self._max_records = max_records
+        self._records_per_key = records_per_key or RECORDS_PER_KEY
         self._buffer = bytearray()
         self._is_failed = False
 
     def seal(self, plaintext: bytes) -> bytes:
-        """Records that carry `plaintext`, as few as can be; none for nothing, as a record of nothing is a fault.
-
-        Raises ProtocolViolation past the last record of a key.
-        """
+        """Records that carry `plaintext`, as few as can be; none for nothing, as a record of nothing is a fault."""
         if 0 < len(plaintext) <= MAX_PLAINTEXT_BYTES:
             return self._seal_one(plaintext)
         return b"".join(
             self._seal_one(plaintext[start : start + MAX_PLAINTEXT_BYTES])
             for start in range(0, len(plaintext), MAX_PLAINTEXT_BYTES)
         )
-
-    def is_nearly_used_up(self) -> bool:
-        """Whether few records are left to send: time to say goodbye and dial anew."""
-        return self._send.nonce >= self._max_records - self._max_records // 1024 - 1
 
     def open(self, data: bytes) -> bytes:
         """What the whole records in `data` (with what was left over before) say, joined.
@@ -67,9 +63,9 @@ class SecureChannel:
                 raise ProtocolViolation(f"a record of {end - start} bytes is too short")
             if end > arrived_bytes:
                 break
-            if self._receive.nonce >= self._max_records:
-                raise ProtocolViolation("more records than one key may carry")
             opened.append(self._receive.decrypt(data[start:end]))
+            if not self._receive.nonce % self._records_per_key:
+                self._receive.rekey()
             position = end
         if position < arrived_bytes:
             self._buffer += data[position:]
@@ -77,7 +73,7 @@ class SecureChannel:
         return opened[0] if len(opened) == 1 else b"".join(opened)
 
     def _seal_one(self, plaintext: bytes) -> bytes:
-        if self._send.nonce >= self._max_records:
-            raise ProtocolViolation("more records than one key may carry")
         ciphertext = self._send.encrypt(plaintext)
+        if not self._send.nonce % self._records_per_key:
+            self._send.rekey()
         return len(ciphertext).to_bytes(LENGTH_BYTES, "big") + ciphertext

@@ -39,12 +39,13 @@ class CipherState:
     The counter moves on success alone, so that a forged message costs nothing but the connection.
     """
 
-    __slots__ = ("_aead", "_byte_order", "nonce")
+    __slots__ = ("_aead", "_byte_order", "_make_aead", "nonce")
 
     def __init__(self, name: CipherName, key: bytes) -> None:
         # Section 12: the counter is big-endian for AES-GCM, little-endian for ChaCha20-Poly1305.
         self._byte_order: Literal["big", "little"] = "big" if name == "AESGCM" else "little"
-        self._aead = AESGCM(key) if name == "AESGCM" else ChaCha20Poly1305(key)
+        self._make_aead = AESGCM if name == "AESGCM" else ChaCha20Poly1305
+        self._aead = self._make_aead(key)
         self.nonce = 0
 
     def encrypt(self, plaintext: bytes, associated: bytes = b"") -> bytes:
@@ -61,6 +62,11 @@ class CipherState:
             raise ProtocolViolation("a record could not be decrypted") from error
         self.nonce += 1
         return plaintext
+
+    def rekey(self) -> None:
+        """Take the next key, from which this one cannot be found (sections 4.2 and 11.3). The counter goes on."""
+        last_nonce = _NONCE_PREFIX + MAX_NONCE.to_bytes(8, self._byte_order)
+        self._aead = self._make_aead(self._aead.encrypt(last_nonce, bytes(KEY_SIZE_BYTES), b"")[:KEY_SIZE_BYTES])
 
     def _nonce_bytes(self) -> bytes:
         if self.nonce >= MAX_NONCE:

@@ -8,6 +8,9 @@ ended). A call of theirs:    arrived -> waiting (all places taken) -> running ->
 (cancelled, expired). The session itself:  open -> closing (we said or heard GOODBYE, or the connection is gone).
 Nothing starts after that.
 
+A call may have streams: the items of its result, which end with END in the place of RESULT, and its uploads, items that
+the caller sends after the CALL, each with an END of its own. They end with their call at the latest.
+
 Ids of one side grow within each kind of frame: control frames overtake task frames, so over both kinds they need not.
 A message for an id that was in use and is no more is late, not wrong: our cancel and the peer's answer may cross on the
 wire, for any number of calls at once. An id that was never in use is a violation.
@@ -23,22 +26,32 @@ from typing import Any, TypeAlias
 
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import FrameTooLarge, ProtocolViolation
+from synapse_p2p.protocol.outbox import Outbox, Taken
+from synapse_p2p.protocol.parts import PartJoiner
+from synapse_p2p.protocol.streams import FIRST_CREDIT_BYTES, MAX_ITEM_BYTES, StreamReader, StreamTable
 from synapse_p2p.protocol.wire import (
+    MAX_UPLOADS,
     Call,
     Cancel,
+    Credit,
+    End,
     Fail,
     FrameKind,
     FrameReader,
     Goodbye,
+    Item,
     Message,
+    Part,
     Ping,
     Pong,
     Result,
     Unknown,
+    begins_call,
     check_readable,
     decode_message,
+    decode_part,
     encode_call,
-    encode_frame,
+    encode_item,
     encode_message,
     encode_result,
     quick_value,
@@ -47,6 +60,8 @@ from synapse_p2p.protocol.wire import (
 CONTROL_PREFIX = "_dht."  # calls to these endpoints travel as control frames
 QUESTION_PREFIX = "_synapse."  # calls to these take no place from a user's functions
 QUESTIONS = frozenset({"_agent.load", "_node.load"})  # nor do these: how busy it is, is asked of a busy agent
+# Read for every call; in Python 3.11 finding a member in its class takes ten times as long as reading a name.
+_CONTROL, _TASK, _PART = FrameKind.CONTROL, FrameKind.TASK, FrameKind.PART
 NODE_IS_STOPPING = "the node is stopping"
 MIN_KEPT_DEADLINES = 64  # of calls that may have ended, before they are looked through
 MIN_SILENCE_S = 1.0  # with not one byte for so long, a call that expires makes us ask whether the peer is there
@@ -130,6 +145,29 @@ class CallExpired:
 
 
 @quick_value
+class StreamEnded:
+    """Our call `id`, whose result is a stream, has sent its last item."""
+
+    id: int
+
+
+@quick_value
+class ItemsArrived:
+    """There is something to read where nothing was: items, or the end of an upload."""
+
+    id: int
+    part: int
+
+
+@quick_value
+class CreditArrived:
+    """Whoever was refused by `may_send_item` may send again."""
+
+    id: int
+    part: int
+
+
+@quick_value
 class PeerClosed:
     """The peer said goodbye. Close the connection."""
 
@@ -142,14 +180,25 @@ class PeerSilent:
     """The peer answered no ping. Close the connection."""
 
 
-Event: TypeAlias = CallArrived | CallWithdrawn | CallAnswered | CallFailed | CallExpired | PeerClosed | PeerSilent
+Event: TypeAlias = (
+    CallArrived
+    | CallWithdrawn
+    | CallAnswered
+    | CallFailed
+    | CallExpired
+    | StreamEnded
+    | ItemsArrived
+    | CreditArrived
+    | PeerClosed
+    | PeerSilent
+)
 
 
 class Session:
     """The state of one session. Feed it, then take `events()` and `data_to_send()`; ask `next_deadline()`, then `poll`.
 
-    Invariant: every id in `_ours` will get exactly one CallAnswered, CallFailed or CallExpired unless `cancel` takes it
-    out.
+    Invariant: every id in `_ours` will get exactly one CallAnswered, StreamEnded, CallFailed or CallExpired unless
+    `cancel` takes it out.
     """
 
     def __init__(self, *, is_dialer: bool, now: float, config: SessionConfig) -> None:
@@ -168,22 +217,19 @@ class Session:
         self._waiting_sizes: dict[int, int] = {}  # bytes of their messages
         self._waiting_bytes = 0
         self._arrived_bytes = 0  # of the message that is looked at
-        self.queued_bytes = 0  # of task frames since the last were sent
+        self.streams = StreamTable(max_window_bytes=config.max_unread_bytes)
         self._deadlines: list[tuple[float, int]] = []
         self._max_deadlines = MIN_KEPT_DEADLINES
-        self._max_bytes = {
-            FrameKind.CONTROL: config.max_control_frame_bytes,
-            FrameKind.TASK: config.max_task_frame_bytes,
-        }
+        self._parts = PartJoiner(config.max_task_frame_bytes)
         self._reader = FrameReader(
             max_control_frame_bytes=config.max_control_frame_bytes, max_task_frame_bytes=config.max_task_frame_bytes
         )
-        self._control: list[bytes] = []
-        self._tasks: dict[int, bytes] = {}  # one frame per id at most: a call of ours or an answer to theirs
+        self.outbox = Outbox()  # its `queued_bytes` say how much waits to be written
         self._events: list[Event] = []
         self._last_received = now
         self._pinged_at: float | None = None
         self.is_closing = False
+        self.may_let_wait = True  # else calls without a place are refused: this process holds too much already
         self.is_draining = False  # what runs may finish, what arrives is refused
 
     # What we do
@@ -197,8 +243,13 @@ class Session:
         now: float,
         deadline: float | None = None,
         options: Mapping[str, Any] | None = None,
+        has_items: bool = False,
+        uploads: Sequence[str | int] = (),
     ) -> int:
         """Ask the peer; the id of the call. `deadline` travels as the time that is left.
+
+        Its result is a stream where it `has_items`; `uploads` are the arguments, by name or position, that are sent as
+        items after it, at most MAX_UPLOADS.
 
         Raises what `wire.pack` raises for a value that cannot travel and FrameTooLarge for one too large; nothing is
         sent then.
@@ -207,12 +258,23 @@ class Session:
         travelling = dict(options) if options else {}
         if deadline is not None:
             travelling["deadline_ms"] = max(1, int((deadline - now) * 1000))
+        if has_items:
+            travelling["stream"] = True
+        if uploads:
+            travelling["uploads"] = list(uploads)
         call_id = self._next_id
-        kind = FrameKind.CONTROL if endpoint.startswith(CONTROL_PREFIX) else FrameKind.TASK
+        kind = _CONTROL if endpoint.startswith(CONTROL_PREFIX) else _TASK
         values = (*args, *kwargs.values()) if kwargs else args
-        self._queue(kind, call_id, encode_call(call_id, endpoint, args, kwargs, travelling), values)
+        body = encode_call(call_id, endpoint, args, kwargs, travelling)
+        self._check_sendable(kind, body, values)
+        if kind is _CONTROL:
+            self.outbox.put_control(body)
+        else:
+            self.outbox.put_call(call_id, body)
         self._next_id += 2
         self._ours[call_id] = None
+        if has_items or uploads:
+            self.streams.open(call_id, readers=int(has_items), writers=len(uploads))
         if deadline is not None:
             self._watch(deadline, call_id)
         return call_id
@@ -220,7 +282,7 @@ class Session:
     def cancel(self, call_id: int) -> None:
         """We want no answer to our call any more. A call that is not in flight is left alone."""
         if call_id in self._ours:
-            del self._ours[call_id]
+            self._end_ours(call_id)
             self._withdraw_from_peer(call_id)
 
     def answer(self, call_id: int, value: Any) -> None:
@@ -235,6 +297,40 @@ class Session:
         if call_id in self._running:
             self._refuse(call_id, code, message, details)
 
+    def take_item(self, reader: StreamReader) -> Any:
+        """The next item, of which there has to be one; the peer may be granted more by that."""
+        item, given = self.streams.take(reader, self._last_received)
+        if given:
+            self.outbox.put_control(encode_message(Credit(reader.call_id, given, reader.part)))
+        return item
+
+    def may_send_item(self, call_id: int, part: int = 0) -> bool:
+        """Whether there is credit for one more item; if not, CreditArrived says when. Yes for a call that has ended."""
+        return call_id not in self.streams or self.streams.writer(call_id, part).may_send()
+
+    def send_item(self, call_id: int, value: Any, part: int = 0) -> None:
+        """Send the next item of their call's result, or of an upload of ours. After the call has ended nothing happens.
+
+        Raises as `call` does, for an item that cannot travel or is above 1 MiB; nothing is sent then.
+        """
+        if call_id not in self.streams:
+            return
+        body = encode_item(call_id, value, part)
+        limit_bytes = min(MAX_ITEM_BYTES, self._config.max_task_frame_bytes)
+        if len(body) > limit_bytes:
+            raise FrameTooLarge(limit_bytes=limit_bytes, actual_bytes=len(body))
+        check_readable((value,), body)
+        self.streams.writer(call_id, part).spend(len(body))
+        self.outbox.put_task(call_id, body)
+
+    def end_items(self, call_id: int, part: int = 0) -> None:
+        """That was the last item. It ends their call, where it is the result that ends."""
+        if call_id in self.streams:
+            self.streams.writer(call_id, part).is_ended = True
+            self.outbox.put_task(call_id, encode_message(End(call_id, part)))
+            if call_id in self._running:
+                self._end_theirs(call_id)
+
     def goodbye(self, code: str, text: str = "") -> None:
         """End the session in good order: what runs is refused, calls of ours end as unavailable, the peer is told."""
         if self.is_closing:
@@ -244,7 +340,7 @@ class Session:
         for call_id in list(self._running):
             self._events.append(CallWithdrawn(call_id))
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": True})
-        self._control_after_tasks(Goodbye(code, text))
+        self.outbox.put_goodbye(encode_message(Goodbye(code, text)))
         self._close("we closed the session")
 
     def connection_lost(self) -> None:
@@ -265,6 +361,9 @@ class Session:
         for kind, body in self._reader.feed(plaintext):
             if self.is_closing:
                 return
+            if kind is _PART:
+                self._on_part(body, now)
+                continue
             self._arrived_bytes = len(body)
             self._on_message(decode_message(body, kind), kind, now)
 
@@ -287,7 +386,12 @@ class Session:
         """Ask whether the peer is there; it has `ping_timeout_s` to say anything at all."""
         if not self.is_closing and self._pinged_at is None:
             self._pinged_at = now
-            self._control.append(encode_frame(FrameKind.CONTROL, encode_message(Ping())))
+            self.outbox.put_control(encode_message(Ping()))
+
+    def excuse_silence(self, now: float) -> None:
+        """Whoever feeds this session has not read on: that nothing came says nothing of the peer."""
+        self._last_received = now
+        self._pinged_at = None
 
     def next_deadline(self) -> float | None:
         """When to call `poll` next; None once the session is closing.
@@ -306,18 +410,30 @@ class Session:
         return events
 
     def data_to_send(self) -> bytes:
-        """Frames to seal and write now, control frames first; empty when there is nothing."""
-        if not self._control and not self._tasks:
-            return b""
-        data = b"".join((*self._control, *self._tasks.values()))
-        self._control.clear()
-        self._tasks.clear()
-        self.queued_bytes = 0
-        return data
+        """All frames there are to seal and write, control frames first; empty when there are none."""
+        data = self.outbox.take()
+        return data if not self.outbox else data + b"".join(iter(self.outbox.take, b""))
+
+    def block_to_send(self) -> bytes:
+        """The frames to write next: control frames, and some 64 KiB of others."""
+        return self.outbox.take()
+
+    def control_to_send(self) -> bytes:
+        """The control frames alone, for a peer that reads slowly."""
+        return self.outbox.take_control()
 
     def has_data_to_send(self) -> bool:
         """Whether anything waits to be written."""
-        return bool(self._control or self._tasks)
+        return bool(self.outbox)
+
+    def has_control_to_send(self) -> bool:
+        """Whether something waits that is not held up by a peer that reads slowly."""
+        return self.outbox.has_control()
+
+    @property
+    def held_bytes(self) -> int:
+        """Of what has arrived: items that nobody has taken, calls that wait, and messages that are not whole."""
+        return self.streams.unread_bytes + self._waiting_bytes + self._parts.held_bytes
 
     @property
     def calls_in_flight(self) -> int:
@@ -343,6 +459,9 @@ class Session:
         assert all(call_id % 2 != self._next_id % 2 for call_id in (*self._running, *self._waiting))
         assert not (self.is_closing and (self._ours or self._running or self._waiting))
         assert not any(arrived.call.endpoint.startswith(CONTROL_PREFIX) for arrived in self._waiting.values())
+        assert all(self._is_open(call_id) for call_id in self.streams)
+        for checked in (self.streams, self._parts, self.outbox):
+            checked.check_invariants()
 
     def _silence_at(self) -> float:
         """When silence has lasted too long. One sum for `poll` and `next_deadline`: were they rounded apart, a caller
@@ -362,10 +481,17 @@ class Session:
             case Fail(id):
                 if self._take_end(id):
                     self._events.append(_failed(message))
+            case Item(id, value, part):
+                self._on_item(id, value, part)
             case Cancel(id):
                 self._on_cancel(id)
+            case End(id, part):
+                self._on_end(id, part)
+            case Credit(id, size_bytes, part):
+                if self._has_streams(id) and self.streams.on_credit(id, part, size_bytes):
+                    self._events.append(CreditArrived(id, part))
             case Ping():
-                self._control.append(encode_frame(FrameKind.CONTROL, encode_message(Pong())))
+                self.outbox.put_control(encode_message(Pong()))
             case Pong():
                 pass  # that anything arrived was noted already
             case Goodbye(code, text):
@@ -375,13 +501,16 @@ class Session:
                 self._on_unknown(id, kind)
 
     def _on_call(self, call: Call, kind: FrameKind, now: float) -> None:
-        call_id, is_control = call.id, kind is FrameKind.CONTROL
-        if self._is_own(call_id) or call_id <= self._last_peer_ids[kind] or self._is_open(call_id):
+        call_id, is_control = call.id, kind is _CONTROL
+        # That of a call in parts was noted at the first of them.
+        is_used = kind is not _PART and call_id <= self._last_peer_ids[kind]
+        if is_used or self._is_own(call_id) or self._is_open(call_id):
             raise ProtocolViolation(f"call id {call_id} is not a fresh one of the caller's")
         if is_control != call.endpoint.startswith(CONTROL_PREFIX):
             # Or a peer would get the places of the overlay's short calls for its long ones.
             raise ProtocolViolation(f"a call to {call.endpoint[:64]!r} in a frame of kind {kind.name}")
-        self._last_peer_ids[kind] = call_id
+        if kind is not _PART:
+            self._last_peer_ids[kind] = call_id
         deadline = None
         left_ms = call.options.get("deadline_ms")
         if type(left_ms) is int and 0 <= left_ms <= MAX_DEADLINE_MS:
@@ -390,17 +519,29 @@ class Session:
         if self.is_draining:
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False}, kind=kind)
             return
+        options = call.options
+        uploads = _uploads_of(call) if "uploads" in options else _NO_UPLOADS
+        has_items = "stream" in options and options["stream"] is True
+        if uploads is None or (is_control and (uploads or has_items)):
+            text = f"a call has at most {MAX_UPLOADS} uploads, named by text or position, and one of the overlay none"
+            self._refuse(call_id, Code.BAD_REQUEST, text, kind=kind)
+            return
         place = Place.OVERLAY if is_control else _place_of(call.endpoint)
         if self._has_room(place):
             self._run(CallArrived(call, deadline), place)
-        elif place is Place.TASK and self._may_wait():
+        elif place is Place.TASK and self._may_wait(
+            size_bytes := self._arrived_bytes + len(uploads) * FIRST_CREDIT_BYTES
+        ):
             self._waiting[call_id] = CallArrived(call, deadline)
-            self._waiting_sizes[call_id] = self._arrived_bytes
-            self._waiting_bytes += self._arrived_bytes
+            self._waiting_sizes[call_id] = size_bytes
+            self._waiting_bytes += size_bytes
         else:
             self._refuse(
                 call_id, Code.BUSY, "too many calls of yours are waiting here", {"may_have_started": False}, kind=kind
             )
+            return
+        if uploads or has_items:
+            self.streams.open(call_id, readers=len(uploads), writers=int(has_items))
 
     def _on_cancel(self, call_id: int) -> None:
         if self._is_own(call_id) or call_id > max(self._last_peer_ids.values()):
@@ -408,6 +549,64 @@ class Session:
         if call_id in self._running:
             self._events.append(CallWithdrawn(call_id))
         self._end_theirs(call_id)
+        self.outbox.take_back(call_id)  # an answer that is still here is for nobody
+
+    def _on_part(self, body: bytes, now: float) -> None:
+        part = decode_part(body)
+        if part.id not in self._parts and not self._is_wanted(part):
+            return
+        message_body = self._parts.join(part)
+        if message_body is None:
+            return
+        self._arrived_bytes = len(message_body)
+        message = decode_message(message_body, _PART)
+        if getattr(message, "id", 0) != part.id:
+            raise ProtocolViolation(f"a message of another call in the parts of {part.id}")
+        self._on_message(message, _PART, now)
+
+    def _is_wanted(self, part: Part) -> bool:
+        """Whether a part of which none was before it is looked at. Late ones are not, strays raise."""
+        if self._is_open(part.id):
+            return True
+        is_new = not self._is_own(part.id) and part.is_first
+        if is_new and (begins_call(part.data) or part.id > max(self._last_peer_ids.values())):
+            if part.id <= self._last_peer_ids[_PART]:
+                raise ProtocolViolation(f"call id {part.id} is not a fresh one of the caller's")
+            self._last_peer_ids[_PART] = part.id
+            return True
+        self._check_late(part.id)
+        return False
+
+    def _on_item(self, call_id: int, value: Any, part: int) -> None:
+        if self._has_streams(call_id) and self.streams.on_item(
+            call_id, part, value, self._arrived_bytes, self._last_received
+        ):
+            self._events.append(ItemsArrived(call_id, part))
+
+    def _on_end(self, call_id: int, part: int) -> None:
+        if not self._has_streams(call_id):
+            return
+        has_unread = self.streams.on_end(call_id, part)
+        if self._is_own(call_id):
+            self._end_ours(call_id)
+            self._events.append(StreamEnded(call_id))
+        elif not has_unread:
+            self._events.append(ItemsArrived(call_id, part))
+
+    def _has_streams(self, call_id: int) -> bool:
+        """Whether a call that a message speaks of has streams; not where it is over. Raises for one without any."""
+        if call_id in self.streams:
+            return True
+        if self._is_open(call_id):
+            raise ProtocolViolation(f"call {call_id} has no such stream")
+        self._check_late(call_id)
+        return False
+
+    def _check_late(self, call_id: int) -> None:
+        """Raise for an id that was never in use."""
+        is_used = call_id < self._next_id if self._is_own(call_id) else call_id <= max(self._last_peer_ids.values())
+        if not is_used:
+            raise ProtocolViolation(f"a message of call {call_id}, which never was")
 
     def _on_unknown(self, call_id: int, kind: FrameKind) -> None:
         """The rules of evolution: with a fresh or open id of the peer's it wants an answer, else it wants none."""
@@ -423,7 +622,7 @@ class Session:
     def _take_end(self, call_id: int) -> bool:
         """Whether this answer ends a call of ours now. Late ones are ignored, strays raise."""
         if call_id in self._ours:
-            del self._ours[call_id]
+            self._end_ours(call_id)
             return True
         if not self._is_own(call_id) or call_id >= self._next_id:
             raise ProtocolViolation(f"an answer to call {call_id}, which was never made")
@@ -431,7 +630,7 @@ class Session:
 
     def _expire(self, call_id: int) -> None:
         if call_id in self._ours:
-            del self._ours[call_id]
+            self._end_ours(call_id)
             self._withdraw_from_peer(call_id)
             self._events.append(CallExpired(call_id))
         elif call_id in self._running or call_id in self._waiting:
@@ -444,11 +643,14 @@ class Session:
             return
         self.is_closing = True
         for call_id in list(self._ours):
-            never_left = self._tasks.pop(call_id, None) is not None
-            del self._ours[call_id]
+            never_left = self.outbox.take_back(call_id) is Taken.WHOLE
+            self._end_ours(call_id)
             started = may_have_started and not never_left
             self._events.append(CallFailed(call_id, Code.UNAVAILABLE, why, {}, started))
         self._events.extend(CallWithdrawn(call_id) for call_id in self._running)
+        for call_id in list(self.streams):
+            self.streams.drop_call(call_id)
+        self._parts.clear()
         self._running.clear()
         self._running_count = dict.fromkeys(self._running_count, 0)
         self._waiting.clear()
@@ -458,8 +660,8 @@ class Session:
 
     def _withdraw_from_peer(self, call_id: int) -> None:
         # A call that has not left needs no cancel: a cancel must never overtake its call.
-        if self._tasks.pop(call_id, None) is None and not self.is_closing:
-            self._control.append(encode_frame(FrameKind.CONTROL, encode_message(Cancel(call_id))))
+        if self.outbox.take_back(call_id) is Taken.REST and not self.is_closing:
+            self.outbox.put_control(encode_message(Cancel(call_id)))
 
     def _refuse(
         self,
@@ -482,9 +684,16 @@ class Session:
             self._queue(kind, call_id, encode_message(fail), ())
         self._end_theirs(call_id)
 
-    def _may_wait(self) -> bool:
-        has_place = len(self._waiting) < self._config.max_calls_queued
-        return has_place and self._waiting_bytes + self._arrived_bytes <= self._config.max_waiting_bytes
+    def _may_wait(self, size_bytes: int) -> bool:
+        has_place = self.may_let_wait and len(self._waiting) < self._config.max_calls_queued
+        return has_place and self._waiting_bytes + size_bytes <= self._config.max_waiting_bytes
+
+    def _end_ours(self, call_id: int) -> None:
+        del self._ours[call_id]
+        if self.streams:
+            self.streams.close_call(call_id)
+        if self._parts.held_bytes:
+            self._parts.drop(call_id)
 
     def _leave_queue(self, call_id: int) -> None:
         if self._waiting.pop(call_id, None) is not None:
@@ -503,6 +712,10 @@ class Session:
             self._running_count[place] -= 1
         else:
             self._leave_queue(call_id)
+        if self.streams:
+            self.streams.drop_call(call_id)
+        if self._parts.held_bytes:
+            self._parts.drop(call_id)
         while self._waiting and self._has_room(Place.TASK) and not self.is_closing:
             arrived = next(iter(self._waiting.values()))
             self._leave_queue(arrived.call.id)
@@ -518,23 +731,24 @@ class Session:
         heapq.heappush(self._deadlines, (deadline, call_id))
 
     def _queue(self, kind: FrameKind, call_id: int, body: bytes, values: Sequence[Any]) -> None:
-        """Let a message of a call leave; `values` are those of the user's in it."""
-        if len(body) > self._max_bytes[kind]:
-            raise FrameTooLarge(limit_bytes=self._max_bytes[kind], actual_bytes=len(body))
-        if kind is FrameKind.CONTROL:
-            self._control.append(encode_frame(kind, body))
+        """Let the end of a call of theirs leave; `values` are those of the user's in it."""
+        self._check_sendable(kind, body, values)
+        if kind is _CONTROL:
+            self.outbox.put_control(body)
         else:
-            check_readable(values, body)
-            self._tasks[call_id] = encode_frame(kind, body)
-            self.queued_bytes += len(body)
+            self.outbox.put_task(call_id, body)
 
-    def _control_after_tasks(self, message: Message) -> None:
-        # A goodbye is the last word: control frames go first, so it goes with the tasks. Id 0 is no call's.
-        self._tasks[0] = encode_frame(FrameKind.CONTROL, encode_message(message))
+    def _check_sendable(self, kind: FrameKind, body: bytes, values: Sequence[Any]) -> None:
+        is_control, config = kind is _CONTROL, self._config
+        max_bytes = config.max_control_frame_bytes if is_control else config.max_task_frame_bytes
+        if len(body) > max_bytes:
+            raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
+        if not is_control:
+            check_readable(values, body)
 
     def _kind_of(self, call_id: int) -> FrameKind:
         # None but task calls wait.
-        return FrameKind.CONTROL if self._running.get(call_id) is Place.OVERLAY else FrameKind.TASK
+        return _CONTROL if self._running.get(call_id) is Place.OVERLAY else _TASK
 
     def _is_own(self, call_id: int) -> bool:
         return call_id % 2 == self._next_id % 2
@@ -546,6 +760,21 @@ class Session:
 def _place_of(endpoint: str) -> Place:
     is_question = endpoint.startswith(QUESTION_PREFIX) or endpoint in QUESTIONS
     return Place.QUESTION if is_question else Place.TASK
+
+
+def _uploads_of(call: Call) -> list[str | int] | None:
+    """The arguments that arrive as items; None for what is no such list."""
+    uploads = call.options["uploads"]
+    if type(uploads) is not list or len(uploads) > MAX_UPLOADS or len(set(map(repr, uploads))) != len(uploads):
+        return None
+    is_each_an_argument = all(
+        (type(place) is int and 0 <= place < len(call.args)) or (type(place) is str and place in call.kwargs)
+        for place in uploads
+    )
+    return uploads if is_each_an_argument else None
+
+
+_NO_UPLOADS: list[str | int] = []
 
 
 def _failed(message: Fail) -> CallFailed:

@@ -2,8 +2,9 @@
 
 Owns every limit on what is decoded. Decides nothing about calls: that is `session.py`. Layout: docs/spec/wire.md.
 
-    frame:    u8 kind | u24 length | body          kind 0 control, 1 task (2, part, comes with streaming)
+    frame:    u8 kind | u24 length | body          kind 0 control, 1 task, 2 part
     message:  MsgPack array [type, id, ...]        id 0 where a message belongs to no call
+    part:     u64 id | u8 flags | bytes            the next bytes of a task message that is too long for one frame
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import dataclasses
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any, NoReturn, TypeAlias, TypeVar, dataclass_transform
 
 import msgpack
 
-from synapse_p2p.config import MAX_U24
+from synapse_p2p.config import KIB, MAX_U24, MIB
 from synapse_p2p.exceptions import FrameTooLarge, InvalidMessageError, ProtocolViolation
 
 ValueT = TypeVar("ValueT")
@@ -27,6 +28,10 @@ MAX_DEPTH = 32
 MAX_ENDPOINT_CHARS = 256
 MAX_FAIL_MESSAGE_CHARS = 2048
 MAX_ID = 2**63 - 1
+MAX_WHOLE_BYTES = 32 * KIB  # a longer task message travels as parts of so many bytes
+PART_HEADER_BYTES = 9
+MAX_UPLOADS = 8  # of one call
+MAX_CREDIT_BYTES = MIB  # of items, that may be on their way in one stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +193,11 @@ class FrameKind(IntEnum):
 
     CONTROL = 0
     TASK = 1
+    PART = 2
 
 
 class MessageType(IntEnum):
-    """The first element of a message. Numbers are for ever; 8 to 10 are streaming's."""
+    """The first element of a message. Numbers are for ever."""
 
     CALL = 1
     RESULT = 2
@@ -200,6 +206,9 @@ class MessageType(IntEnum):
     PING = 5
     PONG = 6
     GOODBYE = 7
+    ITEM = 8
+    END = 9
+    CREDIT = 10
 
 
 @quick_value
@@ -257,6 +266,32 @@ class Goodbye:
 
 
 @quick_value
+class Item:
+    """`[8, id, value, part]`: the next value of a stream. `part` counts the uploads of a call; of results it is 0."""
+
+    id: int
+    value: Any
+    part: int = 0
+
+
+@quick_value
+class End:
+    """`[9, id, part]`: that was the last item."""
+
+    id: int
+    part: int = 0
+
+
+@quick_value
+class Credit:
+    """`[10, id, bytes, part]`: so many more bytes of items may be sent."""
+
+    id: int
+    size_bytes: int
+    part: int = 0
+
+
+@quick_value
 class Unknown:
     """A message of a type this release does not serve. `id` is 0 where it names none."""
 
@@ -264,7 +299,7 @@ class Unknown:
     id: int
 
 
-Message: TypeAlias = Call | Result | Fail | Cancel | Ping | Pong | Goodbye | Unknown
+Message: TypeAlias = Call | Result | Fail | Cancel | Ping | Pong | Goodbye | Item | End | Credit | Unknown
 
 
 def encode_message(message: Message) -> bytes:
@@ -284,6 +319,12 @@ def encode_message(message: Message) -> bytes:
             return _PONG
         case Goodbye(code, text):
             return pack([MessageType.GOODBYE, 0, code, text])
+        case Item(id, value, part):
+            return encode_item(id, value, part)
+        case End(id, part):
+            return pack([MessageType.END, id, part])
+        case Credit(id, size_bytes, part):
+            return pack([MessageType.CREDIT, id, size_bytes, part])
         case Unknown(number, id):
             return pack([number, id])
 
@@ -304,8 +345,14 @@ def encode_result(call_id: int, value: Any) -> bytes:
     return pack((_RESULT, call_id, value))
 
 
+def encode_item(call_id: int, value: Any, part: int) -> bytes:
+    """What `encode_message` makes of an Item, without the Item."""
+    return pack((_ITEM, call_id, value, part))
+
+
 _CALL = int(MessageType.CALL)
 _RESULT = int(MessageType.RESULT)
+_ITEM = int(MessageType.ITEM)
 
 
 def check_readable(values: Sequence[Any], body: bytes) -> None:
@@ -336,16 +383,19 @@ def decode_message(body: bytes | memoryview, kind: FrameKind) -> Message:
     # True and False are ints to Python and no ids to us.
     if type(number) is not int or type(call_id) is not int or not 0 <= call_id <= MAX_ID:
         raise InvalidMessageError("a message is an array that starts with a type and an id")
-    # The two that every call takes are told apart by hand: a match statement costs three times as much.
+    # The two that every call takes, and those of which a stream has many, are told apart by hand: a match statement
+    # costs three times as much.
     if call_id:
         if number == _RESULT and len(elements) > 2:
             return Result(call_id, elements[2])
         if number == _CALL and len(elements) > 5:
             return _decode_call(call_id, elements)
+        if number == _ITEM and len(elements) > 3:
+            return Item(call_id, elements[2], _part_of(elements[3]))
     return _decode_rarer(number, call_id, elements[2:])
 
 
-_LIMITS = {FrameKind.CONTROL: CONTROL_LIMITS, FrameKind.TASK: TASK_LIMITS}
+_LIMITS = {FrameKind.CONTROL: CONTROL_LIMITS, FrameKind.TASK: TASK_LIMITS, FrameKind.PART: TASK_LIMITS}
 
 
 def _decode_call(call_id: int, elements: list[Any]) -> Call:
@@ -373,12 +423,22 @@ def _decode_rarer(number: int, call_id: int, rest: list[Any]) -> Message:
             return Pong()
         case MessageType.GOODBYE, [str() as code, str() as text, *_]:
             return Goodbye(code, text)
+        case MessageType.END, [part, *_]:
+            return End(call_id, _part_of(part))
+        case MessageType.CREDIT, [size_bytes, part, *_] if type(size_bytes) is int and 0 < size_bytes <= MAX_ID:
+            return Credit(call_id, size_bytes, _part_of(part))
     if number in set(MessageType):
         raise InvalidMessageError(f"a {MessageType(number).name} of another shape")
     return Unknown(number, call_id)
 
 
-_OF_A_CALL = frozenset({MessageType.CALL, MessageType.RESULT, MessageType.FAIL, MessageType.CANCEL})
+_OF_A_CALL = frozenset(MessageType) - {MessageType.PING, MessageType.PONG, MessageType.GOODBYE}
+
+
+def _part_of(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < MAX_UPLOADS:
+        raise InvalidMessageError(f"a stream's number is 0 to {MAX_UPLOADS - 1}")
+    return value
 
 
 def _are_text(names: Iterable[Any]) -> bool:
@@ -401,6 +461,48 @@ _HEADER = struct.Struct(">I")  # the kind is its top byte, the length the other 
 _KINDS = {int(kind): kind for kind in FrameKind}
 
 
+class PartFlag(IntFlag):
+    """What a part is of its message; one in the middle is neither."""
+
+    LAST = 1
+    FIRST = 2
+
+
+@quick_value
+class Part:
+    """Some bytes of a task message of call `id`."""
+
+    id: int
+    is_first: bool
+    is_last: bool
+    data: bytes
+
+
+def encode_part(call_id: int, flags: int, data: bytes | memoryview) -> bytes:
+    """The whole frame of a part."""
+    return b"".join((_PART_FRAME.pack(_PART_KIND | len(data) + PART_HEADER_BYTES, call_id, flags), data))
+
+
+def decode_part(body: bytes) -> Part:
+    """The part in a frame's body. Raises InvalidMessageError for one without bytes or with flags of a later release."""
+    if len(body) <= PART_HEADER_BYTES:
+        raise InvalidMessageError("a part holds some bytes of a message")
+    call_id, flags = _PART_HEADER.unpack_from(body)
+    if not 0 < call_id <= MAX_ID or flags > PartFlag.FIRST:
+        raise InvalidMessageError("a part of no call, or with flags that this release does not know")
+    return Part(call_id, flags == PartFlag.FIRST, flags == PartFlag.LAST, body[PART_HEADER_BYTES:])
+
+
+def begins_call(data: bytes) -> bool:
+    """Whether a task message that begins with these bytes is a CALL."""
+    return len(data) > 1 and 0x96 <= data[0] <= 0x9F and data[1] == _CALL
+
+
+_PART_HEADER = struct.Struct(">QB")
+_PART_FRAME = struct.Struct(">IQB")
+_PART_KIND = FrameKind.PART << 24
+
+
 class FrameReader:
     """Cuts a byte stream into frames. Invariant: what is buffered is less than one frame within its limit."""
 
@@ -408,7 +510,11 @@ class FrameReader:
 
     def __init__(self, *, max_control_frame_bytes: int, max_task_frame_bytes: int) -> None:
         self._buffer = bytearray()
-        self._max_bytes = {FrameKind.CONTROL: max_control_frame_bytes, FrameKind.TASK: max_task_frame_bytes}
+        self._max_bytes = {
+            FrameKind.CONTROL: max_control_frame_bytes,
+            FrameKind.TASK: max_task_frame_bytes,
+            FrameKind.PART: PART_HEADER_BYTES + MAX_WHOLE_BYTES,
+        }
         self._wanted_bytes = FRAME_HEADER_BYTES  # in the buffer, before anything more can be said
 
     def feed(self, data: bytes) -> Iterator[tuple[FrameKind, bytes]]:

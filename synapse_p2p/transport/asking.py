@@ -6,22 +6,28 @@ The twin of `serving.py`. How a call ends is decided in `protocol/session.py`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterable, Callable, Mapping
 from typing import Any
 
-from synapse_p2p.exceptions import FrameTooLarge, PeerUnavailable, Timeout
+from synapse_p2p.background import TaskScope
+from synapse_p2p.exceptions import ConfigError, FrameTooLarge, PeerUnavailable, SynapseError, Timeout
 from synapse_p2p.protocol.session import CONTROL_PREFIX, Session
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
-from synapse_p2p.transport.failures import no_endpoint, unsendable
+from synapse_p2p.transport.asked_stream import AskedStream
+from synapse_p2p.transport.failures import no_endpoint, unsendable, unsendable_item
 from synapse_p2p.transport.outflow import Outflow
+from synapse_p2p.transport.sending import ItemSender
+from synapse_p2p.uploads import Place, Uploads
 
 
 class AskedCalls:
     """Our calls to one peer. Each ends once: with its answer, an error, or by being cancelled.
 
     `is_open()` says whether calls can be made now. `on_asked` is told when a call was queued or withdrawn, so that
-    this is sent, and whether it is a call and the only one in flight.
+    this is sent, and whether it is a call and the only one in flight; `on_taken` when an item of a stream was taken.
+    The tasks that upload run in `scope`.
     """
 
     def __init__(
@@ -35,7 +41,14 @@ class AskedCalls:
         max_calls: int,
         is_open: Callable[[], bool],
         on_asked: Callable[[bool], None],
+        sender: ItemSender,
+        on_taken: Callable[[], None],
+        scope: TaskScope,
     ) -> None:
+        self._sender = sender
+        self._on_taken = on_taken
+        self._scope = scope
+        self._uploading: dict[int, list[asyncio.Task[None]]] = {}
         self._session = session
         self._outflow = outflow
         self._address = address
@@ -43,7 +56,7 @@ class AskedCalls:
         self._is_open = is_open
         self._on_asked = on_asked
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._waiting: dict[int, asyncio.Future[Any] | AskedStream] = {}
         self._control_places = asyncio.Semaphore(max_control_calls)
         self._max_calls = max_calls  # as many as a peer lets wait; not a semaphore, for a lone call waits for nothing
         self._in_line: deque[asyncio.Future[None]] = deque()
@@ -94,15 +107,78 @@ class AskedCalls:
             if self._in_line:
                 self._call_up()
 
+    async def call_uploading(
+        self,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        uploads: Uploads,
+        timeout_s: float | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The same for a call with uploads, which are iterated until the call ends. Raises what they raise, too."""
+        deadline = await self._wait_to_stream(endpoint, timeout_s)
+        call_id = self._begin(endpoint, args, kwargs, deadline=deadline, options=options, uploads=uploads)
+        answer = self._waiting[call_id] = self._loop.create_future()
+        self._start_uploads(call_id, endpoint, uploads)
+        self._on_asked(self._session.calls_in_flight == 1)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._withdraw(call_id)
+            raise
+        except _Expired:
+            raise Timeout(f"{self._address} did not answer {endpoint} in the time given") from None
+        finally:
+            self._call_up()
+
+    async def open_stream(
+        self,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        uploads: Uploads,
+        timeout_s: float | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> AskedStream:
+        """A call whose result is a stream, which has to be closed; within `timeout_s` it is on its way."""
+        await self._wait_to_stream(endpoint, timeout_s)
+        call_id = self._begin(endpoint, args, kwargs, options=options, has_items=True, uploads=uploads)
+        stream = self._waiting[call_id] = AskedStream(
+            self._session,
+            self._session.streams.readers(call_id)[0],
+            endpoint=endpoint,
+            address=self._address,
+            on_taken=self._on_taken,
+            withdraw=self._withdraw,
+        )
+        self._start_uploads(call_id, endpoint, uploads)
+        self._on_asked(self._session.calls_in_flight == 1)
+        return stream
+
+    def on_items(self, call_id: int) -> None:
+        """Items of a stream arrived."""
+        stream = self._waiting.get(call_id)
+        if isinstance(stream, AskedStream):
+            stream.on_items()
+
+    def end_stream(self, call_id: int) -> None:
+        """A stream is at its end."""
+        stream = self._pop(call_id)
+        if isinstance(stream, AskedStream):
+            stream.finish()
+
     def end(self, call_id: int, outcome: Any) -> None:
         """The call returned this."""
-        future = self._waiting.pop(call_id, None)
+        future = self._pop(call_id)
         if future is not None and not future.done():
             future.set_result(outcome)
 
     def fail(self, call_id: int, error: Exception) -> None:
         """The call did not return."""
-        future = self._waiting.pop(call_id, None)
+        future = self._pop(call_id)
         if future is not None and not future.done():
             future.set_exception(error)
 
@@ -111,9 +187,91 @@ class AskedCalls:
         self.fail(call_id, _Expired())
 
     def _withdraw(self, call_id: int) -> None:
-        if self._waiting.pop(call_id, None) is not None:
+        if self._pop(call_id) is not None:
             self._session.cancel(call_id)
             self._on_asked(False)
+            self._call_up()
+
+    def _pop(self, call_id: int) -> asyncio.Future[Any] | AskedStream | None:
+        if self._uploading:
+            own = asyncio.current_task()
+            for task in self._uploading.pop(call_id, ()):
+                if task is not own:
+                    task.cancel()
+        return self._waiting.pop(call_id, None)
+
+    async def _wait_to_stream(self, endpoint: str, timeout_s: float | None) -> float | None:
+        """Return when a call with streams may be begun, with its deadline. Raises as `call` does."""
+        if type(endpoint) is not str or not 0 < len(endpoint) <= MAX_ENDPOINT_CHARS:
+            raise no_endpoint(endpoint)
+        if endpoint.startswith(CONTROL_PREFIX):
+            raise ConfigError(f"{endpoint} is of the overlay, which has no streams")
+        deadline = None if timeout_s is None else self._now() + timeout_s
+        if self._outflow.is_full or len(self._waiting) >= self._max_calls:
+            await self._wait_for_room(deadline)
+        if not self._is_open():
+            raise PeerUnavailable(f"the session with {self._address} is closed")
+        return deadline
+
+    def _begin(
+        self,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        deadline: float | None = None,
+        options: Mapping[str, Any] | None,
+        has_items: bool = False,
+        uploads: Uploads,
+    ) -> int:
+        try:
+            return self._session.call(
+                endpoint,
+                args,
+                kwargs,
+                now=self._now(),
+                deadline=deadline,
+                options=options,
+                has_items=has_items,
+                uploads=tuple(uploads),
+            )
+        except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
+            raise unsendable(endpoint, args, kwargs, error) from error
+
+    def _start_uploads(self, call_id: int, endpoint: str, uploads: Uploads) -> None:
+        if uploads:
+            self._uploading[call_id] = [
+                self._scope.spawn(self._upload(call_id, part, endpoint, place, items), name=f"upload for {endpoint}")
+                for part, (place, items) in enumerate(uploads.items())
+            ]
+
+    async def _upload(self, call_id: int, part: int, endpoint: str, place: Place, items: AsyncIterable[Any]) -> None:
+        """Send what an argument gives until it or the call ends. A failure of its own ends the call."""
+        try:
+            async with contextlib.AsyncExitStack() as at_end:
+                if hasattr(items, "aclose"):
+                    at_end.push_async_callback(items.aclose)
+                index = 0
+                async for item in items:
+                    try:
+                        await self._sender.send(call_id, item, part)
+                    except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
+                        raise unsendable_item(endpoint, place, index, item, error) from error
+                    index += 1
+        except asyncio.CancelledError as error:
+            own = asyncio.current_task()
+            if own is None or own.cancelling():
+                raise
+            self._fail_upload(call_id, SynapseError(f"an upload of {endpoint} was cancelled from within: {error!r}"))
+        except Exception as error:
+            self._fail_upload(call_id, error)
+        else:
+            self._sender.end(call_id, part)
+
+    def _fail_upload(self, call_id: int, error: Exception) -> None:
+        self._session.cancel(call_id)
+        self.fail(call_id, error)
+        self._on_asked(False)
 
     async def _take_control_place(self, deadline: float | None) -> None:
         """Take one of the places for overlay calls of ours: a burst of them waits here instead of being refused there.

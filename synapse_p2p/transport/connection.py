@@ -7,6 +7,7 @@ are in `asking.py` and `serving.py`. A connection ends once, and with it every c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -24,20 +25,29 @@ from synapse_p2p.protocol.session import (
     CallFailed,
     CallWithdrawn,
     Code,
+    CreditArrived,
     Event,
+    ItemsArrived,
     PeerClosed,
     PeerSilent,
     Session,
+    StreamEnded,
 )
 from synapse_p2p.runtime import Runtime
+from synapse_p2p.transport import byte_budget
 from synapse_p2p.transport.alarm import Alarm
+from synapse_p2p.transport.asked_stream import AskedStream
 from synapse_p2p.transport.asking import AskedCalls
-from synapse_p2p.transport.base import HIGH_WATER_BYTES, ByteStream, format_address, parse_address
+from synapse_p2p.transport.base import ByteStream, format_address, parse_address
 from synapse_p2p.transport.failures import error_of
 from synapse_p2p.transport.outflow import Outflow
+from synapse_p2p.transport.sending import ItemSender
 from synapse_p2p.transport.serving import CallServer, ServedCalls
+from synapse_p2p.uploads import Uploads
 
 logger = logging.getLogger(__name__)
+
+MUCH_BYTES = 64 * 1024  # that are queued, before they are written at once: about one record
 
 
 class SessionConnection:
@@ -84,6 +94,9 @@ class SessionConnection:
         self._peer: PeerProof | None = None
         self._asked: AskedCalls | None = None
         self._served: ServedCalls | None = None
+        self._sender: ItemSender | None = None
+        self._is_reading_paused = False
+        self._is_counted = False  # in the byte budget of the process
         self._alarm = Alarm(runtime.now)
         self._is_pump_scheduled = False
         self._had_many_events = False  # at the last look: of many answers come many calls
@@ -142,6 +155,43 @@ class SessionConnection:
         if self._asked is None:
             raise PeerUnavailable(f"there is no session with {self.address} yet")
         return self._asked.call(endpoint, args, kwargs, timeout_s=timeout_s, options=options)
+
+    async def call_uploading(
+        self,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        uploads: Uploads,
+        timeout_s: float | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The same for a call of which some arguments are streams. Raises what these raise, too."""
+        if self._asked is None:
+            raise PeerUnavailable(f"there is no session with {self.address} yet")
+        return await self._asked.call_uploading(
+            endpoint, args, kwargs, uploads=uploads, timeout_s=timeout_s, options=options
+        )
+
+    async def open_stream(
+        self,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        uploads: Uploads,
+        timeout_s: float | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> AskedStream:
+        """A call whose result is a stream, which has to be closed. It leaves within `timeout_s`, and has no deadline.
+
+        Raises as `call` does.
+        """
+        if self._asked is None:
+            raise PeerUnavailable(f"there is no session with {self.address} yet")
+        return await self._asked.open_stream(
+            endpoint, args, kwargs, uploads=uploads, timeout_s=timeout_s, options=options
+        )
 
     def drain(self) -> None:
         """Refuse new calls of the peer; those that run go on."""
@@ -233,6 +283,8 @@ class SessionConnection:
         self._on_end_of_stream()
         self._is_ending = True
         self._alarm.cancel()
+        if self._is_counted:
+            byte_budget.PROCESS.note(self, 0)
         if not self._closed.done():
             self._closed.set_result(None)
             self._on_closed(self)
@@ -240,11 +292,15 @@ class SessionConnection:
     def pause_writing(self) -> None:
         assert self._outflow is not None
         self._outflow.pause()
+        self._note_held()
 
     def resume_writing(self) -> None:
         assert self._outflow is not None and self._stream is not None
         self._outflow.resume()
-        self._stream.resume_reading()
+        if self._session is not None:
+            self._flush()
+            self._note_held()
+            self._read_on()
 
     # The handshake
 
@@ -263,7 +319,7 @@ class SessionConnection:
     def _begin_session(self, established: Established) -> None:
         self._handshake = None
         self._peer = established.peer
-        self._channel = SecureChannel(established.send, established.receive, max_records=self._config.max_records)
+        self._channel = SecureChannel(established.send, established.receive)
         now = self.last_used = self.established_at = self._runtime.now()
         self._session = Session(is_dialer=self.is_dialer, now=now, config=self._config)
         parameters = established.peer.parameters
@@ -276,6 +332,7 @@ class SessionConnection:
             network=self._network,
         )
         assert self._outflow is not None
+        self._sender = ItemSender(self._session, self._outflow, on_queued=self._on_item_queued)
         self._asked = AskedCalls(
             self._session,
             self._outflow,
@@ -285,6 +342,9 @@ class SessionConnection:
             max_calls=self._config.max_calls_served + self._config.max_calls_queued,
             is_open=lambda: self.is_open,
             on_asked=self._on_asked,
+            sender=self._sender,
+            on_taken=self._on_item_taken,
+            scope=self._scope,
         )
         self._served = ServedCalls(
             self._session,
@@ -293,6 +353,8 @@ class SessionConnection:
             scope=self._scope,
             context=context,
             on_answered=self._on_served,
+            sender=self._sender,
+            on_taken=self._on_item_taken,
         )
         self._alarm.cancel()
         self._watch_the_time()
@@ -314,13 +376,14 @@ class SessionConnection:
         session = self._session
         try:
             now = self._received_at = self._runtime.now()
+            session.may_let_wait = not byte_budget.PROCESS.is_over
             session.receive_data(self._channel.open(data), now)
         finally:
             # What came before a fault stands; what it caused is sent after all of it was looked at.
             self._pump()
             self._watch_the_time()
-            if self._outflow is not None and self._outflow.is_full:
-                self._pause_if_unread()
+            if session.held_bytes or (self._outflow is not None and self._outflow.is_full):
+                self._pause_if_much_is_held()
 
     def _pump(self) -> None:
         """Tell what happened, then send what there is to send."""
@@ -344,24 +407,57 @@ class SessionConnection:
         self._watch_the_time()
 
     def _flush(self) -> None:
-        assert self._session is not None and self._channel is not None
-        assert self._stream is not None and self._outflow is not None
+        session, outflow = self._session, self._outflow
+        assert session is not None and self._channel is not None
+        assert self._stream is not None and outflow is not None
         # Left in its queue when the stream closes, a request counts as one that never left.
-        if not self._session.has_data_to_send() or self._stream.is_closing():
+        if not session.has_data_to_send() or self._stream.is_closing():
             return
-        try:
-            self._outflow.write(self._channel.seal(self._session.data_to_send()))
-        except ProtocolViolation as error:
-            self._fail(error)
-            return
-        if self._channel.is_nearly_used_up() and self.is_open:
-            self.retire("used_up", "this session has carried as many records as one key may")
+        # What the peer is too slow for waits in the session, where control frames overtake it; but a goodbye is the
+        # last that is said, so all that is before it has to leave now.
+        while not outflow.is_full or session.is_closing:
+            outflow.write(self._channel.seal(session.block_to_send()))
+            if not session.has_data_to_send():
+                return
+        if session.has_control_to_send():
+            outflow.write(self._channel.seal(session.control_to_send()))
 
-    def _pause_if_unread(self) -> None:
-        """Stop reading while the peer reads too little of what its messages cause. The stall timer bounds it."""
+    def _pause_if_much_is_held(self) -> None:
+        """Stop reading while the peer reads too little of what its messages cause, or nobody here takes its items.
+
+        The stall timer bounds the first, its own patience the second.
+        """
         assert self._stream is not None
-        if self._stream.unsent_bytes() > self._config.max_unsent_bytes:
+        self._note_held()
+        if self._holds_too_much():
+            self._is_reading_paused = True
             self._stream.pause_reading()
+
+    def _read_on(self) -> None:
+        assert self._stream is not None
+        if self._is_reading_paused and not self._holds_too_much():
+            self._is_reading_paused = False
+            self._stream.resume_reading()
+
+    def _holds_too_much(self) -> bool:
+        assert self._stream is not None and self._session is not None
+        unsent_bytes = self._stream.unsent_bytes() + self._session.outbox.queued_bytes
+        config = self._config
+        if unsent_bytes > config.max_unsent_bytes or self._session.streams.unread_bytes > config.max_unread_bytes:
+            return True
+        return self._is_counted and byte_budget.PROCESS.has_to_wait(self, self._read_on_soon)
+
+    def _read_on_soon(self) -> None:
+        with contextlib.suppress(RuntimeError):  # its loop is closed
+            self._loop.call_soon_threadsafe(self._read_on)
+
+    def _note_held(self) -> None:
+        if self._session is None or self._stream is None:
+            return
+        held_bytes = self._session.held_bytes + self._session.outbox.queued_bytes + self._stream.unsent_bytes()
+        if self._is_counted or held_bytes > byte_budget.FREE_BYTES:
+            self._is_counted = held_bytes > byte_budget.FREE_BYTES
+            byte_budget.PROCESS.note(self, held_bytes)
 
     def _dispatch(self, events: list[Event]) -> None:
         asked, served = self._asked, self._served
@@ -384,6 +480,15 @@ class SessionConnection:
                     asked.fail(id, error_of(event, self.address))
                 case CallExpired(id):
                     asked.expire(id)
+                case StreamEnded(id):
+                    self.last_used = self._received_at
+                    asked.end_stream(id)
+                case ItemsArrived(id, part):
+                    asked.on_items(id)
+                    served.on_items(id, part)
+                case CreditArrived(id, part):
+                    assert self._sender is not None
+                    self._sender.on_credit(id, part)
                 case PeerClosed(code, text):
                     logger.debug("session with %s closed by the peer: %.64r %.128r", self.address, code, text)
                     self._close_stream()
@@ -397,13 +502,31 @@ class SessionConnection:
             self._flush()
             self._watch_the_time()
         else:
-            self._pump_soon()
+            self._pump_when_due()
 
     def _on_served(self, had_to_wait: bool) -> None:
         assert self._session is not None
-        # At once after a wait for room, and when much is queued: whoever answers next has to see how much there is now.
-        is_much = self._session.queued_bytes > HIGH_WATER_BYTES
-        if had_to_wait or is_much or self._session.calls_served == 0:
+        if had_to_wait or self._session.calls_served == 0:
+            self._pump()
+        else:
+            self._pump_when_due()
+
+    def _on_item_queued(self) -> None:
+        self._pump_when_due()
+
+    def _on_item_taken(self) -> None:
+        assert self._session is not None
+        if self._session.has_data_to_send():
+            self._pump_soon()
+        if self._is_counted:
+            self._note_held()
+        if self._is_reading_paused:
+            self._read_on()
+
+    def _pump_when_due(self) -> None:
+        """At the end of this turn of the loop; at once when much is queued, for whoever is next has to see how much."""
+        assert self._session is not None and self._outflow is not None
+        if self._session.outbox.queued_bytes > MUCH_BYTES and not self._outflow.is_full:
             self._pump()
         else:
             self._pump_soon()
@@ -463,6 +586,8 @@ class SessionConnection:
 
     def _on_time(self) -> None:
         assert self._session is not None
+        if self._is_reading_paused:
+            self._session.excuse_silence(self._runtime.now())
         self._session.poll(self._runtime.now())
         self._pump()
         self._watch_the_time()

@@ -32,10 +32,21 @@ def unsendable(endpoint: str, args: list[Any], kwargs: dict[str, Any], error: Ex
     if isinstance(error, FrameTooLarge):
         return ConfigError(
             f"the arguments of {endpoint} take {error.actual_bytes} bytes; one call carries {error.limit_bytes} "
-            "at most: send the data in several calls"
+            "at most: send the data as a stream, an asynchronous iterator in the place of an argument"
         )
     problem = why_unsendable(RPCRequest(endpoint=endpoint, args=args, kwargs=kwargs)) or error
     return ConfigError(f"{endpoint} cannot be called with these arguments: {problem}")
+
+
+def unsendable_item(endpoint: str, place: str | int, index: int, item: Any, error: Exception) -> ConfigError:
+    """The error for an item of an upload that cannot travel, or is too large; `error` is what packing it raised."""
+    which = f"item {index} of argument {place!r} of {endpoint}"
+    if isinstance(error, FrameTooLarge):
+        return ConfigError(
+            f"{which} takes {error.actual_bytes} bytes; an item carries {error.limit_bytes} at most: send smaller ones"
+        )
+    problem = why_unsendable(RPCRequest(endpoint=endpoint, args=[item])) or error
+    return ConfigError(f"{which} cannot be sent: {problem}")
 
 
 def no_endpoint(name: Any) -> ConfigError:

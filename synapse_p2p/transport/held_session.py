@@ -22,9 +22,11 @@ from synapse_p2p.messages import Code, Refusal
 from synapse_p2p.protocol.session import Session
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS, Call
 from synapse_p2p.runtime import Runtime
+from synapse_p2p.transport.asked_stream import AskedStream
 from synapse_p2p.transport.connection import SessionConnection
 from synapse_p2p.transport.dialing import SessionDialer
 from synapse_p2p.transport.failures import no_endpoint, unsendable
+from synapse_p2p.uploads import Uploads
 
 CLOSED = "the client was closed"
 
@@ -98,6 +100,62 @@ class HeldSession:
             finally:
                 connection.last_used = self._runtime.now()
         raise AssertionError("unreachable")
+
+    async def call_uploading(
+        self,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        uploads: Uploads,
+        deadline: float | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The same for a call with uploads, of which none is read before there is a session. It is never sent twice."""
+        connection = await self._ready(endpoint, args, kwargs, deadline)
+        try:
+            return await connection.call_uploading(
+                endpoint, args, kwargs, uploads=uploads, timeout_s=self._left_s(deadline), options=options
+            )
+        finally:
+            connection.last_used = self._runtime.now()
+
+    async def open_stream(
+        self,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        uploads: Uploads,
+        deadline: float | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> AskedStream:
+        """A call whose result is a stream, on its way by `deadline`; the stream has to be closed."""
+        connection = await self._ready(endpoint, args, kwargs, deadline)
+        return await connection.open_stream(
+            endpoint, args, kwargs, uploads=uploads, timeout_s=self._left_s(deadline), options=options
+        )
+
+    async def _ready(
+        self, endpoint: str, args: list[Any], kwargs: dict[str, Any], deadline: float | None
+    ) -> SessionConnection:
+        """The session that is open, or a new one; a dial that is closed on during the handshake is made once more."""
+        here = self._here()
+        for is_last_try in (False, True):
+            if here.connection is not None and here.connection.is_open:
+                return here.connection
+            self._check_arguments(endpoint, args, kwargs)
+            try:
+                return await self._open(here, deadline, endpoint)
+            except HandshakeFailed as error:
+                if error.reason != "closed":
+                    raise
+                if is_last_try:
+                    raise PeerUnavailable(str(error)) from error
+        raise AssertionError("unreachable")
+
+    def _left_s(self, deadline: float | None) -> float | None:
+        return None if deadline is None else deadline - self._runtime.now()
 
     async def close(self) -> None:
         """Say goodbye to the running loop's session and wait until its socket is gone. Calls in flight end."""

@@ -7,19 +7,24 @@ by the CallServer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from synapse_p2p.background import TaskScope
 from synapse_p2p.context import CallContext, MountedHandler
-from synapse_p2p.exceptions import FrameTooLarge, RemoteError
-from synapse_p2p.messages import Refusal
+from synapse_p2p.exceptions import ConfigError, FrameTooLarge, PeerUnavailable, RemoteError
+from synapse_p2p.messages import Items, Refusal
 from synapse_p2p.protocol.session import NODE_IS_STOPPING, Code, Session
+from synapse_p2p.protocol.streams import StreamReader
 from synapse_p2p.protocol.wire import Call
 from synapse_p2p.schema import dump
 from synapse_p2p.transport.outflow import Outflow
+from synapse_p2p.transport.sending import ItemSender
+from synapse_p2p.uploads import Upload
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +42,11 @@ class CallServer(Protocol):
         ...
 
     async def serve_session_call(self, call: Call, context: CallContext) -> Any:
-        """The value to answer with. Raises RemoteError for the failure to answer with, and nothing else."""
+        """The value to answer with, or Items where the call's options ask for a stream. In the place of an argument
+        that the caller uploads there is an Upload.
+
+        Raises RemoteError for the failure to answer with, and nothing else.
+        """
         ...
 
     def refusal_of(self, error: Exception, name: str) -> Refusal:
@@ -48,7 +57,8 @@ class CallServer(Protocol):
 class ServedCalls:
     """The calls of one peer that run here. Each ends with an answer, a failure, or by being withdrawn.
 
-    `on_answered` is told when a task has queued an answer that is still to be sent, and whether it waited for room.
+    `on_answered` is told when a task has queued an answer that is still to be sent, and whether it waited for room;
+    `on_taken` when a handler took an item of an upload.
     """
 
     def __init__(
@@ -60,13 +70,19 @@ class ServedCalls:
         scope: TaskScope,
         context: CallContext,
         on_answered: Callable[[bool], None],
+        sender: ItemSender,
+        on_taken: Callable[[], None],
     ) -> None:
+        self._sender = sender
+        self._on_taken = on_taken
+        self._readers: dict[tuple[int, int], asyncio.Future[None]] = {}  # who waits for items
         self._session = session
         self._outflow = outflow
         self._server = server
         self._scope = scope
         self._context = context
         self._on_answered = on_answered
+        self._loop = asyncio.get_running_loop()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._outer = contextvars.copy_context()  # of no call: one may start in the very moment in which another ends
 
@@ -100,6 +116,18 @@ class ServedCalls:
         task = self._tasks.pop(call_id, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
+        self._wake_readers(call_id)
+
+    def on_items(self, call_id: int, part: int) -> None:
+        """There is something to read of this upload."""
+        waiting = self._readers.get((call_id, part))
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    def _wake_readers(self, call_id: int) -> None:
+        """Whoever still reads an upload for a handler finds that the call is over."""
+        for place in [place for place in self._readers if place[0] == call_id]:
+            self.on_items(*place)
 
     def _context_of(self, call: Call, deadline: float | None) -> CallContext:
         traceparent = call.options.get("traceparent")
@@ -115,7 +143,12 @@ class ServedCalls:
     async def _run(self, call: Call, context: CallContext) -> None:
         had_to_wait = False
         try:
+            for reader in self._session.streams.readers(call.id) if call.options else ():
+                self._put_upload(call, reader)
             value = await self._server.serve_session_call(call, context)
+            if type(value) is Items:
+                await self._send_items(call, value)
+                return
             # Results that nobody reads stay what they are: serialised, they would pile up at the stream.
             while self._outflow.is_full:
                 had_to_wait = True
@@ -134,8 +167,56 @@ class ServedCalls:
             self._answer(call, value)
         finally:
             self._tasks.pop(call.id, None)  # its own entry, or none: no id is used twice
+            if self._readers:
+                self._wake_readers(call.id)
         if not self._session.is_closing:
             self._on_answered(had_to_wait)
+
+    async def _send_items(self, call: Call, items: Items) -> None:
+        """Send what a stream gives, at the pace of its reader, and its end. Raises RemoteError for its failure."""
+        async with contextlib.aclosing(items.values):
+            async for value in items.values:
+                try:
+                    try:
+                        await self._sender.send(call.id, value)
+                    except TypeError:
+                        await self._sender.send(call.id, dump(value))  # as for results
+                except FrameTooLarge as error:
+                    text = (
+                        f"an item of {call.endpoint} is too large: {error.actual_bytes} > {error.limit_bytes} bytes; "
+                        "its stream has to be of smaller ones"
+                    )
+                    raise RemoteError(Code.TOO_LARGE, text) from error
+                except Exception as error:
+                    refusal = self._server.refusal_of(error, call.endpoint)
+                    raise RemoteError(refusal.code, refusal.message, details=refusal.details) from error
+        self._sender.end(call.id)
+
+    def _put_upload(self, call: Call, reader: StreamReader) -> None:
+        place = call.options["uploads"][reader.part]
+        upload = Upload(functools.partial(self._next_item, reader))
+        if isinstance(place, int):
+            call.args[place] = upload
+        else:
+            call.kwargs[place] = upload
+
+    async def _next_item(self, reader: StreamReader) -> Any:
+        place = reader.call_id, reader.part
+        while not reader:
+            if reader.is_ended:
+                raise StopAsyncIteration
+            if not reader.is_open:
+                raise PeerUnavailable("the call is over, and its upload with it", may_have_started=True)
+            if place in self._readers:
+                raise ConfigError("an upload is iterated by one task at a time")
+            waiting = self._readers[place] = self._loop.create_future()
+            try:
+                await waiting
+            finally:
+                del self._readers[place]
+        item = self._session.take_item(reader)
+        self._on_taken()
+        return item
 
     def _answer(self, call: Call, value: Any) -> None:
         try:
@@ -146,7 +227,10 @@ class ServedCalls:
                 # item, where this costs nothing until there is one.
                 self._session.answer(call.id, dump(value))
         except FrameTooLarge as error:
-            text = f"the result of {call.endpoint} is too large: {error.actual_bytes} > {error.limit_bytes} bytes"
+            text = (
+                f"the result of {call.endpoint} is too large: {error.actual_bytes} > {error.limit_bytes} bytes; "
+                "more than that is a stream"
+            )
             self._session.fail(call.id, Code.TOO_LARGE, text)
         except Exception as error:
             # The handler's classes have a say in how they are dumped, so it may be any.

@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -1034,6 +1034,31 @@ async def test_an_endpoint_is_told_of_the_swarm_and_what_it_asks_is_a_part_of_it
     first_id, own_id, below_id = first.status().id, found.id, below.status().id
     assert asked == [own_id, [first_id, own_id, below_id]]
     assert threaded == [own_id, [first_id, own_id]]
+
+
+@simulated
+async def test_what_a_stream_asks_is_a_part_of_its_call_to_its_end(world: World):
+    worker, boss = world.agent("worker"), world.agent("boss")
+    worker.capability("work")
+
+    @worker.task_handler
+    async def work(task: str, context: dict, asker: CallContext) -> list[bytes]:
+        return list(asker.delegation.path)
+
+    @boss.endpoint()
+    async def each(caller: CallContext) -> AsyncIterator[Any]:
+        for _ in range(2):
+            yield (await caller.swarm.ask("work", "dig")).result
+
+    below = await world.start(worker)
+    swarm = await world.start(boss, bootstrap=[seed_of(below)])
+    caller = Identity.from_seed(b"c" * 32)
+
+    host, port = parse_address(boss.listening_addresses[0])
+    async with Client(host, port, transport=world.transport, identity=caller) as client:
+        paths = [path async for path in client.stream("each")]
+
+    assert paths == [[caller.node_id, swarm.status().id, below.status().id]] * 2
 
 
 @simulated

@@ -48,6 +48,8 @@ RUN_BY = {
         "docs/how-to/command_line.md",
         "# reviewer.py",
     ): "test_command_line_page.py::test_every_command_prints_what_the_page_says",
+    ("docs/how-to/streaming.md", "# tail.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/streaming.md", "# upload.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/values.md", "# values.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
 }
 """The test beside this file that runs a block; it names the program."""

@@ -29,6 +29,8 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
         ("tutorial/first_swarm.md", "cook.py"),
         ("tutorial/first_swarm.md", "nobody.py"),
         ("tutorial/ten_agents.md", "ten.py"),
+        ("how-to/streaming.md", "tail.py"),
+        ("how-to/streaming.md", "upload.py"),
     ],
 )
 def test_program_prints_what_the_page_says(tmp_path: Path, page: str, program: str):

@@ -33,13 +33,14 @@ from dht.agents import claim, delegation, index, placement, query, record, renew
 from dht.config import DHTConfig, DialConfig, HealthConfig, LookupConfig, RecordConfig, RoutingConfig
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
-from synapse_p2p.protocol import channel, handshake, session, wire
-from synapse_p2p.transport import base, spoken
+from synapse_p2p.protocol import channel, handshake, outbox, session, streams, wire
+from synapse_p2p.transport import base, byte_budget, spoken
 
 DOCS = Path(__file__).parents[2] / "docs"
 MODULES = (
     admission,
     base,
+    byte_budget,
     capability,
     channel,
     claim,
@@ -54,6 +55,7 @@ MODULES = (
     messages,
     node,
     operations,
+    outbox,
     placement,
     query,
     quotas,
@@ -71,6 +73,7 @@ MODULES = (
     session,
     spoken,
     sqlite_store,
+    streams,
     values,
     versions,
     where,

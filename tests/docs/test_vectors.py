@@ -46,10 +46,10 @@ from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import HandshakeFailed
 from synapse_p2p.identity import Identity, network_id_of, node_id_of
 from synapse_p2p.messages import Refusal as CallRefusal
-from synapse_p2p.protocol.channel import SecureChannel
+from synapse_p2p.protocol.channel import RECORDS_PER_KEY, SecureChannel
 from synapse_p2p.protocol.handshake import Established, Handshake, HandshakeKeys, Parameters, Refusal, Role
-from synapse_p2p.protocol.noise import NoiseXX
-from synapse_p2p.protocol.session import CallAnswered, CallArrived, Session
+from synapse_p2p.protocol.noise import CipherState, NoiseXX
+from synapse_p2p.protocol.session import CallAnswered, CallArrived, Session, StreamEnded
 from synapse_p2p.protocol.wire import CONTROL_LIMITS, Call, FrameKind, decode_message, encode_message, pack, unpack
 
 DIRECTORY = Path(__file__).parents[1] / "vectors"
@@ -98,6 +98,7 @@ OPENINGS = [
     pytest.param(HANDSHAKE, id="open network"),
     pytest.param(with_network_key(HANDSHAKE), id="network key"),
 ]
+STREAMS = load("session_streams.json")
 RECORDS = load("records.json")
 CAPABILITIES = load("capabilities.json")
 QUERIES = load("queries.json")
@@ -236,8 +237,79 @@ def test_golden_calls_travel_in_one_golden_record_each_way(golden: dict[str, Any
     assert ends == [call["result"] for call in golden["calls"]]
 
 
+def test_golden_stream_is_said_and_read() -> None:
+    golden = STREAMS["stream"]
+    asked, answered = (step["frames"] for step in golden["says"])
+    dialer, listener = _session(is_dialer=True), _session(is_dialer=False)
+
+    call_id = dialer.call(golden["endpoint"], golden["args"], {}, now=0.0, has_items=True)
+    assert dialer.data_to_send() == asked
+    listener.receive_data(asked, 0.0)
+    for item in golden["items"]:
+        listener.send_item(call_id, item)
+    listener.end_items(call_id)
+    assert listener.data_to_send() == answered
+
+    reader = dialer.streams.readers(call_id)[0]
+    dialer.receive_data(answered, 0.0)
+    assert [dialer.take_item(reader) for _ in golden["items"]] == golden["items"]
+    assert dialer.events()[-1] == StreamEnded(call_id)
+
+
+def test_golden_uploads_are_said_and_read() -> None:
+    golden = STREAMS["uploads"]
+    [said] = (step["frames"] for step in golden["says"])
+    dialer, listener = _session(is_dialer=True), _session(is_dialer=False)
+
+    call_id = dialer.call(golden["endpoint"], golden["args"], golden["kwargs"], now=0.0, uploads=golden["uploads"])
+    for part, items in enumerate(golden["items"]):
+        for item in items:
+            dialer.send_item(call_id, item, part)
+    for part in reversed(range(len(golden["items"]))):
+        dialer.end_items(call_id, part)
+    assert dialer.data_to_send() == said
+
+    listener.receive_data(said, 0.0)
+    readers = [listener.streams.readers(call_id)[part] for part in range(len(listener.streams.readers(call_id)))]
+    assert [[listener.take_item(reader)] for reader in readers] == golden["items"]
+    assert all(reader.is_ended for reader in readers)
+
+
+def test_golden_parts_are_said_and_read() -> None:
+    golden = STREAMS["parts"]
+    value = bytes(number % 256 for number in range(golden["size_bytes"]))
+    dialer, listener = _session(is_dialer=True), _session(is_dialer=False)
+
+    dialer.call("echo", [value], {}, now=0.0)
+    frames, at = dialer.data_to_send(), 0
+    for part in golden["frames"]:
+        assert frames[at:].startswith(part["header"])
+        at += len(part["header"]) + part["bytes"]
+
+    assert at == len(frames)
+    assert sha256(frames).hexdigest() == golden["sha256"]
+    listener.receive_data(frames, 0.0)
+    [arrived] = listener.events()
+    assert isinstance(arrived, CallArrived) and arrived.call.args == [value]
+
+
+def test_golden_record_after_a_new_key_is_sealed_and_opened() -> None:
+    golden = STREAMS["rekey"]
+    sealing, opening = CipherState("AESGCM", golden["key"]), CipherState("AESGCM", golden["key"])
+    known = CipherState("AESGCM", golden["next_key"])
+    for cipher in (sealing, opening, known):
+        cipher.nonce = golden["counter"]
+    sealing.rekey()
+    opening.rekey()
+    ciphertext = sealing.encrypt(golden["plaintext"])
+
+    assert len(ciphertext).to_bytes(2, "big") + ciphertext == golden["record"]
+    assert opening.decrypt(ciphertext) == known.decrypt(ciphertext) == golden["plaintext"]
+    assert golden["counter"] == RECORDS_PER_KEY
+
+
 def _channel(end: Established) -> SecureChannel:
-    return SecureChannel(end.send, end.receive, max_records=SessionConfig().max_records)
+    return SecureChannel(end.send, end.receive)
 
 
 def _session(*, is_dialer: bool) -> Session:

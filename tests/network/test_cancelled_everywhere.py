@@ -69,6 +69,16 @@ def make_server(*, port: int = 0) -> Server:
         await asyncio.sleep(LONG_S)
         return "done"
 
+    @server.endpoint("tail")
+    async def tail(rows: AsyncIterator[int] | None = None) -> AsyncIterator[int]:
+        for number in range(3):
+            await asyncio.sleep(0)
+            yield number
+
+    @server.endpoint("total")
+    async def total(rows: AsyncIterator[int]) -> int:
+        return sum([row async for row in rows])
+
     @server.endpoint("for_ever")
     async def for_ever() -> None:
         await asyncio.Event().wait()
@@ -236,6 +246,51 @@ async def test_a_server_whose_end_is_cancelled_anywhere_can_be_ended_and_started
     await asyncio.gather(caller.stop(grace=0), called.stop(grace=0))
 
     told(f"Server.{operation}", count)
+
+
+# Streams
+
+
+async def rows() -> AsyncIterator[int]:
+    for number in range(3):
+        await asyncio.sleep(0)
+        yield number
+
+
+async def read(client: Client) -> list[int]:
+    async with contextlib.aclosing(client.stream("tail")) as items:
+        return [item async for item in items]
+
+
+STREAMS: dict[str, Callable[[Client], Awaitable[Any]]] = {
+    "stream": read,
+    "call with an upload": lambda client: client.call("total", rows()),
+}
+
+
+@pytest.mark.parametrize("is_connected", [False, True], ids=["dialing", "connected"])
+@pytest.mark.parametrize("name", STREAMS)
+async def test_a_stream_cancelled_anywhere_leaves_a_client_that_works(name: str, is_connected: bool):
+    server = make_server()
+    await server.start()
+    async with Client(port=server.port, timeout=5) as client:
+
+        async def arrange() -> None:
+            await client.close()
+            if is_connected:
+                assert await client.call("slow") == "done"
+
+        async def works() -> None:
+            assert await read(client) == [0, 1, 2]
+            assert await client.call("total", rows()) == 3
+            await client.close()
+
+        count = await cancelled_at_every_await(
+            lambda: STREAMS[name](client), arrange=arrange, settle=works, may_stay="session with"
+        )
+    await server.stop(grace=0)
+
+    told(f"Client.{name}", count)
 
 
 # A pool of sessions

@@ -76,7 +76,7 @@ class ByHand:
         self.reader = reader
         self.writer = writer
         self.cipher = established.send
-        self.channel = SecureChannel(established.send, established.receive, max_records=2**20)
+        self.channel = SecureChannel(established.send, established.receive)
         self.received: list[Message] = []
         self.sent_at = 0.0
         self._taken_count = 0

@@ -48,7 +48,7 @@ class Flow:
     def receiver(self) -> tuple[SecureChannel, CipherState]:
         """A fresh receiving end, and the cipher in it. What it would send is of no interest here."""
         cipher = copy.copy(self.cipher)
-        return SecureChannel(CipherState("AESGCM", bytes(32)), cipher, max_records=MAX_RECORDS), cipher
+        return SecureChannel(CipherState("AESGCM", bytes(32)), cipher, records_per_key=MAX_RECORDS), cipher
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def conversation(network_key: bytes | None) -> Conversation:
 
 def flow(sender: Established, receiver: Established, word: str) -> Flow:
     opens = copy.copy(receiver.receive)
-    channel = SecureChannel(sender.send, sender.receive, max_records=MAX_RECORDS)
+    channel = SecureChannel(sender.send, sender.receive, records_per_key=MAX_RECORDS)
     flushes = [f"{word} {number} ".encode() * (10 * number + 1) for number in range(RECORDS)]
     return Flow(flushes, [channel.seal(flush) for flush in flushes], opens)
 
@@ -303,7 +303,7 @@ def heard(reader: Handshake, parts: list[bytes]) -> Heard:
                 if (established := reader.receive_data(data)) is None:
                     continue
                 outcome.proved = established.peer.node_id, established.handshake_hash
-                channel = SecureChannel(established.send, established.receive, max_records=MAX_RECORDS)
+                channel = SecureChannel(established.send, established.receive, records_per_key=MAX_RECORDS)
                 data = established.surplus
             outcome.delivered += channel.open(data)
         except HandshakeFailed as error:

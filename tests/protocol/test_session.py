@@ -245,7 +245,7 @@ CUTS = st.lists(st.integers(0, 3000), max_size=12)
 def channel_pair() -> tuple[SecureChannel, SecureChannel]:
     def channel(send: int, receive: int) -> SecureChannel:
         keys = CipherState("AESGCM", bytes([send]) * 32), CipherState("AESGCM", bytes([receive]) * 32)
-        return SecureChannel(*keys, max_records=1000)
+        return SecureChannel(*keys, records_per_key=1000)
 
     return channel(1, 2), channel(2, 1)
 

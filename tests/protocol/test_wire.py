@@ -24,10 +24,13 @@ from synapse_p2p.protocol.wire import (
     TASK_LIMITS,
     Call,
     Cancel,
+    Credit,
+    End,
     Fail,
     FrameKind,
     FrameReader,
     Goodbye,
+    Item,
     Limits,
     Message,
     MessageType,
@@ -70,6 +73,9 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Ping),
     st.builds(Pong),
     st.builds(Goodbye, st.text(max_size=20), st.text(max_size=40)),
+    st.builds(Item, IDS, VALUES, st.integers(0, 7)),
+    st.builds(End, IDS, st.integers(0, 7)),
+    st.builds(Credit, IDS, st.integers(1, MAX_ID), st.integers(0, 7)),
     st.builds(Unknown, st.integers(11, 1000), st.integers(0, MAX_ID)),
 )
 
@@ -591,7 +597,7 @@ def test_a_frame_over_its_limit_is_refused_at_its_header(kind: FrameKind, limit_
     assert (failure.value.limit_bytes, failure.value.actual_bytes) == (limit_bytes, limit_bytes + 1)
 
 
-@pytest.mark.parametrize("kind", [2, 3, 0xA5, 255])
+@pytest.mark.parametrize("kind", [3, 4, 0xA5, 255])
 def test_an_unknown_kind_is_a_violation_after_the_good_frames_before_it(kind: int):
     frames = reader().feed(encode_frame(FrameKind.TASK, b"good") + bytes((kind, 0, 0, 0)))
 
@@ -626,7 +632,7 @@ def test_a_body_too_long_for_its_header_is_refused_where_it_is_made():
 
 
 def test_numbers_on_the_wire_are_for_ever():
-    assert {kind.name: kind.value for kind in FrameKind} == {"CONTROL": 0, "TASK": 1}
+    assert {kind.name: kind.value for kind in FrameKind} == {"CONTROL": 0, "TASK": 1, "PART": 2}
     assert [(each.name, each.value) for each in MessageType] == [
         ("CALL", 1),
         ("RESULT", 2),
@@ -635,4 +641,7 @@ def test_numbers_on_the_wire_are_for_ever():
         ("PING", 5),
         ("PONG", 6),
         ("GOODBYE", 7),
+        ("ITEM", 8),
+        ("END", 9),
+        ("CREDIT", 10),
     ]

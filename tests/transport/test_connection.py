@@ -27,15 +27,18 @@ from synapse_p2p.exceptions import (
 )
 from synapse_p2p.identity import Identity, network_id_of
 from synapse_p2p.messages import Refusal
+from synapse_p2p.protocol import channel
 from synapse_p2p.protocol.channel import LENGTH_BYTES
 from synapse_p2p.protocol.handshake import Handshake, HandshakeKeys, Parameters, Role
 from synapse_p2p.protocol.session import Code
 from synapse_p2p.protocol.wire import Call
 from synapse_p2p.runtime import Runtime
+from synapse_p2p.transport import byte_budget
 from synapse_p2p.transport.base import HIGH_WATER_BYTES, ByteStream, Receiver, Transport, parse_address
 from synapse_p2p.transport.connection import SessionConnection
 from synapse_p2p.transport.memory import MemoryTransport
 from synapse_p2p.transport.tcp import TcpTransport
+from synapse_p2p.uploads import Upload
 
 NETWORK = "test"
 DIALER, LISTENER = Identity.from_seed(b"d" * 32), Identity.from_seed(b"l" * 32)
@@ -61,6 +64,7 @@ class Handlers:
 
     async def serve_session_call(self, call: Call, context: CallContext) -> Any:
         self.contexts.append(context)
+        assert all(isinstance(call.args[place], Upload) for place in call.options.get("uploads", ()))
         return await self._functions[call.endpoint](*call.args, **call.kwargs)
 
 
@@ -702,23 +706,14 @@ async def test_a_handler_that_closes_its_own_session_runs_to_its_end(transport: 
         await asyncio.wait_for(ended.wait(), PATIENCE_S)
 
 
-async def test_keys_that_are_used_up_end_a_session_without_a_lost_call():
-    config = SessionConfig(max_records=4_096)
+async def test_a_session_outlives_its_keys(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(channel, "RECORDS_PER_KEY", 100)
 
-    async with session(
-        MemoryTransport(), listener=Handlers(echo=echo), dialer_config=config, listener_config=config
-    ) as (
-        ours,
-        theirs,
-    ):
-        answered = 0
-        while ours.is_open:
-            assert await ours.call("echo", [answered], {}, timeout_s=5) == answered
-            answered += 1
-        await theirs.wait_closed()
+    async with session(MemoryTransport(), listener=Handlers(echo=echo)) as (ours, theirs):
+        for number in range(1_000):
+            assert await ours.call("echo", [number], {}, timeout_s=5) == number
 
-        assert 4_000 < answered < 4_096
-        assert (ours.failure, theirs.failure) == (None, None)
+        assert ours.is_open and theirs.is_open
 
 
 def test_a_silent_peer_is_asked_and_then_given_up():
@@ -856,6 +851,118 @@ def test_a_peer_that_asks_and_never_reads_is_read_no_more_past_a_bound():
             return unsent_bytes
 
     assert HIGH_WATER_BYTES < virtually(main()) < 620_000
+
+
+async def test_long_answers_that_were_made_leave_before_the_goodbye():
+    async with session(MemoryTransport(), listener=Handlers(big=big)) as (ours, theirs):
+        ours.stream.pause_reading()
+        calls = [asyncio.create_task(ours.call("big", [], {}, timeout_s=PATIENCE_S)) for _ in range(3)]
+        await until(lambda: theirs.stream.unsent_bytes() > HIGH_WATER_BYTES)
+
+        theirs.close("stopping")
+        ours.stream.resume_reading()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+
+        assert answers[0] == bytes(3 * MIB)
+        assert all(isinstance(answer, PeerUnavailable) or answer == bytes(3 * MIB) for answer in answers)
+
+
+async def test_an_overlay_call_is_answered_while_the_peer_reads_a_long_result_slowly():
+    """What is written stays little: the rest of a result waits where control frames overtake it."""
+    async with session(MemoryTransport(), listener=Handlers(big=big, _dht_ping=lambda: "pong")) as (ours, theirs):
+        ours.stream.pause_reading()
+        long = asyncio.create_task(ours.call("big", [], {}, timeout_s=PATIENCE_S))
+        await until(lambda: theirs.stream.unsent_bytes() > HIGH_WATER_BYTES)
+
+        assert theirs.stream.unsent_bytes() < 2 * HIGH_WATER_BYTES
+        ours.stream.resume_reading()
+        assert await ours.call("_dht.ping", [], {}, timeout_s=PATIENCE_S) == "pong"
+        assert not long.done()
+        assert await long == bytes(3 * MIB)
+
+
+async def test_uploads_that_nobody_takes_stop_the_reading_and_let_it_go_on():
+    config = SessionConfig(max_unread_bytes=200_000)
+    may_read = asyncio.Event()
+
+    async def lazy(rows: AsyncIterator[bytes]) -> int:
+        await may_read.wait()
+        return sum([len(row) async for row in rows])
+
+    async def rows() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield bytes(40_000)
+
+    async with session(MemoryTransport(), listener=Handlers(lazy=lazy), listener_config=config) as (ours, theirs):
+        calls = [
+            asyncio.create_task(ours.call_uploading("lazy", [None], {}, uploads={0: rows()}, timeout_s=PATIENCE_S))
+            for _ in range(8)
+        ]
+        await until(lambda: theirs._is_reading_paused)
+        assert theirs._session is not None
+        assert theirs._session.streams.unread_bytes < 200_000 + HIGH_WATER_BYTES
+
+        may_read.set()
+
+        assert await asyncio.gather(*calls) == [400_000] * 8
+        assert theirs._session.held_bytes == 0
+
+
+async def test_a_process_that_holds_too_much_reads_on_when_it_does_no_more(monkeypatch: pytest.MonkeyPatch):
+    budget = byte_budget.ByteBudget(max_bytes=100_000)
+    monkeypatch.setattr(byte_budget, "PROCESS", budget)
+    may_read = asyncio.Event()
+
+    async def lazy(rows: AsyncIterator[bytes]) -> int:
+        await may_read.wait()
+        return sum([len(row) async for row in rows])
+
+    async def rows() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield bytes(40_000)
+
+    async with session(MemoryTransport(), listener=Handlers(lazy=lazy)) as (ours, theirs):
+        calls = [
+            asyncio.create_task(ours.call_uploading("lazy", [None], {}, uploads={0: rows()}, timeout_s=PATIENCE_S))
+            for _ in range(12)
+        ]
+        await until(lambda: budget.is_over and theirs._is_reading_paused)
+
+        may_read.set()
+
+        assert await asyncio.gather(*calls) == [400_000] * 12
+        assert not budget.is_over
+
+
+def test_a_peer_that_is_not_read_is_not_silent():
+    config = SessionConfig(max_unread_bytes=100_000, idle_ping_s=5.0, ping_timeout_s=5.0)
+
+    async def main() -> list[int]:
+        async def lazy(rows: AsyncIterator[bytes]) -> int:
+            await asyncio.sleep(100)
+            return len([row async for row in rows])
+
+        async def rows() -> AsyncIterator[bytes]:
+            for _ in range(3):
+                yield bytes(25_000)  # all of them too few for the stall of a writer
+
+        async with session(MemoryTransport(), listener=Handlers(lazy=lazy), listener_config=config) as (ours, theirs):
+            uploads = [ours.call_uploading("lazy", [None], {}, uploads={0: rows()}, timeout_s=None) for _ in range(3)]
+            counts = await asyncio.gather(*uploads)
+            assert theirs.failure is None
+            return counts
+
+    assert virtually(main()) == [3, 3, 3]
+
+
+async def big() -> bytes:
+    return bytes(3 * MIB)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - there is nothing to wait for but time
+            await asyncio.sleep(0)
 
 
 # What is no peer

@@ -385,7 +385,7 @@ def test_a_call_that_crosses_the_retirement_of_its_session_is_made_over_another(
         await a.echo(b)
         running = [asyncio.create_task(a.call(b, "wait"))] if is_in_use else []
         await asyncio.sleep(1)
-        next(iter(b.pool._connections)).retire("used_up")
+        next(iter(b.pool._connections)).retire("idle")
         answers = [await a.echo(b, "crossing"), await a.echo(b, "later")]
         gate.set()
         answers += await asyncio.gather(*running)

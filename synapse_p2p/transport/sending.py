@@ -1,0 +1,60 @@
+"""Sends the items of streams over one session: those of our results, and those of our uploads.
+
+Owns the waiting: a stream goes on while its reader gives credit and the peer reads what is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from synapse_p2p.protocol.session import Session
+from synapse_p2p.transport.outflow import Outflow
+
+ITEMS_A_TURN = 64  # of a stream that never waits, before the loop has its turn
+
+
+class ItemSender:
+    """`on_queued` is told when an item was queued, so that it is sent."""
+
+    def __init__(self, session: Session, outflow: Outflow, *, on_queued: Callable[[], None]) -> None:
+        self._session = session
+        self._outflow = outflow
+        self._on_queued = on_queued
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[tuple[int, int], asyncio.Future[None]] = {}
+        self._in_a_row = 0
+
+    async def send(self, call_id: int, value: Any, part: int = 0) -> None:
+        """Send one item, once it may be. Raises what `Session.send_item` raises."""
+        self._in_a_row += 1
+        if self._in_a_row >= ITEMS_A_TURN:
+            self._in_a_row = 0
+            await asyncio.sleep(0)
+        while self._outflow.is_full or not self._session.may_send_item(call_id, part):
+            self._in_a_row = 0
+            if self._outflow.is_full:
+                await self._outflow.wait_for_room()
+            else:
+                await self._wait_for_credit(call_id, part)
+        self._session.send_item(call_id, value, part)
+        self._on_queued()
+
+    def end(self, call_id: int, part: int = 0) -> None:
+        """Say that this was the last item."""
+        self._session.end_items(call_id, part)
+        self._on_queued()
+
+    def on_credit(self, call_id: int, part: int) -> None:
+        """There is credit again."""
+        waiting = self._waiting.get((call_id, part))
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    async def _wait_for_credit(self, call_id: int, part: int) -> None:
+        waiting = self._waiting[call_id, part] = self._loop.create_future()
+        try:
+            await waiting
+        finally:
+            del self._waiting[call_id, part]
