@@ -39,6 +39,9 @@ HINT_S = 600.0
 MAX_HINTS = 1024
 """Capabilities of which an estimate is remembered; past it the oldest goes."""
 
+MAX_HEARD = 16
+"""Reads that such an estimate counts as at most: a mean of more would follow a crowd that grows too slowly."""
+
 Fits = Callable[[AgentRecord], bool]
 
 
@@ -58,6 +61,15 @@ class ProvidersFound:
     def complete(self) -> bool:
         """Whether these are all that honest storers know of."""
         return not self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class _Hint:
+    """How many providers a capability has: when that was heard, and of how many reads it is the mean."""
+
+    heard_at: float
+    providers: float
+    heard_count: int
 
 
 @dataclass(slots=True)
@@ -134,7 +146,7 @@ class Finding:
         self._requester = requester
         self._responder = responder
         self._newest_seen = NewestSeen()
-        self._hints: OrderedDict[str, tuple[float, float]] = OrderedDict()  # when, and how many providers
+        self._hints: OrderedDict[str, _Hint] = OrderedDict()
 
     async def providers(
         self,
@@ -220,7 +232,9 @@ class Finding:
             first, holds = await self._read_pages(
                 read, contact.id, partial(self._requester.find_value, contact), request, wanted, key
             )
-            return first.contacts, holds and (wanted.mode is not LookupMode.FRESH or len(read.newest) == known)
+            if wanted.mode is LookupMode.FAST:
+                return first.contacts, wanted.count(read.newest.values()) > 0
+            return first.contacts, holds and (wanted.mode is LookupMode.STRICT or len(read.newest) == known)
 
         read.outcome = await self._requester.lookup(key, wanted.mode, ask=ask)
         return read
@@ -269,16 +283,18 @@ class Finding:
     # What is remembered of capabilities
 
     def _new_search(self, capability: str, limit: int | None) -> ShardSearch:
-        heard_at, estimate = self._hints.get(capability, (float("-inf"), 0.0))
-        is_lately = self._host.runtime.now() - heard_at < HINT_S
+        hint = self._hints.get(capability)
+        if hint is None or self._host.runtime.now() - hint.heard_at >= HINT_S:
+            return ShardSearch(self._cap, self._host.runtime.rng, limit=limit)
         return ShardSearch(
-            self._cap, self._host.runtime.rng, limit=limit, estimate=estimate if is_lately and estimate else None
+            self._cap, self._host.runtime.rng, limit=limit, estimate=hint.providers, heard_count=hint.heard_count
         )
 
     def _remember(self, capability: str, search: ShardSearch) -> None:
         self._hints.pop(capability, None)
-        if search.estimate is not None:
-            self._hints[capability] = (self._host.runtime.now(), search.estimate)
+        if search.estimate:
+            heard_count = min(search.heard_count, MAX_HEARD)
+            self._hints[capability] = _Hint(self._host.runtime.now(), search.estimate, heard_count)
             if len(self._hints) > MAX_HINTS:
                 self._hints.popitem(last=False)
 

@@ -9,6 +9,7 @@ takes one with a probability that grows with its size, so that in the end every 
     doubting   a shard is filled, or of depth 1    -> drawing, or widening where all are wanted
     drawing    a shard was read and is accepted    -> it is taken; widening
     drawing    it is not                           -> drawing; after MAX_DRAWS the last is accepted
+    widening   one was read and was not accepted   -> it is taken; widening
     widening   one taken is deeper, or sparse      -> its halves, or its parent, are to be read as well, last
     widening   enough were taken, nothing is left, or MAX_READS were read -> ended
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from dht.agents.placement import PROVES_NOTHING_PART, search_depth
+from dht.agents.placement import LEAVE_PART, PROVES_NOTHING_PART, search_depth
 from dht.agents.shards import RANK_BITS, ROOT_SHARD, Shard, ShardReport
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ MAX_DRAWS = 6
 """Shards drawn for one sample. Nearly all are accepted at once, so more are drawn only where storers lie."""
 MAX_READS = 64
 """Shards that one search reads: what is beyond them it does not find."""
-FULLEST = 1.06
-"""Against the mean shard. One that is fuller still is drawn a little too seldom; a larger margin rejects more."""
+FULLEST = 1.08
+"""Against the mean shard: 1.5 to 2 standard deviations of those of a full cap. One that is fuller still is drawn a
+little too seldom; a larger margin rejects more.
+"""
 SPARSE_PART = 1 / 2
 """A shard with less than this part of what was to be expected may be one that providers have left for its parent."""
 
@@ -65,14 +68,17 @@ Step: TypeAlias = Read | Take | Ended
 class ShardSearch:
     """One search. Invariant: no shard is read twice, none is taken twice, and at most MAX_READS are read."""
 
-    def __init__(self, cap: int, rng: Random, *, limit: int | None = None, estimate: float | None = None) -> None:
+    def __init__(
+        self, cap: int, rng: Random, *, limit: int | None = None, estimate: float | None = None, heard_count: int = 1
+    ) -> None:
         """`limit` is how many providers are wanted, None for all; `estimate` how many there are, if that was heard of
-        lately.
+        lately, as the mean of so many reads.
         """
         self._cap = cap
         self._rng = rng
         self._limit = limit
-        self._heard = [] if estimate is None else [estimate]
+        self._heard = [] if estimate is None else [estimate] * heard_count
+        self._expected: float | None = None  # the estimate before the last shard was read
         self.reports: dict[Shard, ShardReport | None] = {}  # what was read
         self._pending: list[Shard] = []  # to be read, the last one first
         self._to_take: list[Shard] = []
@@ -91,6 +97,11 @@ class ShardSearch:
         """How many providers there are by what was heard; None before that."""
         return sum(self._heard) / len(self._heard) if self._heard else None
 
+    @property
+    def heard_count(self) -> int:
+        """Of how many reads that is the mean."""
+        return len(self._heard)
+
     def poll(self) -> Step:
         """What to do next; it is to be told of by `on_read` or `on_taken` before this is asked again."""
         if self._to_take:
@@ -108,6 +119,9 @@ class ShardSearch:
             self._decide(self._drawn)
             if self._to_take:
                 return Take(self._to_take[-1])
+        if self._pending and (rejected := self._rejected()):
+            self._take(rejected[0])
+            return Take(rejected[0])
         return self._read_or_end(self._pending[-1]) if self._pending else self._at_end(_SPREAD)
 
     def on_read(self, shard: Shard, report: ShardReport | None, *, is_whole: bool) -> None:
@@ -126,7 +140,7 @@ class ShardSearch:
             self._spread(shard.depth // 2)
             return
         is_first, self._is_doubted = self._is_doubted, False
-        has_fallen = not self._heard
+        has_fallen, self._expected = not self._heard, self.estimate
         if report is not None:
             self._heard.append(float(count << shard.depth))
         if has_fallen:
@@ -167,12 +181,15 @@ class ShardSearch:
         self._has_sample = self._limit is None
 
     def _decide(self, shard: Shard) -> None:
-        """Whether a shard that was drawn, and read, is the sample."""
+        """Whether a shard that was drawn, and read, is the sample.
+
+        It is judged by what was heard before it: were it a part of the mean, small ones would be taken too often.
+        """
         self._drawn = None
         self._draw_count += 1
         report = self.reports[shard]
         found = 0.0 if report is None else float(report.count << shard.depth)
-        chance = found / (FULLEST * (self.estimate or 1.0)) if found else 0.0
+        chance = found / (FULLEST * (self._expected or self.estimate or 1.0)) if found else 0.0
         if self._rng.random() < chance or self._draw_count >= MAX_DRAWS:
             self._has_sample = True
             self._take(shard)
@@ -183,11 +200,17 @@ class ShardSearch:
         report = self.reports[shard]
         if report is None or not self._depth:
             return
-        if (report.depth > shard.depth or report.is_full) and shard.depth < RANK_BITS:
+        # A key may be full of what is in other parts of it: who is in one that is not well filled goes no deeper.
+        is_crowded = report.is_full and report.count > LEAVE_PART * self._cap
+        if (report.depth > shard.depth or is_crowded) and shard.depth < RANK_BITS:
             self._add(*shard.halves())
         expected = SPARSE_PART * (self.estimate or 0.0) / 2**shard.depth
         if shard.depth and report.count < max(expected, PROVES_NOTHING_PART * self._cap):
             self._add(shard.parent())
+
+    def _rejected(self) -> list[Shard]:
+        """Those of the right depth that were read and are no sample: where that is not enough, they cost nothing."""
+        return [shard for shard in self.reports if shard.depth == self._depth and shard not in self._taken]
 
     def _add(self, *shards: Shard) -> None:
         new = [each for each in shards if each not in self.reports and each not in self._pending]

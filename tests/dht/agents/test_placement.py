@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from statistics import fmean
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dht.agents.placement import Placed, Placement, ReadRoot, Write, depths_for, search_depth
-from dht.agents.search import MAX_READS, Read, ShardSearch, Take
+from dht.agents.search import MAX_READS, Ended, Read, ShardSearch, Take
 from dht.agents.shards import Shard, ShardReport
-from tests.dht.agents.crowd import LEASE_S, Crowd
+from simulations.crowd import LEASE_S, Crowd
+from simulations.statistics import chi_square_p, pearson
 
 CAP = 1000
 
@@ -278,14 +280,63 @@ def test_a_sample_of_a_crowd_takes_every_part_of_it_equally_often(count: int):
         counts[group_of[rng.choice(held[step.shard])]] += 1
         reads += len(search.reports)
 
-    assert chi_square(counts, count) < 85.4, "p < 0.001 with 49 degrees of freedom"
+    sizes = Counter(group_of.values())
+    expected = [4000 * sizes[group] / count for group in range(50)]
+    assert chi_square_p(pearson(counts, expected), 49) > 0.001
     assert reads / 4000 <= 1.1
 
 
-def chi_square(counts: list[int], size: int) -> float:
-    """Of draws from 50 groups that are as equal as `size` allows."""
-    sizes = [sum(place * 50 // size == group for place in range(size)) for group in range(50)]
-    drawn = sum(counts)
-    return sum(
-        (count - drawn * each / size) ** 2 / (drawn * each / size) for count, each in zip(counts, sizes, strict=True)
-    )
+def test_a_full_key_is_not_searched_to_the_bottom():
+    """The all-zero shards of every depth are under the root's key, which is full because of the uppermost."""
+    search = ShardSearch(32, random.Random(1), estimate=40.0)
+    taken = 0
+    while not isinstance(step := search.poll(), Ended):
+        if isinstance(step, Take):
+            search.on_taken(taken := taken + 1)
+            continue
+        held = 20 >> (step.shard.depth - 1)
+        search.on_read(step.shard, report(held, 1, is_full=step.shard.prefix == 0), is_whole=True)
+
+    assert {Shard(1, 0), Shard(1, 1)} <= search.reports.keys()
+    assert max(shard.depth for shard in search.reports) <= 3
+
+
+def test_what_was_read_and_is_no_sample_is_taken_before_more_is_read():
+    rejected = 0
+    for seed in range(40):
+        search = ShardSearch(32, random.Random(seed), limit=30, estimate=40.0)
+        found, last_read = 0, Shard()
+        while not isinstance(step := search.poll(), Ended):
+            if isinstance(step, Take):
+                found += 20
+                search.on_taken(found)
+                rejected += step.shard != last_read
+            else:
+                last_read = step.shard
+                # Of one half most records were brought by others, and are counted for little; the other is full.
+                said = report(2, 1) if step.shard == Shard(1, 1) else report(20, 1, is_full=True)
+                search.on_read(step.shard, said, is_whole=True)
+        assert search.reports.keys() == {Shard(1, 0), Shard(1, 1)}
+
+    assert rejected > 5, "or nothing was shown"
+
+
+def test_one_who_learns_how_many_there_are_as_it_searches_draws_every_provider_equally_often():
+    """Were the shard that is judged a part of what it is judged by, small ones would be drawn 3 % too often."""
+    counts, drawn = [349, 376, 326, 349], [0] * 4
+    rng = random.Random(2)
+    estimate, heard_count, reads = None, 0, 0
+
+    for _ in range(20_000):
+        search = ShardSearch(CAP, rng, limit=1, estimate=estimate, heard_count=min(heard_count, 16))
+        while not isinstance(step := search.poll(), Take):
+            assert isinstance(step, Read)
+            count = counts[step.shard.prefix] if step.shard.depth else 980
+            search.on_read(step.shard, report(count, 2, estimate=1400), is_whole=True)
+        drawn[step.shard.prefix] += 1
+        estimate, heard_count = search.estimate, search.heard_count
+        reads += len(search.reports)
+
+    statistic = pearson(drawn, [20_000 * count / sum(counts) for count in counts])
+    assert chi_square_p(statistic, 3) > 0.001
+    assert reads / 20_000 <= 1.1
