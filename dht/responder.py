@@ -172,7 +172,9 @@ class Responder:
             is_full = self._store.is_full(wanted.key, self._host.runtime.now())
             report = ShardReport(len(live), 0, is_full, len(live))
         fitting, next_place = self._fitting(live, wanted)
-        records = self._as_many_as_fit([*fitting, *tombstones[:MAX_TOMBSTONES]])
+        # One that does not match proves that we keep the shard: else a search would ask on until somebody matches.
+        proof = live[:1] if wanted.query is not None and not wanted.skip and not fitting else []
+        records = self._as_many_as_fit([*fitting, *proof, *tombstones[:MAX_TOMBSTONES]])
         if len(records) < len(fitting):  # the last that is sent was in this place
             next_place = live.index(fitting[len(records)])
         return FindValueAnswer(
