@@ -19,7 +19,7 @@ from dht.results import AgentCaller, FoundAgent
 from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import RemoteError
 from synapse_p2p.identity import NodeID
-from synapse_p2p.server import Server
+from synapse_p2p.peers import Host
 
 MIN_PROBES = 16
 MAX_PROBES = 128
@@ -30,9 +30,9 @@ class Searching:
     """One swarm's searches. `started` gives its node, or raises where there is none; `caller` is whose agents call."""
 
     def __init__(
-        self, server: Server, started: Callable[[], DHTNode], caller: AgentCaller, *, probe_timeout_s: float
+        self, host: Host, started: Callable[[], DHTNode], caller: AgentCaller, *, probe_timeout_s: float
     ) -> None:
-        self._server = server
+        self._host = host
         self._started = started
         self._caller = caller
         self._probe_timeout_s = probe_timeout_s
@@ -50,9 +50,9 @@ class Searching:
 
         With a limit more are looked for, as some may not answer. `on_found` is told of each as it is found.
         """
-        runtime = self._server.runtime
+        runtime = self._host.runtime
         unix_ms = round(runtime.unix_now() * 1000)
-        own_id = self._server.identity.node_id
+        own_id = self._host.identity.node_id
 
         def fits(record: AgentRecord) -> bool:
             is_old = max_age is not None and unix_ms - record.issued_ms > max_age * 1000
@@ -105,7 +105,7 @@ class Searching:
 
     async def _probe(self, agent: FoundAgent, endpoint: str) -> Mapping[str, Any] | None:
         """What it answers, which is nobody's word for it; None for one that is silent. A refusal is an empty answer."""
-        peers = self._server.sessions
+        peers = self._host.peers
         if agent.reach is Reach.NONE and not peers.is_connected(agent.id):
             return None
         try:

@@ -45,6 +45,10 @@ class Weibull:
     shape: float
     scale_s: float
 
+    def survival(self, t_s: float) -> float:
+        """The share of sessions that are longer."""
+        return math.exp(-((t_s / self.scale_s) ** self.shape))
+
     def draw(self, rng: Random) -> float:
         return rng.weibullvariate(self.scale_s, self.shape)
 
@@ -88,6 +92,37 @@ class LogNormal:
     def draw_rest(self, rng: Random) -> float:
         return rng.lognormvariate(math.log(self.median_s) + self.sigma**2, self.sigma) * rng.random()
 
+
+def stale_share(lengths: Weibull, *, lease_s: float, renew_s: float, first_s: float = 0.0) -> float:
+    """Of the records that are held, the share whose owner has crashed: nobody says goodbye, and the number of owners
+    stays the same.
+
+    An owner publishes `first_s` after it came and then every `renew_s`; a record lives for `lease_s`. Let S(t) be the
+    share of sessions longer than t, L the length of one. While its owner lives there is one record, for max(0, L - f)
+    seconds, f being `first_s`: in the mean A = integral of S from f on. When the owner crashes, its record lives on for
+    lease - ((L - f) mod renew), if L > f: in the mean
+
+        D = lease S(f) - A + renew (S(f + renew) + S(f + 2 renew) + ...),
+
+    for x mod r = x - r floor(x / r), and the mean of floor(x / r) is the sum of the chances that x passes r, 2r, ...
+    Owners come at an even rate, so by Little's law (1961) the records of the living and of the dead are as A to D, and
+    the share is D / (A + D). Weibull's A is that of the incomplete gamma function; here it is summed up in steps.
+    """
+    step_s = renew_s / STEPS_PER_RENEWAL
+    alive_s, passed = 0.0, 0.0
+    number = 0
+    while (longer := lengths.survival(first_s + (number + 0.5) * step_s)) > NEGLIGIBLE:
+        alive_s += longer * step_s
+        number += 1
+        if number % STEPS_PER_RENEWAL == 0:
+            passed += lengths.survival(first_s + number * step_s)
+    dead_s = lease_s * lengths.survival(first_s) - alive_s + renew_s * passed
+    return dead_s / (alive_s + dead_s)
+
+
+STEPS_PER_RENEWAL = 64
+NEGLIGIBLE = 1e-7
+"""A share of sessions that are so long that they may be left out: with all of them together it is a second."""
 
 BITTORRENT = Weibull(shape=0.40, scale_s=42 * MINUTE_S)
 """The hardest of the measured swarms: a fifth of the sessions end within a minute, half within 17."""

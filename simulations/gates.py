@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simulations.gates_page import GateResult, write_page
+from simulations.gates_page import GateResult, PageText, write_page
 from simulations.scenarios import SCENARIOS, Settings
 from simulations.scenarios.base import Start
 from simulations.statistics import wilson_low
@@ -366,10 +366,27 @@ GATES = (
 )
 
 
+PAGE = PageText(
+    "What the overlay stands",
+    (
+        "Real node code on a virtual network, hosts at public addresses, tables from global knowledge at the start.",
+        "Rates are the lower end of the 95 % Wilson interval. What hostile hosts do is in `simulations/adversary.py`;",
+        "every gate is played once more without the defence that it is about, and has to miss then.",
+    ),
+    "make gates",
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 when every gate is passed and every sabotage misses, 1 when not."""
-    options = _parser().parse_args(arguments)
-    gates = [gate for gate in GATES if not options.only or any(word in gate.name for word in options.only)]
+    return play_gates(
+        GATES, PAGE, gates_parser("simulations.gates", "What the overlay has to stand.").parse_args(arguments)
+    )
+
+
+def play_gates(all_gates: Sequence[Gate], page: PageText, options: argparse.Namespace) -> int:
+    """What a program about these gates does, with the options of `gates_parser`; its exit code, as of `main`."""
+    gates = [gate for gate in all_gates if not options.only or any(word in gate.name for word in options.only)]
     if options.list:
         _list(gates)
         return 0
@@ -380,7 +397,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for result in results:
         print(result.line())
     if options.page is not None and not options.only:
-        write_page(options.page, results, took_s=took_s, workers=options.workers)
+        write_page(options.page, page, results, took_s=took_s, workers=options.workers)
     return 0 if all(result.is_good for result in results) else 1
 
 
@@ -441,8 +458,9 @@ def _list(gates: Sequence[Gate]) -> None:
     print(f"in all {total_s / 60:.0f} min of a core, {total_s / WORKERS / 60:.0f} min on {WORKERS}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m simulations.gates", description="What the overlay has to stand.")
+def gates_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """The options of a program that plays gates."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--only", action="append", metavar="WORDS", help="gates whose name has these words; repeatable")
     parser.add_argument("--list", action="store_true", help="what there is, with the budget of each cell")
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="keeps finished cells (%(default)s)")

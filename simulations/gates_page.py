@@ -17,6 +17,15 @@ SHOWN = ("gets", "get_success_low", "get_messages_mean", "get_messages_p99", "va
 
 
 @dataclass(frozen=True, slots=True)
+class PageText:
+    """What a page of results says beside the results: its title, what they are about, and the command that wrote it."""
+
+    title: str
+    about: Sequence[str]
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
 class GateResult:
     """What became of a gate. `limits` has the text of each, the figure, and whether that keeps it."""
 
@@ -57,19 +66,17 @@ class GateResult:
         return f"{self.verdict:8} {self.name}: {limits or _shown(self.figures)}"
 
 
-def write_page(path: Path, results: Sequence[GateResult], *, took_s: float, workers: int) -> None:
+def write_page(path: Path, text: PageText, results: Sequence[GateResult], *, took_s: float, workers: int) -> None:
     """Write the page anew."""
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     cpu_min = sum(result.cpu_s for result in results) / 60
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {workers} used, Python {platform.python_version()}"
     lines = [
-        "# What the overlay stands",
+        f"# {text.title}",
         "",
-        "Real node code on a virtual network, hosts at public addresses, tables from global knowledge at the start.",
-        "Rates are the lower end of the 95 % Wilson interval. What hostile hosts do is in `simulations/adversary.py`;",
-        "every gate is played once more without the defence that it is about, and has to miss then.",
+        *text.about,
         "",
-        f"`make gates` on {today}: {machine}, Synapse P2P {installed_version()}, code {code_version()}.",
+        f"`{text.command}` on {today}: {machine}, Synapse P2P {installed_version()}, code {code_version()}.",
         f"It took {took_s / 60:.0f} min by the clock, without what an earlier run had finished; the gates themselves",
         f"took {cpu_min:.0f} min of a core.",
         "",

@@ -62,12 +62,15 @@ class VirtualNetwork(Delivery):
         self._hosts: dict[str, VirtualHost] = {}
         self._host_count = 0
 
-    def host(self, *, network: str = "", ip: str | None = None, identity: Identity | None = None) -> VirtualHost:
+    def host(
+        self, *, network: str = "", ip: str | None = None, port: int = LISTEN_PORT, identity: Identity | None = None
+    ) -> VirtualHost:
         """A new host that others can dial: at the next private address and with a key that chance draws, where nothing
-        is said. Raises ConfigError for an address that is taken.
+        is said. Several processes on one machine have ports of their own. Raises ConfigError for an address that is
+        taken.
         """
         ip = self._next_ip() if ip is None else ip
-        address = f"{ip}:{LISTEN_PORT}"
+        address = f"{ip}:{port}"
         if address in self._hosts:
             raise ConfigError(f"somebody lives at {address} already")
         host = self._hosts[address] = self._make_host(ip, address, network, identity)

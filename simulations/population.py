@@ -34,6 +34,7 @@ class Resident:
         self.host = host
         self.node: DHTNode | None = None
         self.has_joined = False
+        self.began_at = 0.0  # by the loop's clock
         self.joining: asyncio.Task[None] | None = None
         self._population = population
         self._scope = TaskScope(f"resident {number}")
@@ -54,6 +55,7 @@ class Resident:
 
     def begin(self, seeds: Sequence[str], *, store: RecordStore | None = None) -> None:
         """Make a node, which starts and joins in its own time."""
+        self.began_at = self._population.world.network.loop.time()
         node = self.make_node(store)  # first: it comes with a scope of its own
         self.joining = self._scope.spawn_awaited(self._join(node, seeds), name=f"join of resident {self.number}")
 
@@ -65,6 +67,7 @@ class Resident:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, config.join_retry_max_s)
         self.has_joined = True
+        self._population.on_joined(self)
 
     def die(self) -> None:
         """Crash and tell nobody."""
@@ -91,7 +94,8 @@ class Resident:
 class Population:
     """Everybody in a world. `residents` are honest, in order of arrival; `hostile` hosts never go.
 
-    `on_end` is told of every resident that ends, with its node, while its store can still be looked at.
+    `on_joined` is told of every newcomer that is in, and `on_end` of every resident that ends, with its node, while its
+    store can still be looked at.
     """
 
     def __init__(self, world: World, config: DHTConfig, *, places: Places | None = None) -> None:
@@ -101,6 +105,7 @@ class Population:
         self.residents: list[Resident] = []
         self.hostile: list[VirtualHost] = []
         self.scope = TaskScope("population")
+        self.on_joined: Callable[[Resident], None] = lambda resident: None
         self.on_end: Callable[[Resident, DHTNode], None] = lambda resident, node: None
         self._count = 0  # of all residents there ever were
 
@@ -190,25 +195,25 @@ class Population:
         self.residents.remove(resident)
         self.world.network.remove(resident.host)
 
-    async def churn(self, lengths: SessionLength) -> None:
-        """Let everybody come and go for ever, the number staying the same. Half say goodbye, half crash.
+    async def churn(self, lengths: SessionLength, *, crashing: float = 0.5) -> None:
+        """Let everybody come and go for ever, the number staying the same. A share crashes, the others say goodbye.
 
         The swarm is in equilibrium from the first moment: those who are here have been here for a while.
         """
         async with TaskScope("churn") as scope:
-            places = [scope.spawn_awaited(self._fill_place(each, lengths)) for each in list(self.residents)]
+            places = [scope.spawn_awaited(self._fill_place(each, lengths, crashing)) for each in list(self.residents)]
             for place in places:
                 await place
 
-    async def _fill_place(self, resident: Resident, lengths: SessionLength) -> None:
+    async def _fill_place(self, resident: Resident, lengths: SessionLength, crashing: float) -> None:
         rng = self.world.rng
         stays_s = lengths.draw_rest(rng)
         while True:
             await asyncio.sleep(stays_s)
-            if rng.random() < 0.5:
-                resident.leave()
-            else:
+            if rng.random() < crashing:
                 resident.die()
+            else:
+                resident.leave()
             self.remove(resident)
             resident = self.arrive()
             stays_s = lengths.draw(rng)

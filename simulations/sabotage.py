@@ -67,6 +67,11 @@ def _forgetful(config: DHTConfig) -> DHTConfig:
     return replace(config, routing=replace(config.routing, max_failures=1, stale_after_s=30.0), liveness_s=15.0)
 
 
+def _one_shard(config: DHTConfig) -> DHTConfig:
+    # A capability is never spread: its storers take all of it.
+    return replace(config, records=replace(config.records, max_records_per_key=NO_LIMIT))
+
+
 _CHANGES: dict[str, Callable[[DHTConfig], DHTConfig]] = {
     "one-path": _one_path,
     "narrow": _narrow,
@@ -77,6 +82,7 @@ _CHANGES: dict[str, Callable[[DHTConfig], DHTConfig]] = {
     "no-replication": _no_replication,
     "no-offers": _no_offers,
     "forgetful": _forgetful,
+    "one-shard": _one_shard,
     TRUST_ALL: _no_diversity,  # and every address is exempt, see `server_config`
 }
 SABOTAGES = tuple(_CHANGES)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
-from simulations.churn import BITTORRENT, Exponential, LogNormal, SessionLength, Weibull, crowd_times, struck
+from simulations.churn import (
+    BITTORRENT,
+    Exponential,
+    LogNormal,
+    SessionLength,
+    Weibull,
+    crowd_times,
+    stale_share,
+    struck,
+)
 
 DISTRIBUTIONS = [BITTORRENT, Weibull(0.59, 2520.0), Exponential(600.0), LogNormal(1800.0, 1.5)]
 
@@ -60,3 +70,37 @@ def test_a_massacre_strikes_its_share_and_a_crowd_comes_within_its_time():
     assert len(set(dead)) == 30
     assert times == sorted(times)
     assert 0 <= times[0] < times[-1] <= 10
+
+
+@pytest.mark.parametrize("first_s", [0.0, 20.0])
+def test_the_share_of_the_dead_is_what_owners_who_renew_and_crash_come_to(first_s: float):
+    """Sessions one by one, with renewals that are not quite even, as those of owners are."""
+    rng = random.Random(1)
+    lengths, lease_s, renew_s = Weibull(0.7, 1200.0), 900.0, 450.0
+    alive_s = dead_s = 0.0
+
+    for _ in range(10_000):
+        length = lengths.draw(rng)
+        if length <= first_s:
+            continue
+        last = first_s
+        while (following := last + renew_s * rng.uniform(0.9, 1.1)) < length:
+            last = following
+        alive_s += length - first_s
+        dead_s += last + lease_s - length
+
+    assert stale_share(lengths, lease_s=lease_s, renew_s=renew_s, first_s=first_s) == pytest.approx(
+        dead_s / (alive_s + dead_s), rel=0.03
+    )
+
+
+def test_the_share_of_the_dead_is_that_of_exponential_sessions_where_the_shape_is_one():
+    """Then a dead record lives for the lease less what is left of a geometric number of renewals."""
+    mean_s, lease_s, renew_s = 3000.0, 900.0, 450.0
+    gone = math.exp(-renew_s / mean_s)
+    since_renewal_s = mean_s - renew_s * gone / (1 - gone)
+
+    share = stale_share(Weibull(1.0, mean_s), lease_s=lease_s, renew_s=renew_s)
+
+    dead_s = lease_s - since_renewal_s
+    assert share == pytest.approx(dead_s / (mean_s + dead_s), rel=1e-4)
