@@ -1,6 +1,7 @@
 """The overlay: join a swarm through any node, find agents by what they can do, ask them."""
 
 from dht.agents.record import AgentRecord, Reach
+from dht.ask_stream import AskStream
 from dht.bootstrap import JoinReport, SeedReport, SeedState
 from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
 from dht.contact import Contact
@@ -24,6 +25,7 @@ from dht.swarm import Swarm, SwarmConfig
 __all__ = [
     "AgentRecord",
     "Answer",
+    "AskStream",
     "Attempt",
     "AttemptEnd",
     "Contact",

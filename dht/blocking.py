@@ -6,7 +6,7 @@ They run on the one event loop, in a thread of its own, that `synapse_p2p.blocki
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -175,6 +175,24 @@ class Swarm:
                 capability, task, context=context, timeout=timeout, idempotent=idempotent, budget=budget
             ),
             "await swarm.ask(...)",
+        )
+
+    def stream_ask(
+        self,
+        capability: str,
+        task: str,
+        *,
+        context: Mapping[str, Any] | None = None,
+        timeout: float = 600,
+        idempotent: bool = False,
+        budget: int | None = None,
+    ) -> Iterator[Any]:
+        """As `dht.Swarm.stream_ask`: `for item in swarm.stream_ask(...)`."""
+        return self._loop_thread.iterate(
+            lambda: self.async_swarm.stream_ask(
+                capability, task, context=context, timeout=timeout, idempotent=idempotent, budget=budget
+            ),
+            instead="async for item in swarm.stream_ask(...)",
         )
 
     def status(self) -> SwarmStatus:

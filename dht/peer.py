@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
 from dht.bootstrap import SeedAddress
@@ -30,6 +31,12 @@ class PeerSwarm(Protocol):
         """The answer to one task."""
         ...
 
+    def stream_agent(
+        self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float
+    ) -> AsyncGenerator[Any, None]:
+        """The items of one call."""
+        ...
+
 
 class Peer:
     """Calls one member, wherever it is. Nothing is sent before the first call; an id is then looked for, in one lookup
@@ -44,6 +51,14 @@ class Peer:
         """What its endpoint returns, within 30 s. Raises RemoteError, Timeout, PeerUnavailable."""
         contact = await self._swarm.reach(self._place)
         return await self._swarm.call_agent(contact, endpoint, list(args), kwargs, timeout_s=CALL_TIMEOUT_S)
+
+    async def stream(self, endpoint: str, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """What its streaming endpoint yields, each item within 30 s. Raises as `call`."""
+        contact = await self._swarm.reach(self._place)
+        items = self._swarm.stream_agent(contact, endpoint, list(args), kwargs, timeout_s=CALL_TIMEOUT_S)
+        async with contextlib.aclosing(items):
+            async for item in items:
+                yield item
 
     async def ask(self, task: str, context: Mapping[str, Any] | None = None, *, timeout: float = 600.0) -> Any:
         """What its task handler returns. Raises as `call`. `timeout` is seconds."""

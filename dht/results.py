@@ -5,7 +5,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar, overload
@@ -33,6 +33,12 @@ class AgentCaller(Protocol):
 
     async def ask_agent(self, contact: Contact, task: str, context: Mapping[str, Any], *, timeout_s: float) -> Any:
         """What one agent's task handler returns; the task is part of the one that runs here, if one does."""
+        ...
+
+    def stream_agent(
+        self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float
+    ) -> AsyncGenerator[Any, None]:
+        """What one agent's streaming endpoint yields."""
         ...
 
 
@@ -77,6 +83,10 @@ class FoundAgent:
     async def call(self, endpoint: str, *args: Any, **kwargs: Any) -> Any:
         """What the agent's endpoint returns, within 30 s. Raises RemoteError, Timeout, PeerUnavailable."""
         return await self._caller.call_agent(self.contact, endpoint, list(args), kwargs, timeout_s=30.0)
+
+    def stream(self, endpoint: str, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """What the agent's streaming endpoint yields, as `Client.stream` has it; each item within 30 s."""
+        return self._caller.stream_agent(self.contact, endpoint, list(args), kwargs, timeout_s=30.0)
 
     async def describe(self) -> list[AgentCapability]:
         """What it can do in full, schemas included, checked against its record.
@@ -210,11 +220,15 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A task that came back. `agent` is who did it; `attempts` tells of every provider tried, the last one its own."""
+    """A task that came back. `agent` is who did it; `attempts` tells of every provider tried, the last one its own.
+
+    `progress` is what a `stream_ask` has seen before the result, at most 100 of the newest items.
+    """
 
     result: Any
     agent: FoundAgent
     attempts: tuple[Attempt, ...]
+    progress: tuple[Any, ...] = ()
 
 
 class SwarmMode(StrEnum):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from dht.agents.claim import claims_of
 from dht.agents.delegation import Delegation, NextAsk, current_delegation, within
 from dht.agents.query import Query, parse_query
 from dht.agents.selection import Experience
+from dht.ask_stream import AskStream, OneItem, OpenedStream
 from dht.asking import Asking
 from dht.bootstrap import JoinReport, SeedAddress
 from dht.config import DHTConfig
@@ -41,9 +42,9 @@ from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import RefusedError
-from synapse_p2p.exceptions import ConfigError, PeerUnavailable
+from synapse_p2p.exceptions import ConfigError, PeerUnavailable, RemoteError
 from synapse_p2p.identity import Identity, NodeID
-from synapse_p2p.messages import Refusal
+from synapse_p2p.messages import Code, Refusal
 from synapse_p2p.server import Server, run_until_signal
 from synapse_p2p.transport.base import is_literal_address, is_loopback, parse_address
 
@@ -379,11 +380,65 @@ class Swarm:
         and raises DelegationExhausted where a task has been passed on 8 times, or has no asks left. `budget` is how
         many asks it may come to in all, those of others for it included; by default a quarter of what is left.
         """
+        delegation = current_delegation() or Delegation()
+        timeout_s = delegation.shortened_s(timeout, self._server.runtime.now())
+
+        async def send(agent: FoundAgent, carried: NextAsk, left_s: float) -> Any:
+            return await self._send_ask(agent.contact, task, dict(context or {}), carried, left_s)
+
+        return await self._asking(capability, send, delegation, timeout_s, budget, idempotent).run()
+
+    def stream_ask(
+        self,
+        capability: str,
+        task: str,
+        *,
+        context: Mapping[str, Any] | None = None,
+        timeout: float = 600,
+        idempotent: bool = False,
+        budget: int | None = None,
+    ) -> AskStream:
+        """As `ask`, and what the agent yields meanwhile: `async for item in swarm.stream_ask(...)`; the last item is
+        the answer. A handler that yields nothing on the way sends that one item.
+
+        Until the first item is there providers are tried as in `ask`; after it an error is raised as it comes, for then
+        work has been done and seen. `timeout` is for the first item, and for each that follows.
+        """
+        if not timeout > 0:
+            raise ConfigError(f"timeout is {timeout}; it has to be above 0 seconds")
+        delegation = current_delegation() or Delegation()
+        timeout_s = delegation.shortened_s(timeout, self._server.runtime.now())
+        opened: list[OpenedStream] = []
+
+        async def send(agent: FoundAgent, carried: NextAsk, left_s: float) -> OpenedStream:
+            stream = await self._open_ask(agent.contact, task, dict(context or {}), carried, left_s)
+            opened.append(stream)
+            return stream
+
+        async def start() -> Answer:
+            chosen: Answer | None = None
+            try:
+                chosen = await self._asking(capability, send, delegation, timeout_s, budget, idempotent).run()
+                return chosen
+            finally:
+                for stream in opened:  # of two that were asked at once, both may have begun to answer
+                    if chosen is None or stream is not chosen.result:
+                        stream.close()
+
+        return AskStream(start, timeout_s=timeout_s)
+
+    def _asking(
+        self,
+        capability: str,
+        send: Callable[[FoundAgent, NextAsk, float], Coroutine[Any, Any, Any]],
+        delegation: Delegation,
+        timeout_s: float,
+        budget: int | None,
+        is_idempotent: bool,
+    ) -> Asking:
         query = parse_query([capability])
         if budget is not None and budget < 1:
             raise ConfigError(f"budget is {budget}; it has to be 1 or more, or None for a quarter of what is left")
-        delegation = current_delegation() or Delegation()
-        now = self._server.runtime.now
 
         async def find(mode: LookupMode) -> FindResult:
             limit = ASKED_OF if mode is LookupMode.FAST else None
@@ -391,10 +446,7 @@ class Swarm:
             reason = self._searching.incompleteness(providers)
             return FindResult(tuple(agents), not reason, reason)
 
-        async def send(agent: FoundAgent, carried: NextAsk, left_s: float) -> Any:
-            return await self._send_ask(agent.contact, task, dict(context or {}), carried, left_s)
-
-        asking = Asking(
+        return Asking(
             str(query),
             find=find,
             probe=self._searching.probe_load,
@@ -402,12 +454,11 @@ class Swarm:
             experience=self._experience,
             delegation=delegation,
             own_id=self._server.identity.node_id,
-            now=now,
-            timeout_s=delegation.shortened_s(timeout, now()),
+            now=self._server.runtime.now,
+            timeout_s=timeout_s,
             budget=budget,
-            is_idempotent=idempotent,
+            is_idempotent=is_idempotent,
         )
-        return await asking.run()
 
     def status(self) -> SwarmStatus:
         """A look at our own node, without asking anybody."""
@@ -494,6 +545,33 @@ class Swarm:
         left_s = delegation.shortened_s(timeout_s, self._server.runtime.now())
         carried = delegation.for_next_ask(self._server.identity.node_id)
         return await self._send_ask(contact, task, context, carried, left_s)
+
+    async def stream_agent(
+        self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float
+    ) -> AsyncGenerator[Any, None]:
+        """What one agent's streaming endpoint yields, each item within `timeout_s`. Raises as `call_agent`."""
+        with await self._server.sessions.open_stream(contact, endpoint, args, kwargs, timeout_s=timeout_s) as stream:
+            while await stream.wait(timeout_s):
+                yield stream.take()
+
+    async def _open_ask(
+        self, contact: Contact, task: str, context: Mapping[str, Any], carried: NextAsk, left_s: float
+    ) -> OpenedStream:
+        """A task at one agent whose first item is there. Raises as `_send_ask`."""
+        stream = await self._server.sessions.open_stream(
+            contact, "_agent.stream_ask", [task, context], {}, timeout_s=left_s, options=carried.options()
+        )
+        try:
+            await stream.wait(left_s)
+        except RemoteError as error:
+            stream.close()
+            if error.code != Code.NOT_FOUND:
+                raise
+            return OneItem(await self._send_ask(contact, task, context, carried, left_s))
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
     async def _send_ask(
         self, contact: Contact, task: str, context: Mapping[str, Any], carried: NextAsk, left_s: float

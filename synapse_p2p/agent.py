@@ -82,6 +82,7 @@ class AgentNode(Server):
         self._service_s: float | None = None  # how long a task takes once it runs, smoothed
         self._task_checks = TaskChecks(self.capabilities)
         self._turns = _Turns(TaskQueue(max_tasks=max_tasks, queue_size=queue, per_caller=per_caller))
+        self._register_reserved({"_agent.stream_ask": self._answer_stream_ask})
         for prefix in PREFIXES:
             self._register_reserved(
                 {
@@ -170,7 +171,9 @@ class AgentNode(Server):
     def task_handler(self, function: Any = None, *, reentrant: bool = False) -> Any:
         """Decorator: the function that does the work, called with the task and a context map; the latest one counts.
 
-        A plain function runs in a thread. A parameter annotated `CallContext` tells who asks; a context annotated with
+        A plain function runs in a thread. An asynchronous generator tells how it gets on: those who `stream_ask` see
+        all that it yields, and the last item is the answer, which is all that others get. A parameter annotated
+        `CallContext` tells who asks; a context annotated with
         a class, such as a dataclass, is built from the map. In a swarm a task that this agent itself has passed on is
         refused when it comes back, unless `reentrant`: then those who work for it may ask it a question. Raises
         ConfigError for a function that cannot be called with those two.
@@ -181,8 +184,6 @@ class AgentNode(Server):
 
     def _take_handler(self, function: TaskHandlerT, reentrant: bool) -> TaskHandlerT:
         endpoint = Endpoint.of(function, EndpointMetadata("the task handler", publish=False), injects_names=False)
-        if endpoint.is_stream:
-            raise ConfigError("a task handler returns one value; an endpoint of the agent may be a stream")
         try:
             endpoint.parameters.check(["a task", {}], {})
         except InvalidMessageError as error:
@@ -207,12 +208,32 @@ class AgentNode(Server):
         self, task: Any, context: dict[str, Any] | None = None, *, rpc: RPCRequest, call_context: CallContext
     ) -> Any:
         """Do a task."""
+        handler = self._checked_handler(context)
+        answer = None
+        with self._taking_up(call_context) as own_context:
+            items = self._do_task(handler, task, context or {}, rpc, own_context)
+            async with contextlib.aclosing(items):
+                async for item in items:
+                    answer = item
+        return answer
+
+    async def _answer_stream_ask(
+        self, task: Any, context: dict[str, Any] | None = None, *, rpc: RPCRequest, call_context: CallContext
+    ) -> AsyncIterator[Any]:
+        """Do a task, and send what its handler yields meanwhile; the last item is the answer."""
+        handler = self._checked_handler(context)
+        with self._taking_up(call_context) as own_context:
+            items = self._do_task(handler, task, context or {}, rpc, own_context)
+            async with contextlib.aclosing(items):
+                async for item in items:
+                    yield item
+
+    def _checked_handler(self, context: Any) -> Endpoint:
         if context is not None and not isinstance(context, dict):
             raise InvalidMessageError("parameter 'context' is a map")
         if self._task_endpoint is None:
             raise CallError("no_task_handler", "agent has no task handler")
-        with self._taking_up(call_context) as own_context:
-            return await self._do_task(self._task_endpoint, task, context or {}, rpc, own_context)
+        return self._task_endpoint
 
     def _taking_up(self, call_context: CallContext) -> AbstractContextManager[CallContext]:
         """Within it the task's handler runs. Raises RefusedError for a task that has gone round, or too far."""
@@ -222,18 +243,29 @@ class AgentNode(Server):
 
     async def _do_task(
         self, endpoint: Endpoint, task: Any, context: dict[str, Any], rpc: RPCRequest, call_context: CallContext
-    ) -> Any:
+    ) -> AsyncGenerator[Any, None]:
+        """What the handler yields, or the one value that it returns. The last item is the answer, which is checked."""
         if not self._task_checks.are_of(self.capabilities):
             self._task_checks = TaskChecks(self.capabilities)
         output_checks = self._task_checks.check_task(task, context)
+        answer: Any = None
         async with self._turns.turn_of(_caller_of(call_context)) as ticket:
             begun_at = self._begun_at[ticket] = self.runtime.now()
             try:
-                answer = await self.endpoints.run(endpoint, [task, context], {}, request=rpc, context=call_context)
+                if endpoint.is_stream:
+                    items = self.endpoints.run_stream(endpoint, [task, context], {}, request=rpc, context=call_context)
+                    async with contextlib.aclosing(items):
+                        async for answer in items:
+                            yield answer
+                else:
+                    answer = await self.endpoints.run(endpoint, [task, context], {}, request=rpc, context=call_context)
             finally:
                 del self._begun_at[ticket]
             self._note_service(self.runtime.now() - begun_at)
-        return check_answer(answer, output_checks) if output_checks else answer
+        if output_checks:
+            answer = check_answer(answer, output_checks)
+        if not endpoint.is_stream:
+            yield answer
 
     def load(self) -> dict[str, Any]:
         """How busy this agent is: what `_agent.load` answers."""

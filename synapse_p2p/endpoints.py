@@ -335,14 +335,29 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             result = await result if inspect.isawaitable(result) else result
         return result if endpoint.finish is None else endpoint.finish(result)
 
+    async def run_stream(
+        self,
+        endpoint: Endpoint,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        request: RPCRequest,
+        context: CallContext,
+    ) -> AsyncGenerator[Any, None]:
+        """The same for an asynchronous generator: what it yields."""
+        positional, named = endpoint.parameters.bind(args, kwargs, request=request, context=context)
+        finish = endpoint.finish
+        async with contextlib.aclosing(endpoint.function(*positional, **named)) as values:
+            async for value in values:
+                yield value if finish is None else finish(value)
+
     async def _items(self, endpoint: Endpoint, request: RPCRequest, context: CallContext) -> AsyncGenerator[Any, None]:
         self._running_count += 1
-        finish = endpoint.finish
         try:
-            positional, named = endpoint.parameters.bind(request.args, request.kwargs, request=request, context=context)
-            async with contextlib.aclosing(endpoint.function(*positional, **named)) as values:
+            values = self.run_stream(endpoint, request.args, request.kwargs, request=request, context=context)
+            async with contextlib.aclosing(values):
                 async for value in values:
-                    yield value if finish is None else finish(value)
+                    yield value
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
@@ -504,7 +504,7 @@ class Server:
     def _contract_of(self, name: str) -> dict[str, Any]:
         return self.endpoints.contract(name)
 
-    def _register_reserved(self, functions: Mapping[str, Callable[..., Awaitable[Any]]]) -> None:
+    def _register_reserved(self, functions: Mapping[str, Callable[..., Any]]) -> None:
         for name, function in functions.items():
             self.endpoints.register(name, function, publish=False, reserved=True)
 

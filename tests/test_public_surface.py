@@ -267,6 +267,7 @@ def test_dht_exports_exactly_these_names():
     assert sorted(dht.__all__) == [
         "AgentRecord",
         "Answer",
+        "AskStream",
         "Attempt",
         "AttemptEnd",
         "Contact",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -224,6 +224,11 @@ class _Nobody:
         raise NotImplementedError
 
     async def ask_agent(self, contact: Contact, task: str, context: Mapping[str, Any], *, timeout_s: float) -> Any:
+        raise NotImplementedError
+
+    def stream_agent(
+        self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float
+    ) -> AsyncGenerator[Any, None]:
         raise NotImplementedError
 
 

@@ -23,7 +23,6 @@ from synapse_p2p.server import Server
 
 if TYPE_CHECKING:
     from dht.node import DHTNode
-    from dht.results import Answer
     from dht.swarm import Swarm
 
 NOTE = b"the tests are green"
@@ -116,7 +115,12 @@ async def _play(show: Show, workers: list[Worker], network_key: bytes) -> None:
 
 async def _ask(show: Show, swarm: Swarm, killed: Sequence[str]) -> None:
     before = time.perf_counter()
-    answer: Answer = await swarm.ask("design", TASK, idempotent=True)
+    stream = swarm.stream_ask("design", TASK, idempotent=True)
+    async for item in stream:
+        if not item["parts"]:
+            show.tell(f"... {item['by']}: {item['did']} ({_ms_since(before)})")
+    answer = stream.answer
+    assert answer is not None, "a stream that has ended has an answer"
     took = _ms_since(before)
     for attempt in answer.attempts[:-1]:
         show.tell(f"({attempt.agent.name}: {attempt.end}{f', {attempt.text}' if attempt.text else ''})")

@@ -11,7 +11,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,35 +66,41 @@ def make_agent(profile: Profile) -> AgentNode:
     do = _TRADES.get(profile.role, _do_alone)
 
     @agent.task_handler
-    async def handle(task: str, context: dict[str, Any]) -> dict[str, Any]:
-        return {"by": profile.name, "role": profile.role, **await do(agent, task)}
+    async def handle(task: str, context: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        async for item in do(agent, task):
+            yield {"by": profile.name, "role": profile.role, **item}
 
     return agent
 
 
-async def _design(agent: AgentNode, task: str) -> dict[str, Any]:
-    """Split the work, and have coders do it, whoever they are."""
+async def _design(agent: AgentNode, task: str) -> AsyncIterator[dict[str, Any]]:
+    """Split the work, have coders do it, whoever they are, and tell of each part that is done."""
     swarm: Swarm = agent.swarm
-    asks = [swarm.ask("coding", f"the {part} of {task}") for part in PARTS]
-    return {
-        "did": f"split {task!r} in {len(PARTS)}",
-        "parts": [answer.result for answer in await asyncio.gather(*asks)],
-    }
+    asks = [asyncio.ensure_future(swarm.ask("coding", f"the {part} of {task}")) for part in PARTS]
+    parts: list[dict[str, Any]] = []
+    try:
+        for done in asyncio.as_completed(asks):
+            parts.append((await done).result)
+            yield {"did": f"{len(parts)} of {len(PARTS)} parts are done", "parts": []}
+    finally:
+        for ask in asks:
+            ask.cancel()
+    yield {"did": f"split {task!r} in {len(PARTS)}", "parts": parts}
 
 
-async def _code(agent: AgentNode, task: str) -> dict[str, Any]:
+async def _code(agent: AgentNode, task: str) -> AsyncIterator[dict[str, Any]]:
     """Write, and have others look at it."""
     swarm: Swarm = agent.swarm
     asks = [swarm.ask("code-review", task), swarm.ask("testing", task)]
-    return {"did": f"wrote {task}", "parts": [answer.result for answer in await asyncio.gather(*asks)]}
+    yield {"did": f"wrote {task}", "parts": [answer.result for answer in await asyncio.gather(*asks)]}
 
 
-async def _do_alone(agent: AgentNode, task: str) -> dict[str, Any]:
+async def _do_alone(agent: AgentNode, task: str) -> AsyncIterator[dict[str, Any]]:
     verb = {"reviewer": "read it", "tester": "ran it"}.get(agent.role, "took care of it")
-    return {"did": verb, "parts": []}
+    yield {"did": verb, "parts": []}
 
 
-_TRADES: dict[str, Callable[[AgentNode, str], Awaitable[dict[str, Any]]]] = {"architect": _design, "coder": _code}
+_TRADES: dict[str, Callable[[AgentNode, str], AsyncIterator[dict[str, Any]]]] = {"architect": _design, "coder": _code}
 
 
 async def work(profiles: Sequence[Profile], seeds: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from synapse_p2p.protocol.handshake import INSTANCE_SIZE_BYTES, Parameters
 from synapse_p2p.protocol.pool_policy import DialBackoff, SessionFacts, Survivor, choose_survivor
 from synapse_p2p.protocol.session import NODE_IS_STOPPING
 from synapse_p2p.runtime import Runtime
+from synapse_p2p.transport.asked_stream import AskedStream
 from synapse_p2p.transport.base import ByteStream, Transport, is_literal_address, parse_address
 from synapse_p2p.transport.connection import SessionConnection
 from synapse_p2p.transport.descriptors import is_out_of_descriptors
@@ -150,11 +151,7 @@ class SessionPool:
         """A call with positional arguments and options. A request that certainly never started is tried once more."""
         deadline = None if timeout_s is None else self._runtime.now() + timeout_s
         for is_last_try in (False, True):
-            connection = self._open_session(peer.id)
-            if connection is None:
-                too_late = f"no session with {peer.id.hex()[:16]} in the time given; the call was not started"
-                async with time_limit(self._left_s(deadline), too_late):
-                    connection = await self._session_with(peer)
+            connection = await self._ready(peer, deadline)
             left_s = self._left_s(deadline)
             try:
                 return await connection.call(endpoint, args, kwargs, timeout_s=left_s, options=options)
@@ -162,6 +159,31 @@ class SessionPool:
                 if error.may_have_started or is_last_try:
                     raise
         raise AssertionError("unreachable")
+
+    async def open_stream(
+        self,
+        peer: KnownPeer,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        timeout_s: float | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> AskedStream:
+        """A call whose result is a stream, which has to be closed. It leaves within `timeout_s`; it has no deadline."""
+        deadline = None if timeout_s is None else self._runtime.now() + timeout_s
+        connection = await self._ready(peer, deadline)
+        return await connection.open_stream(
+            endpoint, args, kwargs, uploads={}, timeout_s=self._left_s(deadline), options=options
+        )
+
+    async def _ready(self, peer: KnownPeer, deadline: float | None) -> SessionConnection:
+        connection = self._open_session(peer.id)
+        if connection is None:
+            too_late = f"no session with {peer.id.hex()[:16]} in the time given; the call was not started"
+            async with time_limit(self._left_s(deadline), too_late):
+                connection = await self._session_with(peer)
+        return connection
 
     def accept(self, stream: ByteStream, data: bytes) -> None:
         """Take over an accepted stream whose first bytes are `data`."""

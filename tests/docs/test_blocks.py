@@ -49,6 +49,7 @@ RUN_BY = {
         "# reviewer.py",
     ): "test_command_line_page.py::test_every_command_prints_what_the_page_says",
     ("docs/how-to/streaming.md", "# tail.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/streaming.md", "# progress.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/streaming.md", "# upload.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/values.md", "# values.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
 }

@@ -31,6 +31,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
         ("tutorial/ten_agents.md", "ten.py"),
         ("how-to/streaming.md", "tail.py"),
         ("how-to/streaming.md", "upload.py"),
+        ("how-to/streaming.md", "progress.py"),
     ],
 )
 def test_program_prints_what_the_page_says(tmp_path: Path, page: str, program: str):

@@ -39,6 +39,7 @@ def test_the_demo_shows_each_step_survives_eight_kills_and_can_be_explored():
     assert "24 agents in 6 processes" in said
     assert said.count(" are dead (process ") == 2
     assert said.count("architect: split 'a calculator' in 3") == 2
+    assert said.count(" of 3 parts are done") == 6
     assert said.count("reviewer: read it") == said.count("tester: ran it") == 6
     assert re.search(r"'the tests are green' is kept by [12]\d others", said)
     assert re.search(r"found in \d+ ms: 'the tests are green'", said)
