@@ -11,7 +11,7 @@ import atexit
 import concurrent.futures
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -138,11 +138,11 @@ _NO_MORE = object()
 class ClosableIterator(Protocol):
     """An asynchronous generator, or what can be closed as one."""
 
-    def __aiter__(self) -> ClosableIterator: ...
+    def __aiter__(self) -> AsyncIterator[Any]: ...
 
-    async def __anext__(self) -> Any: ...
+    def __anext__(self) -> Awaitable[Any]: ...
 
-    async def aclose(self) -> None: ...
+    def aclose(self) -> Awaitable[None]: ...
 
 
 async def _closed(items: ClosableIterator) -> None:
