@@ -169,6 +169,18 @@ def test_ask_has_a_task_done_with_its_context(folder: Path, rita: Up, olga: Up):
     assert by_address["result"]["task"] == "Review"
 
 
+def test_ask_shows_what_an_agent_says_meanwhile(rita: Up, olga: Up):
+    shown = typed("ask", "coding", "a sort", "--stream")
+    lines = typed("ask", "coding", "a sort", "--jsonl")
+    whole = typed("ask", "coding", "a sort", "--stream", "--json").found
+    by_address = typed("ask", olga.seed, "a sort", "--stream")
+
+    assert shown.out == by_address.out == "thinking\ncoded a sort\n"
+    assert " answered in " in shown.err
+    assert [json.loads(line) for line in lines.out.splitlines()] == [{"item": "thinking"}, {"item": "coded a sort"}]
+    assert (whole["result"], whole["attempts"][0]["end"]) == ("coded a sort", "answered")
+
+
 def test_an_agent_that_fails_is_exit_code_1_in_its_own_words(rita: Up):
     shown = typed("ask", "python", "fail")
 

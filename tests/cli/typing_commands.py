@@ -55,7 +55,8 @@ def olga():
 
     @agent.task_handler
     async def handle(task: str, context: dict):
-        return f"coded {task}"
+        yield "thinking"
+        yield f"coded {task}"
 
     return agent
 '''

@@ -211,7 +211,9 @@ def ask(
     network_key_file: NetworkKeyFile = None,
     data_dir: DataDir = None,
     timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds for the task; 600 by default.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Show what the agent says meanwhile.")] = False,
     json: Json = False,
+    jsonl: JsonLines = False,
 ) -> None:
     """Have a task done by an agent with a capability."""
     from synapse_p2p.apps.cli import asking, views
@@ -221,9 +223,35 @@ def ask(
     settings = _settings(seed, network, network_key_file, data_dir)
     given = context_of(context or (), None if context_file is None else context_file.read_text(encoding="utf-8"))
     asked = sys.stdin.read() if task == "-" else task
-    answer = _wait(
-        asking.ask(settings, target, asked, context=given, timeout_s=timeout, is_idempotent=idempotent, budget=budget)
-    )
+    if stream or jsonl:
+
+        def on_item(item: Any) -> None:
+            if jsonl:
+                screen.emit({"item": item})
+            elif not json:
+                screen.show(views.view_of_answer({"result": item}))
+
+        answer = _wait(
+            asking.ask_streaming(
+                settings,
+                target,
+                asked,
+                on_item,
+                context=given,
+                timeout_s=timeout,
+                is_idempotent=idempotent,
+                budget=budget,
+            )
+        )
+        if not json:
+            screen.say(*views.attempts_lines(answer["attempts"]))
+            return
+    else:
+        answer = _wait(
+            asking.ask(
+                settings, target, asked, context=given, timeout_s=timeout, is_idempotent=idempotent, budget=budget
+            )
+        )
     if not json:
         screen.say(*views.attempts_lines(answer["attempts"]))
     _print(screen, answer, views.view_of_answer, is_json=json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from synapse_p2p.apps.cli.connecting import called, entered, operated_place, operator_client, place_of
@@ -13,7 +13,7 @@ from synapse_p2p.client import Client
 from synapse_p2p.network_key import read_network_key
 
 if TYPE_CHECKING:
-    from dht.results import Attempt
+    from dht.results import Answer, Attempt
 
 HERE = "here"
 """The place of the node on this machine."""
@@ -43,8 +43,40 @@ async def ask(
             idempotent=is_idempotent,
             budget=budget,
         )
-    agent = {"id": answer.agent.id.hex(), "name": answer.agent.name, "role": answer.agent.role}
-    return {"result": answer.result, "agent": agent, "attempts": [_attempt_map(each) for each in answer.attempts]}
+    return _answer_map(answer)
+
+
+async def ask_streaming(
+    settings: Settings,
+    target: str,
+    task: str,
+    on_item: Callable[[Any], None],
+    *,
+    context: Mapping[str, Any],
+    timeout_s: float | None,
+    is_idempotent: bool,
+    budget: int | None,
+) -> dict[str, Any]:
+    """The same; `on_item` is told what the agent sends meanwhile, the answer included."""
+    async with entered(place_of(settings), settings) as swarm:
+        if is_place(target):
+            items = swarm.peer(target).stream("_agent.stream_ask", task, dict(context))
+            result = None
+            async for result in items:
+                on_item(result)
+            return {"result": result, "agent": None, "attempts": []}
+        stream = swarm.stream_ask(
+            target,
+            task,
+            context=context,
+            timeout=timeout_s or TASK_TIMEOUT_S,
+            idempotent=is_idempotent,
+            budget=budget,
+        )
+        async with stream:
+            async for item in stream:
+                on_item(item)
+    return _answer_map(stream.answer)
 
 
 async def call(
@@ -82,6 +114,13 @@ def _client(settings: Settings, place: str) -> Client:
         network=settings.network or "",
         network_key=read_network_key(key_file) if key_file else None,
     )
+
+
+def _answer_map(answer: Answer | None) -> dict[str, Any]:
+    if answer is None:  # the handler ended without an item
+        return {"result": None, "agent": None, "attempts": []}
+    agent = {"id": answer.agent.id.hex(), "name": answer.agent.name, "role": answer.agent.role}
+    return {"result": answer.result, "agent": agent, "attempts": [_attempt_map(each) for each in answer.attempts]}
 
 
 def _attempt_map(attempt: Attempt) -> dict[str, Any]:
