@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any
 
 from dht.bootstrap import SeedAddress
 from dht.contact import Contact
+from dht.results import AgentCaller
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.identity import NODE_ID_SIZE_BYTES, NodeID
 
 CALL_TIMEOUT_S = 30.0
-
-
-class PeerSwarm(Protocol):
-    """Who reaches a peer: its swarm."""
-
-    async def reach(self, place: SeedAddress | NodeID) -> Contact:
-        """The contact that is there. Raises PeerUnavailable, HandshakeFailed, Timeout."""
-        ...
-
-    async def call_agent(
-        self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float | None
-    ) -> Any:
-        """The answer of one call."""
-        ...
-
-    async def ask_agent(self, contact: Contact, task: str, context: Mapping[str, Any], *, timeout_s: float) -> Any:
-        """The answer to one task."""
-        ...
-
-    def stream_agent(
-        self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float
-    ) -> AsyncGenerator[Any, None]:
-        """The items of one call."""
-        ...
 
 
 class Peer:
@@ -43,27 +20,33 @@ class Peer:
     where it is not known.
     """
 
-    def __init__(self, swarm: PeerSwarm, place: SeedAddress | NodeID) -> None:
-        self._swarm = swarm
+    def __init__(
+        self,
+        caller: AgentCaller,
+        reach: Callable[[SeedAddress | NodeID], Awaitable[Contact]],
+        place: SeedAddress | NodeID,
+    ) -> None:
+        self._caller = caller
+        self._reach = reach
         self._place = place
 
     async def call(self, endpoint: str, *args: Any, **kwargs: Any) -> Any:
         """What its endpoint returns, within 30 s. Raises RemoteError, Timeout, PeerUnavailable."""
-        contact = await self._swarm.reach(self._place)
-        return await self._swarm.call_agent(contact, endpoint, list(args), kwargs, timeout_s=CALL_TIMEOUT_S)
+        contact = await self._reach(self._place)
+        return await self._caller.call_agent(contact, endpoint, list(args), kwargs, timeout_s=CALL_TIMEOUT_S)
 
     async def stream(self, endpoint: str, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """What its streaming endpoint yields, each item within 30 s. Raises as `call`."""
-        contact = await self._swarm.reach(self._place)
-        items = self._swarm.stream_agent(contact, endpoint, list(args), kwargs, timeout_s=CALL_TIMEOUT_S)
+        contact = await self._reach(self._place)
+        items = self._caller.stream_agent(contact, endpoint, list(args), kwargs, timeout_s=CALL_TIMEOUT_S)
         async with contextlib.aclosing(items):
             async for item in items:
                 yield item
 
     async def ask(self, task: str, context: Mapping[str, Any] | None = None, *, timeout: float = 600.0) -> Any:
         """What its task handler returns. Raises as `call`. `timeout` is seconds."""
-        contact = await self._swarm.reach(self._place)
-        return await self._swarm.ask_agent(contact, task, dict(context or {}), timeout_s=timeout)
+        contact = await self._reach(self._place)
+        return await self._caller.ask_agent(contact, task, dict(context or {}), timeout_s=timeout)
 
     def __repr__(self) -> str:
         return f"<Peer {self._place.hex() if isinstance(self._place, bytes) else self._place.text}>"

@@ -10,19 +10,19 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dht.agent_calls import AgentCalls
 from dht.agents.claim import claims_of
-from dht.agents.delegation import Delegation, NextAsk, current_delegation, within
+from dht.agents.delegation import Delegation, within
 from dht.agents.query import Query, parse_query
-from dht.agents.selection import Experience
-from dht.ask_stream import AskStream, OneItem, OpenedStream
-from dht.asking import Asking
+from dht.ask_stream import AskStream
+from dht.asks import Asks, Terms
 from dht.bootstrap import JoinReport, SeedAddress
 from dht.config import DHTConfig
 from dht.contact import Contact
@@ -42,9 +42,9 @@ from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import RefusedError
-from synapse_p2p.exceptions import ConfigError, PeerUnavailable, RemoteError
+from synapse_p2p.exceptions import ConfigError, PeerUnavailable
 from synapse_p2p.identity import Identity, NodeID
-from synapse_p2p.messages import Code, Refusal
+from synapse_p2p.messages import Refusal
 from synapse_p2p.server import Server, run_until_signal
 from synapse_p2p.transport.base import is_literal_address, is_loopback, parse_address
 
@@ -52,8 +52,6 @@ logger = logging.getLogger(__name__)
 
 ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - what a node that strangers join has to listen on
 LOOPBACK = "127.0.0.1"
-ASKED_OF = 16
-"""Providers looked for at first to have a task done by one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +106,14 @@ class Swarm:
         self._publisher = None if agent is None else Publisher(agent, self._config.dht)
         if agent is not None:
             claims_of(agent.capabilities)  # names that cannot be one are better refused here than in the background
-        self._experience = Experience()
         self._node: DHTNode | None = None
         self._scope: TaskScope | None = None  # set from the beginning of a start to that of a stop
         self._life = asyncio.Lock()  # held while starting, and while ending
-        self._searching = Searching(self._server, self._started, self, probe_timeout_s=self._config.probe_timeout_s)
+        self._calls = AgentCalls(self._server)
+        self._searching = Searching(
+            self._server, self._started, self._calls, probe_timeout_s=self._config.probe_timeout_s
+        )
+        self._asks = Asks(self._server, self._searching, self._calls)
 
     # Its life
 
@@ -380,13 +381,7 @@ class Swarm:
         and raises DelegationExhausted where a task has been passed on 8 times, or has no asks left. `budget` is how
         many asks it may come to in all, those of others for it included; by default a quarter of what is left.
         """
-        delegation = current_delegation() or Delegation()
-        timeout_s = delegation.shortened_s(timeout, self._server.runtime.now())
-
-        async def send(agent: FoundAgent, carried: NextAsk, left_s: float) -> Any:
-            return await self._send_ask(agent.contact, task, dict(context or {}), carried, left_s)
-
-        return await self._asking(capability, send, delegation, timeout_s, budget, idempotent).run()
+        return await self._asks.ask(capability, task, dict(context or {}), Terms(timeout, idempotent, budget))
 
     def stream_ask(
         self,
@@ -404,61 +399,7 @@ class Swarm:
         Until the first item is there providers are tried as in `ask`; after it an error is raised as it comes, for then
         work has been done and seen. `timeout` is for the first item, and for each that follows.
         """
-        if not timeout > 0:
-            raise ConfigError(f"timeout is {timeout}; it has to be above 0 seconds")
-        delegation = current_delegation() or Delegation()
-        timeout_s = delegation.shortened_s(timeout, self._server.runtime.now())
-        opened: list[OpenedStream] = []
-
-        async def send(agent: FoundAgent, carried: NextAsk, left_s: float) -> OpenedStream:
-            stream = await self._open_ask(agent.contact, task, dict(context or {}), carried, left_s)
-            opened.append(stream)
-            return stream
-
-        async def start() -> Answer:
-            chosen: Answer | None = None
-            try:
-                chosen = await self._asking(capability, send, delegation, timeout_s, budget, idempotent).run()
-                return chosen
-            finally:
-                for stream in opened:  # of two that were asked at once, both may have begun to answer
-                    if chosen is None or stream is not chosen.result:
-                        stream.close()
-
-        return AskStream(start, timeout_s=timeout_s)
-
-    def _asking(
-        self,
-        capability: str,
-        send: Callable[[FoundAgent, NextAsk, float], Coroutine[Any, Any, Any]],
-        delegation: Delegation,
-        timeout_s: float,
-        budget: int | None,
-        is_idempotent: bool,
-    ) -> Asking:
-        query = parse_query([capability])
-        if budget is not None and budget < 1:
-            raise ConfigError(f"budget is {budget}; it has to be 1 or more, or None for a quarter of what is left")
-
-        async def find(mode: LookupMode) -> FindResult:
-            limit = ASKED_OF if mode is LookupMode.FAST else None
-            agents, providers = await self._searching.search(query, mode, limit=limit)
-            reason = self._searching.incompleteness(providers)
-            return FindResult(tuple(agents), not reason, reason)
-
-        return Asking(
-            str(query),
-            find=find,
-            probe=self._searching.probe_load,
-            send=send,
-            experience=self._experience,
-            delegation=delegation,
-            own_id=self._server.identity.node_id,
-            now=self._server.runtime.now,
-            timeout_s=timeout_s,
-            budget=budget,
-            is_idempotent=is_idempotent,
-        )
+        return self._asks.stream(capability, task, dict(context or {}), Terms(timeout, idempotent, budget))
 
     def status(self) -> SwarmStatus:
         """A look at our own node, without asking anybody."""
@@ -498,7 +439,7 @@ class Swarm:
         """One member, by its address (`host:port`, or `id@host:port` to be sure who answers) or by its id, as bytes or
         64 hex digits. Raises ConfigError for what is neither.
         """
-        return Peer(self, parse_place(place))
+        return Peer(self._calls, self.reach, parse_place(place))
 
     async def reach(self, place: SeedAddress | NodeID) -> Contact:
         """The contact at an address, or with an id. Raises PeerUnavailable where nobody is, and what a dial raises."""
@@ -527,59 +468,7 @@ class Swarm:
         """
         unix_ms = round(self._server.runtime.unix_now() * 1000)
         records = self._started().agents_held()
-        return [FoundAgent.from_record(record, unix_ms=unix_ms, caller=self) for record in records]
-
-    async def call_agent(
-        self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float | None
-    ) -> Any:
-        """One call to one agent, over the session with it or a new one. Raises RemoteError, Timeout,
-        PeerUnavailable.
-        """
-        return await self._server.sessions.call_with(contact, endpoint, args, kwargs, timeout_s=timeout_s)
-
-    async def ask_agent(self, contact: Contact, task: str, context: Mapping[str, Any], *, timeout_s: float) -> Any:
-        """What one agent's task handler returns; made in a task handler it is a part of the task that runs. Raises as
-        `call_agent`, and DelegationExhausted.
-        """
-        delegation = current_delegation() or Delegation()
-        left_s = delegation.shortened_s(timeout_s, self._server.runtime.now())
-        carried = delegation.for_next_ask(self._server.identity.node_id)
-        return await self._send_ask(contact, task, context, carried, left_s)
-
-    async def stream_agent(
-        self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float
-    ) -> AsyncGenerator[Any, None]:
-        """What one agent's streaming endpoint yields, each item within `timeout_s`. Raises as `call_agent`."""
-        with await self._server.sessions.open_stream(contact, endpoint, args, kwargs, timeout_s=timeout_s) as stream:
-            while await stream.wait(timeout_s):
-                yield stream.take()
-
-    async def _open_ask(
-        self, contact: Contact, task: str, context: Mapping[str, Any], carried: NextAsk, left_s: float
-    ) -> OpenedStream:
-        """A task at one agent whose first item is there. Raises as `_send_ask`."""
-        stream = await self._server.sessions.open_stream(
-            contact, "_agent.stream_ask", [task, context], {}, timeout_s=left_s, options=carried.options()
-        )
-        try:
-            await stream.wait(left_s)
-        except RemoteError as error:
-            stream.close()
-            if error.code != Code.NOT_FOUND:
-                raise
-            return OneItem(await self._send_ask(contact, task, context, carried, left_s))
-        except BaseException:
-            stream.close()
-            raise
-        return stream
-
-    async def _send_ask(
-        self, contact: Contact, task: str, context: Mapping[str, Any], carried: NextAsk, left_s: float
-    ) -> Any:
-        arguments = [task, context]
-        return await self._server.sessions.call_with(
-            contact, "_agent.ask", arguments, {}, timeout_s=left_s, options=carried.options()
-        )
+        return [FoundAgent.from_record(record, unix_ms=unix_ms, caller=self._calls) for record in records]
 
     @contextlib.contextmanager
     def taking_up(self, call_context: CallContext, *, is_reentrant: bool) -> Iterator[CallContext]:

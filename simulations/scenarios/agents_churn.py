@@ -11,12 +11,13 @@ from dht.agents.delegation import Delegation, NextAsk
 from dht.agents.query import parse_query
 from dht.agents.selection import Experience
 from dht.asking import Asking
+from dht.asks import ASKED_OF
 from dht.contact import Contact
 from dht.lookup import LookupMode
 from dht.node import DHTNode
 from dht.results import FindResult, FoundAgent
 from dht.searching import Searching
-from dht.swarm import ASKED_OF, SwarmConfig
+from dht.swarm import SwarmConfig
 from simulations.churn import BITTORRENT, stale_share
 from simulations.network import HostState
 from simulations.population import Population, Resident

@@ -149,7 +149,7 @@ async def test_when_a_provider_dies_at_work_another_is_asked_if_the_caller_allow
 async def used_to(client: Swarm, took_s: float) -> None:
     now = client._server.runtime.now()
     for _ in range(MIN_TIMES):
-        client._experience.on_took(b"z" * 32, "x", took_s, now)
+        client._asks.experience.on_took(b"z" * 32, "x", took_s, now)
 
 
 async def test_a_slow_provider_is_told_to_stop_when_another_that_was_asked_too_has_answered():

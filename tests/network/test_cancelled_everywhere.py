@@ -623,7 +623,7 @@ async def the_reviewer(client: Swarm) -> Any:
     return found[0]
 
 
-@pytest.mark.parametrize("operation", ["join", "find", "ask", "FoundAgent.call", "FoundAgent.ask", "call_agent"])
+@pytest.mark.parametrize("operation", ["join", "find", "ask", "FoundAgent.call", "FoundAgent.ask", "Peer.call"])
 async def test_a_use_of_a_swarm_cancelled_anywhere_leaves_nothing_and_can_be_repeated(operation: str):
     async with swarm_of_three() as (address, client):
         reviewer = await the_reviewer(client)
@@ -641,7 +641,7 @@ async def test_a_use_of_a_swarm_cancelled_anywhere_leaves_nothing_and_can_be_rep
                 case "FoundAgent.ask":
                     return await reviewer.ask("read", timeout=5)
                 case _:
-                    return await client.call_agent(reviewer.contact, "_agent.info", [], {}, timeout_s=5)
+                    return await client.peer(reviewer.id).call("_agent.info")
 
         async def works() -> None:
             assert await (await the_reviewer(client)).ask("read") == "Reviewer: read"
