@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import secrets
 import sys
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from synapse_p2p.apps.demo_worker import PROCESSES, PROFILES, Profile, Worker
@@ -20,6 +20,7 @@ from synapse_p2p.client import Client
 from synapse_p2p.exceptions import HandshakeFailed
 from synapse_p2p.identity import NETWORK_KEY_SIZE_BYTES
 from synapse_p2p.server import Server
+from synapse_p2p.signals import ENDING_SIGNALS
 
 if TYPE_CHECKING:
     from dht.node import DHTNode
@@ -156,7 +157,7 @@ async def _read_value(show: Show, seeds: Sequence[str], network_key: bytes, key:
             show.tell("It had it already: who comes to live near a key is handed a copy.")
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def _node(seeds: Sequence[str], network_key: bytes) -> AsyncGenerator[DHTNode]:
     """A member that is no agent."""
     from dht.node import DHTNode
@@ -189,8 +190,12 @@ async def _keep(workers: Sequence[Worker], network_key: bytes) -> None:
     """Say how to reach the swarm, and wait until somebody ends it."""
     alive = [worker for worker in workers if worker.process.returncode is None]
     print(f"\nThe swarm goes on until you press Ctrl-C. Members: {' '.join(worker.addresses[0] for worker in alive)}")
-    print(f"Its key: {network_key.hex()}")
-    await asyncio.Event().wait()
+    ended = asyncio.Event()
+    with contextlib.suppress(NotImplementedError):  # Windows: there Ctrl-C cancels this
+        for number in ENDING_SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    print(f"Its key: {network_key.hex()}", flush=True)
+    await ended.wait()
 
 
 def _tell_joined(show: Show, profiles: Sequence[Profile], reports: Sequence[dict[str, Any]]) -> None:

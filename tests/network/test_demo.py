@@ -31,7 +31,7 @@ def test_the_demo_shows_each_step_survives_eight_kills_and_can_be_explored():
         members = re.findall(r"Members: (.*)", said)[0].split()
         with Swarm(bootstrap=members, network_key=key) as swarm:
             coders = swarm.find("coding")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
 
     assert (process.returncode, errors) == (0, "")
