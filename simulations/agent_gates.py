@@ -72,7 +72,7 @@ GATES = (
         "every provider is drawn as often, 100 seeds",
         "agents-samples",
         Settings(1400, 50_000, 1, None, Start.ORACLE),
-        Settings(700, 2000, 1, None, Start.ORACLE),
+        Settings(300, 1000, 1, None, Start.ORACLE),
         _FAIR,
         _FAIR,
         budget_s=50,

@@ -4,6 +4,7 @@ a folder for keys, so that no test and no process of one writes to the home of w
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -19,6 +20,9 @@ _state_folder = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A job in the background of a shell ignores it, and so would the processes that tests start and interrupt.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_state_folder] = tempfile.TemporaryDirectory(prefix="synapse-tests-")
     os.environ["XDG_STATE_HOME"] = config.stash[_state_folder].name  # heard on every system
 

@@ -337,17 +337,6 @@ async def test_a_stream_describes_itself():
     assert ages["parameters"]["properties"]["people"]["x-stream"] is True
 
 
-def test_an_agents_task_handler_is_no_stream_yet():
-    from synapse_p2p import AgentNode
-
-    agent = AgentNode(name="A", role="r", port=0)
-    with pytest.raises(ConfigError, match="a task handler returns one value"):
-
-        @agent.task_handler
-        async def handle(task: str, context: dict) -> AsyncIterator[str]:
-            yield task
-
-
 # Without async
 
 

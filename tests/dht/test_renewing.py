@@ -177,7 +177,7 @@ def test_every_storer_has_each_of_its_places_in_one_request_and_watches_where_it
     ("count", "fewer_messages", "fewer_bytes"),
     [
         pytest.param(30, 10, 9, id="30 nodes, each of which keeps most of its places"),
-        pytest.param(70, 4, 7, id="70 nodes, most of which keep a few"),
+        pytest.param(70, 4, 7, id="70 nodes, most of which keep a few", marks=pytest.mark.gates),
     ],
 )
 def test_a_lease_of_renewals_costs_an_agent_with_16_capabilities_a_part_of_what_it_did(

@@ -44,7 +44,9 @@ async def stop_all(swarms: list[Swarm]) -> None:
     await asyncio.gather(*(swarm.stop(grace=0) for swarm in swarms))
 
 
-@pytest.mark.parametrize("count", [22, pytest.param(40, marks=pytest.mark.gates)])  # more than k
+@pytest.mark.parametrize(
+    "count", [8, *(pytest.param(more_than_k, marks=pytest.mark.gates) for more_than_k in (22, 40))]
+)
 async def test_every_find_from_every_agent_is_exact(count: int):
     rng = random.Random(count)
     offered = {f"agent-{number}": rng.sample(CAPABILITIES, 3) for number in range(count)}

@@ -143,7 +143,9 @@ def grown(count: int, *, cap: int = 64, over_s: float = 1800, seed: int = 1, **t
     return crowd
 
 
-@pytest.mark.parametrize(("cap", "count"), [(32, 20), (32, 100), (64, 50), (64, 400)])
+@pytest.mark.parametrize(
+    ("cap", "count"), [(32, 20), (32, 100), (64, 50), pytest.param(64, 400, marks=pytest.mark.gates)]
+)
 def test_a_crowd_that_has_grown_is_found_whole_and_no_storer_has_more_than_its_cap(cap: int, count: int):
     crowd = grown(count, cap=cap)
     lookups_of_growth = crowd.renewal_lookups
@@ -172,7 +174,7 @@ def test_a_crowd_that_collapses_is_found_again_within_two_leases():
     assert end.complete
 
 
-@pytest.mark.parametrize(("lying", "wrong"), [(0.1, 0.0), (0.0, 0.1)])
+@pytest.mark.parametrize(("lying", "wrong"), [(0.1, 0.0), pytest.param(0.0, 0.1, marks=pytest.mark.gates)])
 def test_lies_about_counts_and_depths_leave_a_search_for_five_full(lying: float, wrong: float):
     crowd = Crowd(64, seed=3, storers=10, lying=lying)
     for _ in range(200):
@@ -261,7 +263,7 @@ TestCrowdModel = CrowdModel.TestCase
 TestCrowdModel.settings = settings(max_examples=8, stateful_step_count=12, deadline=None)
 
 
-@pytest.mark.parametrize("count", [700, 2100])
+@pytest.mark.parametrize("count", [700, pytest.param(2100, marks=pytest.mark.gates)])
 def test_a_sample_of_a_crowd_takes_every_part_of_it_equally_often(count: int):
     """50 groups by rank: of shards that are uneven, as those of random ranks are."""
     rng = random.Random(count)
