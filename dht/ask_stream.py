@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from dht.results import Answer
-from synapse_p2p.exceptions import RemoteError
+from synapse_p2p.exceptions import RemoteError, SynapseError
 
 MAX_PROGRESS = 100
 """Items that an answer remembers before its result, the newest."""
@@ -49,9 +49,8 @@ class OneItem:
 class AskStream:
     """Items of one task as they come: `async for item in swarm.stream_ask(...)`.
 
-    `answer` is None until the first item is there. Then it says who does the work and who was tried before; its
-    `result` is the newest item, and `progress` those before it, at most 100. Leaving the loop early tells the agent to
-    stop, at once within `async with`, else when the garbage collector comes by.
+    Leaving the loop early tells the agent to stop, at once within `async with`, else when the garbage collector comes
+    by.
     """
 
     def __init__(self, start: Callable[[], Awaitable[Answer]], *, timeout_s: float) -> None:
@@ -59,7 +58,16 @@ class AskStream:
         self._timeout_s = timeout_s
         self._progress: deque[Any] = deque(maxlen=MAX_PROGRESS)
         self._items = self._run()
-        self.answer: Answer | None = None
+        self._answer: Answer | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """Who does the work, and who was tried before; `result` is the newest item, and `progress` those before it, at
+        most 100. Raises SynapseError before the first item is there.
+        """
+        if self._answer is None:
+            raise SynapseError("nobody has answered yet: there is an answer as soon as the first item is read")
+        return self._answer
 
     def __aiter__(self) -> AskStream:
         return self
@@ -82,7 +90,7 @@ class AskStream:
     async def _run(self) -> AsyncGenerator[Any, None]:
         started = await self._start()
         stream: OpenedStream = started.result
-        self.answer = answer = replace(started, result=None)
+        self._answer = answer = replace(started, result=None)
         try:
             is_first = True
             while await stream.wait(self._timeout_s):
@@ -90,10 +98,10 @@ class AskStream:
                 if not is_first:
                     self._progress.append(answer.result)
                 is_first = False
-                self.answer = answer = replace(answer, result=item, progress=tuple(self._progress))
+                self._answer = answer = replace(answer, result=item, progress=tuple(self._progress))
                 yield item
         except RemoteError as error:
-            error.answer = self.answer
+            error.answer = answer
             raise
         finally:
             stream.close()

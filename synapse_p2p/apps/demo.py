@@ -121,7 +121,6 @@ async def _ask(show: Show, swarm: Swarm, killed: Sequence[str]) -> None:
         if not item["parts"]:
             show.tell(f"... {item['by']}: {item['did']} ({_ms_since(before)})")
     answer = stream.answer
-    assert answer is not None, "a stream that has ended has an answer"
     took = _ms_since(before)
     for attempt in answer.attempts[:-1]:
         show.tell(f"({attempt.agent.name}: {attempt.end}{f', {attempt.text}' if attempt.text else ''})")

@@ -13,7 +13,7 @@ import pytest
 from dht import AskStream, AttemptEnd, NoAgentFound, Swarm
 from dht.ask_stream import MAX_PROGRESS
 from dht.blocking import Swarm as BlockingSwarm
-from synapse_p2p import AgentNode, CallError, ConfigError, Identity, PeerUnavailable, RemoteError
+from synapse_p2p import AgentNode, CallError, ConfigError, Identity, PeerUnavailable, RemoteError, SynapseError
 from synapse_p2p.exceptions import Timeout
 
 
@@ -61,12 +61,12 @@ async def read(stream: AskStream, into: list[str], *, on_second: Coroutine[Any, 
 async def test_items_come_one_by_one_and_the_last_is_the_answer():
     async with swarm_of(Teller("Ann")) as swarm:
         stream = swarm.stream_ask("counting", "3")
-        assert stream.answer is None
+        with pytest.raises(SynapseError, match="nobody has answered yet"):
+            _ = stream.answer
         seen = [item async for item in stream]
         asked = await swarm.ask("counting", "3")
 
     assert seen == ["Ann 0", "Ann 1", "Ann 2"]
-    assert stream.answer is not None
     assert (stream.answer.agent.name, stream.answer.result) == ("Ann", "Ann 2")
     assert stream.answer.progress == ("Ann 0", "Ann 1")
     assert [attempt.end for attempt in stream.answer.attempts] == [AttemptEnd.ANSWERED]
@@ -90,7 +90,6 @@ async def test_an_answer_remembers_the_newest_of_many_items():
         count = len([item async for item in stream])
 
     assert count == 300
-    assert stream.answer is not None
     assert len(stream.answer.progress) == MAX_PROGRESS
     assert stream.answer.progress[-1] == "Ann 298"
 

@@ -116,9 +116,7 @@ def _client(settings: Settings, place: str) -> Client:
     )
 
 
-def _answer_map(answer: Answer | None) -> dict[str, Any]:
-    if answer is None:  # the handler ended without an item
-        return {"result": None, "agent": None, "attempts": []}
+def _answer_map(answer: Answer) -> dict[str, Any]:
     agent = {"id": answer.agent.id.hex(), "name": answer.agent.name, "role": answer.agent.role}
     return {"result": answer.result, "agent": agent, "attempts": [_attempt_map(each) for each in answer.attempts]}
 
