@@ -44,6 +44,21 @@ class AgentCalls:
             while await stream.wait(timeout_s):
                 yield stream.take()
 
+    async def stream_ask_agent(
+        self, contact: Contact, task: str, context: Mapping[str, Any], *, timeout_s: float
+    ) -> AsyncGenerator[Any, None]:
+        """As `ask_agent`, and what the handler yields meanwhile, each item within `timeout_s`."""
+        delegation = current_delegation() or Delegation()
+        left_s = delegation.shortened_s(timeout_s, self._server.runtime.now())
+        stream = await self.open_ask(
+            contact, task, context, delegation.for_next_ask(self._server.identity.node_id), left_s
+        )
+        try:
+            while await stream.wait(left_s):
+                yield stream.take()
+        finally:
+            stream.close()
+
     async def open_ask(
         self, contact: Contact, task: str, context: Mapping[str, Any], carried: NextAsk, left_s: float
     ) -> OpenedStream:

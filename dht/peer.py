@@ -48,6 +48,16 @@ class Peer:
         contact = await self._reach(self._place)
         return await self._caller.ask_agent(contact, task, dict(context or {}), timeout_s=timeout)
 
+    async def stream_ask(
+        self, task: str, context: Mapping[str, Any] | None = None, *, timeout: float = 600.0
+    ) -> AsyncGenerator[Any, None]:
+        """What its task handler yields, each item within `timeout` seconds. Raises as `call`."""
+        contact = await self._reach(self._place)
+        items = self._caller.stream_ask_agent(contact, task, dict(context or {}), timeout_s=timeout)
+        async with contextlib.aclosing(items):
+            async for item in items:
+                yield item
+
     def __repr__(self) -> str:
         return f"<Peer {self._place.hex() if isinstance(self._place, bytes) else self._place.text}>"
 

@@ -41,6 +41,12 @@ class AgentCaller(Protocol):
         """What one agent's streaming endpoint yields."""
         ...
 
+    def stream_ask_agent(
+        self, contact: Contact, task: str, context: Mapping[str, Any], *, timeout_s: float
+    ) -> AsyncGenerator[Any, None]:
+        """What one agent's task handler yields."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FoundAgent:

@@ -18,7 +18,7 @@ from synapse_p2p.access import PACKAGE_PREFIXES
 from synapse_p2p.capability import AgentCapability, Attributes
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import Endpoint, EndpointMetadata, RefusedError
-from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError, RemoteError
+from synapse_p2p.exceptions import CallError, ConfigError, InvalidMessageError
 from synapse_p2p.messages import Code, Items, Refusal, RPCRequest
 from synapse_p2p.protocol.session import NODE_IS_STOPPING
 from synapse_p2p.protocol.wire import Call
@@ -157,8 +157,7 @@ class AgentNode(Server):
                 # A stream goes on when this has returned.
                 return Items(_within(taken_up.pop_all(), value.values)) if type(value) is Items else value
         except RefusedError as refused:
-            refusal = refused.refusal
-            raise RemoteError(refusal.code, refusal.message, details=refusal.details) from refused
+            raise refused.refusal.as_error() from refused
 
     def _context_of_plain_call(self, address: str) -> CallContext:
         # Who calls so has said nothing of a task that the call is a part of.

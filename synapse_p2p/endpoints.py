@@ -293,11 +293,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             # Without the step between: each coroutine that is awaited inside another costs 0.2 us a call.
             return Answer(await self.run(endpoint, request.args, request.kwargs, request=request, context=context))
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # Nobody cancelled this call: the handler awaited something that was. Its caller is owed an answer.
-            return self.refusal_of(SynapseError(f"the handler was cancelled from within: {error!r}"), request.endpoint)
+            return self._refusal_of_cancelled(error, request.endpoint)
         except Exception as error:
             return self.refusal_of(error, request.endpoint)
         finally:
@@ -359,18 +355,21 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
                 async for value in values:
                     yield value
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            refusal = self.refusal_of(
-                SynapseError(f"the handler was cancelled from within: {error!r}"), request.endpoint
-            )
-            raise RemoteError(refusal.code, refusal.message, details=refusal.details) from error
+            raise self._refusal_of_cancelled(error, request.endpoint).as_error() from error
         except Exception as error:
-            refusal = self.refusal_of(error, request.endpoint)
-            raise RemoteError(refusal.code, refusal.message, details=refusal.details) from error
+            raise self.refusal_of(error, request.endpoint).as_error() from error
         finally:
             self._running_count -= 1
+
+    def _refusal_of_cancelled(self, error: asyncio.CancelledError, name: str) -> Refusal:
+        """Where nobody cancelled this call, the handler awaited something that was: its caller is owed an answer.
+
+        Raises the error where the call was cancelled.
+        """
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise error
+        return self.refusal_of(SynapseError(f"the handler was cancelled from within: {error!r}"), name)
 
     def refusal_of(self, error: Exception, name: str) -> Refusal:
         """What the caller is told of an error. One that nobody meant is logged, once, and stays here."""
@@ -401,7 +400,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             raise
         except Exception as error:
             refusal = self.refusal_of(error, name)
-            raise RemoteError(refusal.code, refusal.message, details=refusal.details) from error
+            raise refusal.as_error() from error
 
     def _invoke_mounted(self, handler: MountedHandler, request: RPCRequest, context: CallContext) -> Any:
         if request.args:

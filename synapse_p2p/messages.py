@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from synapse_p2p.exceptions import RemoteError
 from synapse_p2p.protocol.session import Code
 from synapse_p2p.protocol.wire import quick_value
 
@@ -69,6 +70,10 @@ class Refusal:
     code: Code
     message: str
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_error(self) -> RemoteError:
+        """What a session's call ends with."""
+        return RemoteError(self.code, self.message, details=self.details)
 
 
 Outcome: TypeAlias = Answer | Refusal

@@ -17,7 +17,7 @@ from synapse_p2p.background import BackgroundTaskHandler
 from synapse_p2p.config import MIB, ServerConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import EndpointDirectory, EndpointMetadata, MountedHandler
-from synapse_p2p.exceptions import ConfigError, InvalidMessageError, RemoteError
+from synapse_p2p.exceptions import ConfigError, InvalidMessageError
 from synapse_p2p.guard import Guard
 from synapse_p2p.identity import SEED_SIZE_BYTES, Identity, NodeID, checked_network_key, network_id_of
 from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
@@ -386,7 +386,7 @@ class Server:
             outcome = await self.endpoints.serve(request, context, wants_items=wants_items)
         if isinstance(outcome, Answer):
             return outcome.value
-        raise RemoteError(outcome.code, outcome.message, details=outcome.details)
+        raise outcome.as_error()
 
     async def handle_data(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one plain call over asyncio streams, as a callback of `asyncio.start_server`."""

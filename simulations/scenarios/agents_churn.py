@@ -232,6 +232,11 @@ class _Nobody:
     ) -> AsyncGenerator[Any, None]:
         raise NotImplementedError
 
+    def stream_ask_agent(
+        self, contact: Contact, task: str, context: Mapping[str, Any], *, timeout_s: float
+    ) -> AsyncGenerator[Any, None]:
+        raise NotImplementedError
+
 
 CHURN = OverlayScenario(
     "agents-churn",

@@ -189,7 +189,7 @@ class ServedCalls:
                     raise RemoteError(Code.TOO_LARGE, text) from error
                 except Exception as error:
                     refusal = self._server.refusal_of(error, call.endpoint)
-                    raise RemoteError(refusal.code, refusal.message, details=refusal.details) from error
+                    raise refusal.as_error() from error
         self._sender.end(call.id)
 
     def _put_upload(self, call: Call, reader: StreamReader) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine
 from typing import Any
 
 import pytest
 
-from dht import AskStream, AttemptEnd, NoAgentFound, Swarm
+from dht import AttemptEnd, NoAgentFound, Swarm
 from dht.ask_stream import MAX_PROGRESS
 from dht.blocking import Swarm as BlockingSwarm
 from synapse_p2p import AgentNode, CallError, ConfigError, Identity, PeerUnavailable, RemoteError, SynapseError
@@ -51,7 +51,9 @@ async def swarm_of(*agents: AgentNode) -> AsyncIterator[Swarm]:
         yield await stack.enter_async_context(Swarm(bootstrap=seeds))
 
 
-async def read(stream: AskStream, into: list[str], *, on_second: Coroutine[Any, Any, None] | None = None) -> None:
+async def read(
+    stream: AsyncIterable[str], into: list[str], *, on_second: Coroutine[Any, Any, None] | None = None
+) -> None:
     async for item in stream:
         into.append(item)
         if on_second is not None and len(into) == 2:
@@ -178,6 +180,18 @@ async def test_a_found_agent_and_a_peer_stream_an_endpoint_of_theirs():
         found = (await swarm.find("counting"))[0]
         assert [letter async for letter in found.stream("letters", "abc")] == ["a", "b", "c"]
         assert [letter async for letter in swarm.peer(found.id).stream("letters", "de")] == ["d", "e"]
+
+
+async def test_a_peer_tells_how_it_gets_on_for_as_long_as_it_is_given():
+    agent = Teller("Ann", waits_after=2)
+    async with swarm_of(agent) as swarm:
+        peer = swarm.peer((await swarm.find("counting"))[0].id)
+        assert [item async for item in peer.stream_ask("2")] == ["Ann 0", "Ann 1"]
+        seen: list[str] = []
+        with pytest.raises(Timeout):
+            await read(peer.stream_ask("3", timeout=0.5), seen)
+
+    assert seen == ["Ann 0", "Ann 1"]
 
 
 async def test_without_a_loop_items_come_as_well():

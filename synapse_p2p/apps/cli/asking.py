@@ -60,9 +60,8 @@ async def ask_streaming(
     """The same; `on_item` is told what the agent sends meanwhile, the answer included."""
     async with entered(place_of(settings), settings) as swarm:
         if is_place(target):
-            items = swarm.peer(target).stream("_agent.stream_ask", task, dict(context))
             result = None
-            async for result in items:
+            async for result in swarm.peer(target).stream_ask(task, context, timeout=timeout_s or TASK_TIMEOUT_S):
                 on_item(result)
             return {"result": result, "agent": None, "attempts": []}
         stream = swarm.stream_ask(
