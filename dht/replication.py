@@ -16,7 +16,7 @@ from typing import TypeAlias, cast
 
 from dht.config import DHTConfig
 from dht.contact import Contact
-from dht.keyspace import Key, distance
+from dht.keyspace import ID_BITS, Key, distance
 from dht.messages import MAX_OFFERS, Offer, Store
 from dht.region import REGION_FACTOR, RegionEstimate
 from dht.region_memory import RegionMemory
@@ -131,10 +131,12 @@ class Replication:
     async def offer_to(self, newcomer: Contact) -> None:
         """Offer a contact the records that belong to it, where we are among the nearest who hold them."""
         items: list[Item] = []
+        neighbour_bits = self._neighbour_bits()
         for count, key in enumerate(self._store.held_keys()):
             if count % RECORDS_PER_TURN == RECORDS_PER_TURN - 1:
                 await asyncio.sleep(0)
-            if self._should_offer(key, newcomer):
+                neighbour_bits = self._neighbour_bits()
+            if not self._is_remote(key, newcomer, neighbour_bits) and self._should_offer(key, newcomer):
                 items += [(key, stored) for stored in self._store.get(key, self._host.runtime.now())]
         await self._offer(newcomer, items)
 
@@ -182,6 +184,24 @@ class Replication:
         own_distance = distance(storer, key)
         nearer = self._table.closest(key, self._config.offering_storers)
         return bool(nearer) and sum(distance(each.id, key) < own_distance for each in nearer) == len(nearer)
+
+    def _neighbour_bits(self) -> int:
+        """The bits of the distance to the k-th contact from us: all, where we know fewer."""
+        k, own_id = self._config.lookup.k, self._host.identity.node_id
+        neighbours = self._table.closest(own_id, k)
+        return distance(neighbours[-1].id, own_id).bit_length() if len(neighbours) == k else ID_BITS
+
+    def _is_remote(self, key: Key, newcomer: Contact, neighbour_bits: int) -> bool:
+        """Whether the newcomer is certainly none of those who should have a record, for our own k neighbours are all
+        nearer to it. That spares asking the routing table about most pairs of a record and a newcomer.
+        """
+        point = int.from_bytes(key, "big")
+        to_newcomer = newcomer.point ^ point
+        if to_newcomer <= self._estimate.region.radius:
+            return False
+        # The XOR of two distances has no more bits than the longer of them.
+        to_us = int.from_bytes(self._host.identity.node_id, "big") ^ point
+        return to_newcomer.bit_length() > max(neighbour_bits, to_us.bit_length())
 
     def _should_offer(self, key: Key, newcomer: Contact) -> bool:
         # The cheaper question first: most records are another's to offer.

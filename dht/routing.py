@@ -522,8 +522,9 @@ class RoutingTable:
             found += of(kbucket)
             if len(found) >= count:
                 break
-        found.sort(key=lambda contact: contact.point ^ point)
-        return found[:count]
+        # No two have one distance, and numbers are sorted without a call for each.
+        by_distance = {contact.point ^ point: contact for contact in found}
+        return [by_distance[distance] for distance in sorted(by_distance)[:count]]
 
     def _nearest_kbuckets(self, target_point: int) -> Iterator[_KBucket]:
         """All k-buckets, so that everything in one is nearer to the target than everything in the next.
