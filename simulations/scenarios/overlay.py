@@ -32,6 +32,9 @@ MAX_VALUES = 1000
 MIN_VALUES = 20
 GETS_PER_VALUE = 10
 """A value is read so often on average: reads of one value go well or badly together, so there have to be many."""
+GETS_PER_CHURNED_VALUE = 33
+"""The same where nodes come and go for hours: every newcomer is brought the values of its place, and with 1,000 of them
+two thirds of a day's work would be that."""
 STRICT_LOOKUPS = 100
 """Of random keys, for the messages of one strict lookup in the same swarm."""
 TOLD_EVERY = 100
@@ -151,9 +154,9 @@ class Gets:
         return Outcome(self.count, self.found, (), self.notes, required, {**self.figures(), **figures})
 
 
-def value_count(settings: Settings) -> int:
+def value_count(settings: Settings, gets_per_value: int = GETS_PER_VALUE) -> int:
     """How many values a scenario of these settings stores."""
-    return max(MIN_VALUES, min(MAX_VALUES, settings.lookups // GETS_PER_VALUE))
+    return max(MIN_VALUES, min(MAX_VALUES, settings.lookups // gets_per_value))
 
 
 async def put_values(swarm: Swarm, count: int, *, first: int = 0, putters: Sequence[Resident] | None = None) -> None:

@@ -12,6 +12,8 @@ from simulations.population import Resident
 from simulations.scenarios.base import Outcome, Progress, Settings
 from simulations.scenarios.overlay import (
     GET_PAUSE_S,
+    GETS_PER_CHURNED_VALUE,
+    GETS_PER_VALUE,
     SECONDS_PER_HOUR,
     SETTLE_S,
     Gets,
@@ -32,12 +34,12 @@ OFFERS = ("no-offers",)
 ARRIVAL_PAUSE_S = 0.5
 
 
-async def _stand(swarm: Swarm) -> None:
+async def _stand(swarm: Swarm, gets_per_value: int = GETS_PER_VALUE) -> None:
     """Everybody, and the values."""
     await swarm.population.start_residents(swarm.settings.nodes)
     swarm.population.acquaint()
     await asyncio.sleep(SETTLE_S)
-    await put_values(swarm, value_count(swarm.settings))
+    await put_values(swarm, value_count(swarm.settings, gets_per_value))
     swarm.custody.begin_window()
 
 
@@ -62,7 +64,7 @@ async def _play_churn(world: World, settings: Settings, progress: Progress) -> O
     gets = Gets(swarm)
     pause_s = (settings.hours or DEFAULT_CHURN_HOURS) * SECONDS_PER_HOUR / settings.lookups
     try:
-        await _stand(swarm)
+        await _stand(swarm, GETS_PER_CHURNED_VALUE)
         async with TaskScope("churn") as scope:
             scope.spawn(swarm.custody.watch(), name="custody")
             churning = scope.spawn_awaited(swarm.population.churn(churn.lengths), name="churn")
