@@ -30,6 +30,15 @@ class Taken(Enum):
 class Outbox:
     """Frames by call. Invariant: `queued_bytes` is the size of the task messages in it that have not left."""
 
+    __slots__ = (
+        "_calls",
+        "_control",
+        "_goodbye",
+        "_long",
+        "_others",
+        "queued_bytes",
+    )
+
     def __init__(self) -> None:
         self.queued_bytes = 0
         self._control: list[bytes] = []

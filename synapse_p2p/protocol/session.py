@@ -201,18 +201,40 @@ class Session:
     `cancel` takes it out.
     """
 
+    __slots__ = (
+        "_arrived_bytes",
+        "_config",
+        "_deadlines",
+        "_events",
+        "_last_peer_ids",
+        "_last_received",
+        "_max_deadlines",
+        "_max_running",
+        "_next_id",
+        "_ours",
+        "_parts",
+        "_pinged_at",
+        "_reader",
+        "_running",
+        "_running_count",
+        "_waiting",
+        "_waiting_bytes",
+        "_waiting_sizes",
+        "is_closing",
+        "is_draining",
+        "may_let_wait",
+        "outbox",
+        "streams",
+    )
+
     def __init__(self, *, is_dialer: bool, now: float, config: SessionConfig) -> None:
         self._config = config
         self._next_id = 2 if is_dialer else 1  # even for the dialer, odd for the listener; 0 belongs to no call
-        self._last_peer_ids = dict.fromkeys(FrameKind, 0)
+        self._last_peer_ids = [0] * len(FrameKind)
         self._ours: dict[int, None] = {}
         self._running: dict[int, Place] = {}
-        self._running_count = dict.fromkeys(Place, 0)
-        self._max_running = {
-            Place.OVERLAY: config.max_calls_queued,
-            Place.QUESTION: config.max_calls_served,
-            Place.TASK: config.max_calls_served,
-        }
+        self._running_count = [0] * len(Place)
+        self._max_running = (config.max_calls_queued, config.max_calls_served, config.max_calls_served)  # by Place
         self._waiting: OrderedDict[int, CallArrived] = OrderedDict()
         self._waiting_sizes: dict[int, int] = {}  # bytes of their messages
         self._waiting_bytes = 0
@@ -449,7 +471,7 @@ class Session:
         """Assert what must always hold; for tests."""
         assert not (self._running.keys() & self._waiting.keys())
         places = list(self._running.values())
-        assert self._running_count == {place: places.count(place) for place in Place}
+        assert self._running_count == [places.count(place) for place in Place]
         assert all(self._running_count[place] <= self._max_running[place] for place in Place)
         assert len(self._waiting) <= self._config.max_calls_queued
         assert self._waiting.keys() == self._waiting_sizes.keys()
@@ -544,7 +566,7 @@ class Session:
             self.streams.open(call_id, readers=len(uploads), writers=int(has_items))
 
     def _on_cancel(self, call_id: int) -> None:
-        if self._is_own(call_id) or call_id > max(self._last_peer_ids.values()):
+        if self._is_own(call_id) or call_id > max(self._last_peer_ids):
             raise ProtocolViolation(f"a cancel for call {call_id}, which never came")
         if call_id in self._running:
             self._events.append(CallWithdrawn(call_id))
@@ -569,7 +591,7 @@ class Session:
         if self._is_open(part.id):
             return True
         is_new = not self._is_own(part.id) and part.is_first
-        if is_new and (begins_call(part.data) or part.id > max(self._last_peer_ids.values())):
+        if is_new and (begins_call(part.data) or part.id > max(self._last_peer_ids)):
             if part.id <= self._last_peer_ids[_PART]:
                 raise ProtocolViolation(f"call id {part.id} is not a fresh one of the caller's")
             self._last_peer_ids[_PART] = part.id
@@ -604,7 +626,7 @@ class Session:
 
     def _check_late(self, call_id: int) -> None:
         """Raise for an id that was never in use."""
-        is_used = call_id < self._next_id if self._is_own(call_id) else call_id <= max(self._last_peer_ids.values())
+        is_used = call_id < self._next_id if self._is_own(call_id) else call_id <= max(self._last_peer_ids)
         if not is_used:
             raise ProtocolViolation(f"a message of call {call_id}, which never was")
 
@@ -652,7 +674,7 @@ class Session:
             self.streams.drop_call(call_id)
         self._parts.clear()
         self._running.clear()
-        self._running_count = dict.fromkeys(self._running_count, 0)
+        self._running_count = [0] * len(Place)
         self._waiting.clear()
         self._waiting_sizes.clear()
         self._waiting_bytes = 0

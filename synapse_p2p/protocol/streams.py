@@ -159,6 +159,14 @@ class StreamTable:
     readers grow to `max_window_bytes` together.
     """
 
+    __slots__ = (
+        "_max_window_bytes",
+        "_readers",
+        "_window_bytes",
+        "_writers",
+        "unread_bytes",
+    )
+
     def __init__(self, *, max_window_bytes: int) -> None:
         self.unread_bytes = 0
         self._max_window_bytes = max_window_bytes

@@ -510,11 +510,8 @@ class FrameReader:
 
     def __init__(self, *, max_control_frame_bytes: int, max_task_frame_bytes: int) -> None:
         self._buffer = bytearray()
-        self._max_bytes = {
-            FrameKind.CONTROL: max_control_frame_bytes,
-            FrameKind.TASK: max_task_frame_bytes,
-            FrameKind.PART: PART_HEADER_BYTES + MAX_WHOLE_BYTES,
-        }
+        # By FrameKind.
+        self._max_bytes = (max_control_frame_bytes, max_task_frame_bytes, PART_HEADER_BYTES + MAX_WHOLE_BYTES)
         self._wanted_bytes = FRAME_HEADER_BYTES  # in the buffer, before anything more can be said
 
     def feed(self, data: bytes) -> Iterator[tuple[FrameKind, bytes]]:

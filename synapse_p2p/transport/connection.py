@@ -57,6 +57,46 @@ class SessionConnection:
     closed.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_alarm",
+        "_asked",
+        "_channel",
+        "_closed",
+        "_config",
+        "_established",
+        "_goodbye_when_idle",
+        "_had_many_events",
+        "_handshake",
+        "_idle",
+        "_is_counted",
+        "_is_ending",
+        "_is_pump_scheduled",
+        "_is_reading_paused",
+        "_is_refused",
+        "_loop",
+        "_make_handshake",
+        "_network",
+        "_on_closed",
+        "_on_established",
+        "_outflow",
+        "_peer",
+        "_received_at",
+        "_runtime",
+        "_scope",
+        "_sender",
+        "_served",
+        "_server",
+        "_session",
+        "_stream",
+        "address",
+        "established_at",
+        "failure",
+        "is_dialer",
+        "last_used",
+        "listen_address",
+    )
+
     def __init__(
         self,
         make_handshake: Callable[[str], Handshake],
@@ -255,6 +295,7 @@ class SessionConnection:
         self._outflow = Outflow(stream, stall_s=self._config.write_stall_s, on_stall=self._on_write_stall)
         self.address = stream.peer_address
         self._handshake = self._make_handshake(self.address)
+        del self._make_handshake  # it holds the keys of this one handshake
         self._handshake.start()
         self._write_handshake()
         self._alarm.set(self._config.handshake_timeout_s, self._on_handshake_timeout)
@@ -359,6 +400,7 @@ class SessionConnection:
         self._alarm.cancel()
         self._watch_the_time()
         self._on_established(self)
+        del self._on_established  # some bytes less for each session that is held
         if self._established is not None and not self._established.done():
             self._established.set_result(None)
 

@@ -18,6 +18,17 @@ class Outflow:
     none that stalls: what counts is progress.
     """
 
+    __slots__ = (
+        "_loop",
+        "_on_stall",
+        "_room",
+        "_stall_s",
+        "_stream",
+        "_timer",
+        "_written_bytes",
+        "is_full",
+    )
+
     def __init__(self, stream: ByteStream, *, stall_s: float, on_stall: Callable[[], None]) -> None:
         self.is_full = False
         self._stream = stream

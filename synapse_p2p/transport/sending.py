@@ -18,6 +18,15 @@ ITEMS_A_TURN = 64  # of a stream that never waits, before the loop has its turn
 class ItemSender:
     """`on_queued` is told when an item was queued, so that it is sent."""
 
+    __slots__ = (
+        "_in_a_row",
+        "_loop",
+        "_on_queued",
+        "_outflow",
+        "_session",
+        "_waiting",
+    )
+
     def __init__(self, session: Session, outflow: Outflow, *, on_queued: Callable[[], None]) -> None:
         self._session = session
         self._outflow = outflow

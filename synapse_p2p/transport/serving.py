@@ -61,6 +61,21 @@ class ServedCalls:
     `on_taken` when a handler took an item of an upload.
     """
 
+    __slots__ = (
+        "_context",
+        "_loop",
+        "_on_answered",
+        "_on_taken",
+        "_outer",
+        "_outflow",
+        "_readers",
+        "_scope",
+        "_sender",
+        "_server",
+        "_session",
+        "_tasks",
+    )
+
     def __init__(
         self,
         session: Session,

@@ -57,6 +57,16 @@ class TcpStream:
 class _Bridge(asyncio.Protocol):
     """What asyncio calls. The methods of the receiver stand in for its own, so data takes no extra step."""
 
+    __slots__ = (
+        "_receiver",
+        "connection_lost",
+        "data_received",
+        "eof_received",
+        "pause_writing",
+        "resume_writing",
+        "stream",
+    )
+
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
         self.data_received = receiver.data_received
