@@ -14,7 +14,7 @@ import difflib
 import functools
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -290,7 +290,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
                 return Refusal(Code.BAD_REQUEST, _other_way_of(endpoint))
             if wants_items:
                 return Answer(Items(self._items(endpoint, request, context)))
-            # Without the step between: each coroutine that is awaited inside another costs 0.2 us a call.
+            # Without `invoke` between: each coroutine that is awaited inside another costs 0.2 us a call.
             return Answer(await self.run(endpoint, request.args, request.kwargs, request=request, context=context))
         except asyncio.CancelledError as error:
             return self._refusal_of_cancelled(error, request.endpoint)
@@ -312,7 +312,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             raise RefusedError(self._not_found(request.endpoint, f"Unregistered endpoint called: {request.endpoint}"))
         return await self.run(endpoint, request.args, request.kwargs, request=request, context=context)
 
-    async def run(
+    def run(
         self,
         endpoint: Endpoint,
         args: Sequence[Any],
@@ -320,9 +320,18 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         *,
         request: RPCRequest,
         context: CallContext,
-    ) -> Any:
-        """Run a function, registered or not, with what a caller sent and what the server fills in."""
+    ) -> Awaitable[Any]:
+        """Run a function, registered or not, with what a caller sent and what the server fills in.
+
+        Raises InvalidMessageError at once for arguments that do not fit. Not a coroutine, so that most handlers are
+        awaited without one between.
+        """
         positional, named = endpoint.parameters.bind(args, kwargs, request=request, context=context)
+        if endpoint.is_async and endpoint.finish is None:
+            return endpoint.function(*positional, **named)
+        return self._run_and_finish(endpoint, positional, named)
+
+    async def _run_and_finish(self, endpoint: Endpoint, positional: Sequence[Any], named: Mapping[str, Any]) -> Any:
         if endpoint.is_async:
             result = await endpoint.function(*positional, **named)
         else:

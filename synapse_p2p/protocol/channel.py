@@ -35,7 +35,7 @@ class SecureChannel:
     def seal(self, plaintext: bytes) -> bytes:
         """Records that carry `plaintext`, as few as can be; none for nothing, as a record of nothing is a fault."""
         if 0 < len(plaintext) <= MAX_PLAINTEXT_BYTES:
-            return self._seal_one(plaintext)
+            return self._seal_one(plaintext)  # what nearly every flush is
         return b"".join(
             self._seal_one(plaintext[start : start + MAX_PLAINTEXT_BYTES])
             for start in range(0, len(plaintext), MAX_PLAINTEXT_BYTES)

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, Literal, NoReturn, TypeAlias
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from synapse_p2p.exceptions import FrameTooLarge, HandshakeFailed, InvalidMessageError
 from synapse_p2p.identity import Identity, NodeID, node_id_of, verify
 from synapse_p2p.messages import RPCError, RPCMessage, RPCResponse
@@ -160,7 +162,7 @@ class HandshakeKeys:
     connection.
     """
 
-    static: bytes = field(repr=False)
+    static: bytes | X25519PrivateKey = field(repr=False)
     ephemeral: bytes = field(repr=False)
 
 

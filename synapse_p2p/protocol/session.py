@@ -205,7 +205,6 @@ class Session:
         "_arrived_bytes",
         "_config",
         "_deadlines",
-        "_events",
         "_last_peer_ids",
         "_last_received",
         "_max_deadlines",
@@ -220,6 +219,7 @@ class Session:
         "_waiting",
         "_waiting_bytes",
         "_waiting_sizes",
+        "happened",
         "is_closing",
         "is_draining",
         "may_let_wait",
@@ -247,7 +247,7 @@ class Session:
             max_control_frame_bytes=config.max_control_frame_bytes, max_task_frame_bytes=config.max_task_frame_bytes
         )
         self.outbox = Outbox()  # its `queued_bytes` say how much waits to be written
-        self._events: list[Event] = []
+        self.happened: list[Event] = []  # of which `events()` has not told
         self._last_received = now
         self._pinged_at: float | None = None
         self.is_closing = False
@@ -309,8 +309,9 @@ class Session:
 
     def answer(self, call_id: int, value: Any) -> None:
         """The peer's call returned. Raises as `call` does; then say `fail`. A withdrawn call is left alone."""
-        if call_id in self._running:
-            kind = self._kind_of(call_id)
+        place = self._running.get(call_id)
+        if place is not None:
+            kind = _CONTROL if place is Place.OVERLAY else _TASK
             self._queue(kind, call_id, encode_result(call_id, value), (value,))
             self._end_theirs(call_id)
 
@@ -360,7 +361,7 @@ class Session:
         for call_id in list(self._waiting):
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
         for call_id in list(self._running):
-            self._events.append(CallWithdrawn(call_id))
+            self.happened.append(CallWithdrawn(call_id))
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": True})
         self.outbox.put_goodbye(encode_message(Goodbye(code, text)))
         self._close("we closed the session")
@@ -401,7 +402,7 @@ class Session:
         if self._pinged_at is None:
             self.ping(now)
         else:
-            self._events.append(PeerSilent())
+            self.happened.append(PeerSilent())
             self._close("the peer is silent")
 
     def ping(self, now: float) -> None:
@@ -424,11 +425,12 @@ class Session:
         if self.is_closing:
             return None
         silence_at = self._silence_at()
-        return min(silence_at, self._deadlines[0][0]) if self._deadlines else silence_at
+        deadlines = self._deadlines
+        return deadlines[0][0] if deadlines and deadlines[0][0] < silence_at else silence_at
 
     def events(self) -> list[Event]:
         """What happened since the last time, in order."""
-        events, self._events = self._events, []
+        events, self.happened = self.happened, []
         return events
 
     def data_to_send(self) -> bytes:
@@ -499,10 +501,10 @@ class Session:
                 self._on_call(message, kind, now)
             case Result(id, value):
                 if self._take_end(id):
-                    self._events.append(CallAnswered(id, value))
+                    self.happened.append(CallAnswered(id, value))
             case Fail(id):
                 if self._take_end(id):
-                    self._events.append(_failed(message))
+                    self.happened.append(_failed(message))
             case Item(id, value, part):
                 self._on_item(id, value, part)
             case Cancel(id):
@@ -511,13 +513,13 @@ class Session:
                 self._on_end(id, part)
             case Credit(id, size_bytes, part):
                 if self._has_streams(id) and self.streams.on_credit(id, part, size_bytes):
-                    self._events.append(CreditArrived(id, part))
+                    self.happened.append(CreditArrived(id, part))
             case Ping():
                 self.outbox.put_control(encode_message(Pong()))
             case Pong():
                 pass  # that anything arrived was noted already
             case Goodbye(code, text):
-                self._events.append(PeerClosed(code, text))
+                self.happened.append(PeerClosed(code, text))
                 self._close(f"the peer closed the session ({code})", may_have_started=False)
             case Unknown(_, id):
                 self._on_unknown(id, kind)
@@ -526,7 +528,8 @@ class Session:
         call_id, is_control = call.id, kind is _CONTROL
         # That of a call in parts was noted at the first of them.
         is_used = kind is not _PART and call_id <= self._last_peer_ids[kind]
-        if is_used or self._is_own(call_id) or self._is_open(call_id):
+        # By hand, as are the two questions of place below: a call of Python's takes as long as each of them.
+        if is_used or call_id % 2 == self._next_id % 2 or call_id in self._running or call_id in self._waiting:
             raise ProtocolViolation(f"call id {call_id} is not a fresh one of the caller's")
         if is_control != call.endpoint.startswith(CONTROL_PREFIX):
             # Or a peer would get the places of the overlay's short calls for its long ones.
@@ -549,8 +552,10 @@ class Session:
             self._refuse(call_id, Code.BAD_REQUEST, text, kind=kind)
             return
         place = Place.OVERLAY if is_control else _place_of(call.endpoint)
-        if self._has_room(place):
-            self._run(CallArrived(call, deadline), place)
+        if self._running_count[place] < self._max_running[place]:
+            self._running[call_id] = place
+            self._running_count[place] += 1
+            self.happened.append(CallArrived(call, deadline))
         elif place is Place.TASK and self._may_wait(
             size_bytes := self._arrived_bytes + len(uploads) * FIRST_CREDIT_BYTES
         ):
@@ -569,7 +574,7 @@ class Session:
         if self._is_own(call_id) or call_id > max(self._last_peer_ids):
             raise ProtocolViolation(f"a cancel for call {call_id}, which never came")
         if call_id in self._running:
-            self._events.append(CallWithdrawn(call_id))
+            self.happened.append(CallWithdrawn(call_id))
         self._end_theirs(call_id)
         self.outbox.take_back(call_id)  # an answer that is still here is for nobody
 
@@ -603,7 +608,7 @@ class Session:
         if self._has_streams(call_id) and self.streams.on_item(
             call_id, part, value, self._arrived_bytes, self._last_received
         ):
-            self._events.append(ItemsArrived(call_id, part))
+            self.happened.append(ItemsArrived(call_id, part))
 
     def _on_end(self, call_id: int, part: int) -> None:
         if not self._has_streams(call_id):
@@ -611,9 +616,9 @@ class Session:
         has_unread = self.streams.on_end(call_id, part)
         if self._is_own(call_id):
             self._end_ours(call_id)
-            self._events.append(StreamEnded(call_id))
+            self.happened.append(StreamEnded(call_id))
         elif not has_unread:
-            self._events.append(ItemsArrived(call_id, part))
+            self.happened.append(ItemsArrived(call_id, part))
 
     def _has_streams(self, call_id: int) -> bool:
         """Whether a call that a message speaks of has streams; not where it is over. Raises for one without any."""
@@ -636,7 +641,7 @@ class Session:
         if call_id == 0 or self._is_own(call_id) or not (is_fresh or self._is_open(call_id)):
             return
         if call_id in self._running:
-            self._events.append(CallWithdrawn(call_id))
+            self.happened.append(CallWithdrawn(call_id))
         answered_in = self._kind_of(call_id) if self._is_open(call_id) else kind
         self._last_peer_ids[kind] = max(self._last_peer_ids[kind], call_id)
         self._refuse(call_id, Code.NOT_FOUND, "a message of a type that this release does not serve", kind=answered_in)
@@ -654,10 +659,10 @@ class Session:
         if call_id in self._ours:
             self._end_ours(call_id)
             self._withdraw_from_peer(call_id)
-            self._events.append(CallExpired(call_id))
+            self.happened.append(CallExpired(call_id))
         elif call_id in self._running or call_id in self._waiting:
             if call_id in self._running:
-                self._events.append(CallWithdrawn(call_id))
+                self.happened.append(CallWithdrawn(call_id))
             self._refuse(call_id, Code.DEADLINE_EXCEEDED, "the caller's deadline passed")
 
     def _close(self, why: str, *, may_have_started: bool = True) -> None:
@@ -668,8 +673,8 @@ class Session:
             never_left = self.outbox.take_back(call_id) is Taken.WHOLE
             self._end_ours(call_id)
             started = may_have_started and not never_left
-            self._events.append(CallFailed(call_id, Code.UNAVAILABLE, why, {}, started))
-        self._events.extend(CallWithdrawn(call_id) for call_id in self._running)
+            self.happened.append(CallFailed(call_id, Code.UNAVAILABLE, why, {}, started))
+        self.happened.extend(CallWithdrawn(call_id) for call_id in self._running)
         for call_id in list(self.streams):
             self.streams.drop_call(call_id)
         self._parts.clear()
@@ -727,7 +732,7 @@ class Session:
     def _run(self, arrived: CallArrived, place: Place) -> None:
         self._running[arrived.call.id] = place
         self._running_count[place] += 1
-        self._events.append(arrived)
+        self.happened.append(arrived)
 
     def _end_theirs(self, call_id: int) -> None:
         if (place := self._running.pop(call_id, None)) is not None:

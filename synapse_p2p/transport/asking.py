@@ -110,7 +110,7 @@ class AskedCalls:
             except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
                 raise unsendable(endpoint, args, kwargs, error) from error
             answer = self._waiting[call_id] = self._loop.create_future()
-            self._on_asked(self._session.calls_in_flight == 1)
+            self._on_asked(len(self._waiting) == 1)
             try:
                 return await answer
             except asyncio.CancelledError:
@@ -189,7 +189,7 @@ class AskedCalls:
 
     def end(self, call_id: int, outcome: Any) -> None:
         """The call returned this."""
-        future = self._pop(call_id)
+        future = self._pop(call_id) if self._uploading else self._waiting.pop(call_id, None)
         if future is not None and not future.done():
             future.set_result(outcome)
 

@@ -431,8 +431,8 @@ class SessionConnection:
         """Tell what happened, then send what there is to send."""
         session = self._session
         assert session is not None
-        while events := session.events():
-            self._dispatch(events)
+        while session.happened:
+            self._dispatch(session.events())
         self._flush()
         if self._idle is not None or self._goodbye_when_idle is not None:
             self._tell_if_idle()
@@ -453,16 +453,17 @@ class SessionConnection:
         assert session is not None and self._channel is not None
         assert self._stream is not None and outflow is not None
         # Left in its queue when the stream closes, a request counts as one that never left.
-        if not session.has_data_to_send() or self._stream.is_closing():
+        outbox = session.outbox
+        if not outbox or self._stream.is_closing():
             return
         # What the peer is too slow for waits in the session, where control frames overtake it; but a goodbye is the
         # last that is said, so all that is before it has to leave now.
         while not outflow.is_full or session.is_closing:
-            outflow.write(self._channel.seal(session.block_to_send()))
-            if not session.has_data_to_send():
+            outflow.write(self._channel.seal(outbox.take()))
+            if not outbox:
                 return
-        if session.has_control_to_send():
-            outflow.write(self._channel.seal(session.control_to_send()))
+        if outbox.has_control():
+            outflow.write(self._channel.seal(outbox.take_control()))
 
     def _pause_if_much_is_held(self) -> None:
         """Stop reading while the peer reads too little of what its messages cause, or nobody here takes its items.
@@ -623,7 +624,8 @@ class SessionConnection:
 
     def _watch_the_time(self) -> None:
         assert self._session is not None
-        if (deadline := self._session.next_deadline()) is not None:
+        deadline = self._session.next_deadline()
+        if deadline is not None and deadline < self._alarm.due_at:  # asked here too, for mostly it is not
             self._alarm.set_no_later(deadline, self._on_time)
 
     def _on_time(self) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from synapse_p2p.background import TaskScope
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import HandshakeFailed, PeerUnavailable, Timeout
@@ -58,7 +60,7 @@ class SessionDialer:
         self._listen_port = listen_port
         self._dial_timeout_s = dial_timeout_s
         self._session_config = session_config
-        self._static = runtime.token_bytes(KEY_SIZE_BYTES)
+        self._static = X25519PrivateKey.from_private_bytes(runtime.token_bytes(KEY_SIZE_BYTES))
         self._instance = runtime.token_bytes(INSTANCE_SIZE_BYTES)
 
     def parameters(self) -> Parameters:

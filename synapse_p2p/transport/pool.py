@@ -151,7 +151,8 @@ class SessionPool:
         """A call with positional arguments and options. A request that certainly never started is tried once more."""
         deadline = None if timeout_s is None else self._runtime.now() + timeout_s
         for is_last_try in (False, True):
-            connection = await self._ready(peer, deadline)
+            # Mostly there is one, and a coroutine that is awaited to find it costs 0.3 us a call.
+            connection = self._open_session(peer.id) or await self._ready(peer, deadline)
             left_s = self._left_s(deadline)
             try:
                 return await connection.call(endpoint, args, kwargs, timeout_s=left_s, options=options)
