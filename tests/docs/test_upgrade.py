@@ -621,7 +621,8 @@ async def _() -> None:
         [described] = await client.call("_agent.capabilities")
         assert described == descriptor | {"version": "", "attributes": {}}
         refusal = await refusal_of(client.call("_agent.ask", "it", context={}))
-    assert (refusal.code, str(refusal)) == ("failed", "no_task_handler: agent has no task handler")
+    assert refusal.code == "failed"
+    assert str(refusal).startswith("no_task_handler: agent has no task handler")
 
 
 @holds("1.3", "`RPCRequest`, `RPCResponse`, `RPCError`, `RemoteProcedureCall`")
