@@ -381,6 +381,7 @@ async def _() -> None:
     # What signals do to it is for tests/docs/test_readme.py: each program there is ended by SIGTERM.
     with pytest.raises(ConfigError, match=re.escape("await server.start()")):
         Server(port=0).run()
+    # The port that is taken is for tests/docs/test_mistakes_page.py, which runs a whole program.
 
 
 @holds("1.3", "`app.start()`")
