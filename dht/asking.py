@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 MODES = (LookupMode.FAST, LookupMode.STRICT)
 """The first storer that knows anybody is enough to begin with; all of them are read when those failed."""
+NOBODY_HAS_IT = "nobody in the network has it; is the agent running, and joined to this network?"
 MIN_PAUSE_S = 0.001  # a clock that counts microseconds never reaches a time between two of them
 
 _NOT_TAKEN = {Code.BUSY: AttemptEnd.BUSY, Code.FORBIDDEN: AttemptEnd.FORBIDDEN, Code.LOOP: AttemptEnd.LOOP}
@@ -209,10 +210,11 @@ class Asking:
     def _conclude(self, finished: Finished) -> Answer:
         """The answer of the one that ended it, or its error, or that nobody is left."""
         if finished.by is None:
-            reason = self._found.reason or "nobody in the network has it"
+            reason = self._found.reason or NOBODY_HAS_IT
             if self._attempts:
                 reason = "; ".join(f"{attempt.agent.name}: {attempt.text}" for attempt in self._attempts)
-            raise NoAgentFound(self._capability, complete=self._found.complete, reason=reason)
+            tried = len({attempt.agent.id for attempt in self._attempts})
+            raise NoAgentFound(self._capability, complete=self._found.complete, reason=reason, found=tried)
         agent, end = self._agents[finished.by], self._ends.pop(finished.by)
         # The last one is the one that counts, whoever was still told to stop after it.
         attempts = sorted(self._attempts, key=lambda attempt: attempt.agent.id == finished.by)

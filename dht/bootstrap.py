@@ -91,7 +91,9 @@ class JoinReport:
         lines = [f"joined {self.joined} of {self.tried} seeds, {self.contacts} contacts known"]
         if self.remembered:
             lines.append(f"  {self.remembered} peers known from before let us in")
-        lines += [f"  {seed.address}: {seed.text or seed.state}" for seed in self.seeds]
+        for seed in self.seeds:
+            said = (seed.text or seed.state).removeprefix(f"{_without_id(seed.address)} ")
+            lines.append(f"  {seed.address}: {said}")
         return "\n".join(lines)
 
 
@@ -225,6 +227,10 @@ class Bootstrap:
         return SeedReport(seed.text, SeedState.JOINED, "joined", peer.id)
 
 
+def _without_id(address: str) -> str:
+    return address.rpartition("@")[2]
+
+
 def _failed(seed: SeedAddress, error: Exception) -> SeedReport:
     match error:
         case HandshakeFailed(reason="self"):
@@ -238,9 +244,6 @@ def _failed(seed: SeedAddress, error: Exception) -> SeedReport:
             return SeedReport(seed.text, SeedState.REFUSED, text)
         case HandshakeFailed(reason="refused" | "crypto" | "version"):
             return SeedReport(seed.text, SeedState.REFUSED, str(error))
-        case HandshakeFailed(reason="identity"):
-            text = f"{error}; write the id that the seed prints when it starts, or the address alone"
-            return SeedReport(seed.text, SeedState.NOT_OURS, text)
         case HandshakeFailed():
             return SeedReport(seed.text, SeedState.NOT_OURS, str(error))
         case RemoteError(code=Code.BUSY):
@@ -249,4 +252,4 @@ def _failed(seed: SeedAddress, error: Exception) -> SeedReport:
             # Somebody of our kind, such as a server without a swarm: it can name nobody.
             return SeedReport(seed.text, SeedState.NOT_OURS, "it answers, but not as a member of a swarm")
         case _:
-            return SeedReport(seed.text, SeedState.UNREACHABLE, f"{error}; is a node running there?")
+            return SeedReport(seed.text, SeedState.UNREACHABLE, str(error))

@@ -42,14 +42,20 @@ class NoAgentFound(SynapseError):
     """No agent with this capability answered.
 
     `complete` is True where the search ran to its end, so that there was none to find; `reason` says in words
-    what happened.
+    what happened. `found` is how many there were of whom none took the task.
     """
 
-    def __init__(self, capability: str, *, complete: bool, reason: str) -> None:
-        super().__init__(f"no agent found for {capability!r}: {reason}")
+    def __init__(self, capability: str, *, complete: bool, reason: str, found: int = 0) -> None:
+        nobody = (
+            f"nobody took the task for {capability!r}, of {found} found"
+            if found
+            else f"no agent found for {capability!r}"
+        )
+        super().__init__(f"{nobody}: {reason}")
         self.capability = capability
         self.complete = complete
         self.reason = reason
+        self.found = found
 
 
 class DelegationExhausted(CallError):

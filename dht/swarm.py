@@ -45,7 +45,8 @@ from synapse_p2p.endpoints import RefusedError
 from synapse_p2p.exceptions import ConfigError, PeerUnavailable
 from synapse_p2p.identity import Identity, NodeID
 from synapse_p2p.messages import Refusal
-from synapse_p2p.server import Server, run_until_signal
+from synapse_p2p.server import Server
+from synapse_p2p.signals import run_program, run_until_signal
 from synapse_p2p.transport.base import is_literal_address, is_loopback, parse_address
 
 logger = logging.getLogger(__name__)
@@ -173,9 +174,13 @@ class Swarm:
     def run(self, *, on_started: Callable[[], None] | None = None) -> None:
         """Start, say where we are, and serve until SIGINT or SIGTERM; a second signal ends at once.
 
-        `on_started` is called instead of saying where we are.
+        A mistake of the user's, such as a port that is taken, ends the program with a sentence. Who gives `on_started`
+        talks for itself: that is called instead of saying where we are, and mistakes are raised as they are.
         """
-        run_until_signal(partial(self._run, on_started or self._introduce), instead="await swarm.start()")
+        if on_started is None:
+            run_program(partial(self._run, self._introduce), instead="await swarm.start()")
+        else:
+            run_until_signal(partial(self._run, on_started), instead="await swarm.start()")
 
     async def _run(self, on_started: Callable[[], None], stopped: asyncio.Event) -> None:
         try:

@@ -38,6 +38,7 @@ BUSY = Refusal(
     "this agent has as many tasks as it takes; ask another, or try again later",
     {"may_have_started": False},
 )
+NO_TASK_HANDLER = "agent has no task handler; in its program a function with @agent.task_handler is missing"
 STOPPING = Refusal(Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
 
 TaskHandlerT = TypeVar("TaskHandlerT", bound=Callable[..., Any])
@@ -231,7 +232,7 @@ class AgentNode(Server):
         if context is not None and not isinstance(context, dict):
             raise InvalidMessageError("parameter 'context' is a map")
         if self._task_endpoint is None:
-            raise CallError("no_task_handler", "agent has no task handler")
+            raise CallError("no_task_handler", NO_TASK_HANDLER)
         return self._task_endpoint
 
     def _taking_up(self, call_context: CallContext) -> AbstractContextManager[CallContext]:

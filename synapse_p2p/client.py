@@ -340,7 +340,7 @@ class _Memory:
 def _place_of(address: str, port: int) -> tuple[str, int, NodeID | None]:
     """Host, port, and the id where one is named. A port in the address wins over the default one."""
     text = address.removeprefix(LEGACY_SCHEME)
-    is_host = "@" not in text and (text.count(":") != 1 and not text.startswith("["))
+    is_host = "@" not in text and "/" not in text and text.count(":") != 1 and not text.startswith("[")
     if is_host:
         return text, port, None  # a bare IPv6 host is one too
     place = PeerAddress.parse(text)

@@ -87,7 +87,8 @@ class RemoteError(SynapseError, RuntimeError):
     """The peer answered, and its answer is a failure.
 
     `code` is one of the codes of the wire (docs/spec/wire.md). `reason` and `details` are the handler's own words where
-    it raised a CallError (`code` is then `failed`); `reference` names the entry in the peer's log where it broke.
+    it raised a CallError (`code` is then `failed`); `reference` names the entry in the peer's log where it broke. Where
+    the name of an endpoint is unknown, the text offers the nearest one, which is in `details`.
     Raised by a swarm's `ask`, `answer` tells which agent it was and whom else was tried.
     """
 
@@ -101,7 +102,9 @@ class RemoteError(SynapseError, RuntimeError):
         reference: str | None = None,
     ) -> None:
         # Its text says both, as the one text of the plain wire does.
-        super().__init__(f"{reason}: {message}" if reason and message else reason or message)
+        text = f"{reason}: {message}" if reason and message else reason or message
+        nearest = (details or {}).get("nearest") if code == "not_found" else None
+        super().__init__(f"{text}; did you mean {nearest!r:.80}?" if isinstance(nearest, str) else text)
         self.code = code
         self.message = message
         self.reason = reason

@@ -66,9 +66,10 @@ def network_id_of(network: str) -> bytes:
 def checked_network_key(key: bytes | None) -> bytes | None:
     """The key again. Raises ConfigError for one that is not 32 bytes, as passphrases are not."""
     if key is not None and (not isinstance(key, bytes) or len(key) != NETWORK_KEY_SIZE_BYTES):
+        given = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
         raise ConfigError(
-            f"a network key is {NETWORK_KEY_SIZE_BYTES} random bytes, not a passphrase: draw one with "
-            "secrets.token_bytes(32) and give every member the same"
+            f"a network key is {NETWORK_KEY_SIZE_BYTES} random bytes, not a passphrase, and network_key= is {given}: "
+            f"draw one with secrets.token_bytes({NETWORK_KEY_SIZE_BYTES}) and give every member the same"
         )
     return key
 

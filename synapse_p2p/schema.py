@@ -162,7 +162,7 @@ def check_of(schema: Json, *, name: str) -> Check:
         from jsonschema.exceptions import SchemaError
         from jsonschema_specifications import REGISTRY
     except ImportError as error:
-        raise ConfigError(f"checking {name} needs jsonschema: pip install 'synapse-p2p[schema]'") from error
+        raise ConfigError(f"checking {name} needs jsonschema: python -m pip install 'synapse-p2p[schema]'") from error
     try:
         validator_class.check_schema(schema)
     except SchemaError as error:

@@ -36,7 +36,6 @@ _SEND_INSTEAD = {
     "ndarray": "its tolist()",
     "complex": "a list of two numbers",
     "generator": "a list",
-    "coroutine": "what it returns: an await is missing",
 }
 
 
@@ -176,6 +175,8 @@ def _unsendable(value: Any, path: str, depth_left: int) -> str | None:
         items = ((f"{path}.{name}", item) for name, item in fields_of(value).items())
     else:
         kind = type(value).__name__
+        if kind == "coroutine":
+            return f"{path} is a coroutine, so an `await` is missing where it was made"
         instead = "its value" if isinstance(value, enum.Enum) else _SEND_INSTEAD.get(kind, "a map of its fields")
         return f"{path} is of type {kind}, which MsgPack cannot carry; send {instead} instead"
     return next((problem for name, item in items if (problem := _unsendable(item, name, depth_left - 1))), None)

@@ -26,7 +26,7 @@ from synapse_p2p.protocol.wire import Call
 from synapse_p2p.runtime import Runtime, system_runtime
 from synapse_p2p.schema import dump
 from synapse_p2p.serializers import BaseRPCSerializer, MessagePackRPCSerializer
-from synapse_p2p.signals import first_set, run_until_signal
+from synapse_p2p.signals import first_set, run_program
 from synapse_p2p.transport.base import ByteStream, Listener, Transport, format_address, is_loopback, parse_address
 from synapse_p2p.transport.plain_connection import SESSION_FIRST_BYTE, PlainConnections, serve_streams
 from synapse_p2p.transport.pool import SessionPool
@@ -325,9 +325,10 @@ class Server:
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; a second signal ends the process, whatever still runs.
 
-        Raises ConfigError inside a running event loop: `await server.start()` is the way there.
+        A port that cannot be had ends the program with a sentence, as `run_program` has it. Raises ConfigError inside a
+        running event loop: `await server.start()` is the way there.
         """
-        run_until_signal(self._serve_until, instead="await server.start()")
+        run_program(self._serve_until, instead="await server.start()")
 
     async def _serve_until(self, signalled: asyncio.Event) -> None:
         await self.start()
@@ -450,7 +451,8 @@ class Server:
         elif self.plain is PlainPolicy.ANYWHERE:
             return None
         elif self.plain is PlainPolicy.OFF:
-            why, cure = "plain calls are off here", "use an encrypted client (synapse-p2p 3 or newer)"
+            why = "plain calls are off here"
+            cure = 'use an encrypted client (synapse-p2p 3 or newer), or start the server without plain="off"'
         elif is_loopback(parse_address(address)[0]):
             return None
         else:

@@ -1,6 +1,7 @@
 """Programs that run until they are told to end: an event loop of their own, and the signals that end it.
 
-Owns the signal handlers while such a program runs, and puts back what was there.
+Owns the signal handlers while such a program runs, and puts back what was there; and what is said of a mistake of its
+user's that ends it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,25 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from synapse_p2p.background import TaskScope
-from synapse_p2p.exceptions import ConfigError
+from synapse_p2p.exceptions import ConfigError, SynapseError
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_program(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, instead: str) -> None:
+    """`run_until_signal` as the last line of a program: what its user can mend, any SynapseError and OSError, ends it
+    with a sentence on the screen and exit code 1. A traceback would show our lines, and nothing of theirs.
+
+    Raised as it is in a running event loop, such as a notebook's, and in another thread than the first: what ends there
+    is not the program.
+    """
+    try:
+        run_until_signal(main, instead=instead)
+    except (SynapseError, OSError) as error:
+        if _is_in_loop() or threading.current_thread() is not threading.main_thread():
+            raise
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise SystemExit(f"Error: {text}") from error
 
 
 def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], *, instead: str) -> None:
@@ -25,8 +42,7 @@ def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
     The loop is one of uvloop where that is installed (extra `fast`), else asyncio's own. Raises ConfigError inside a
     running event loop, naming what to write `instead`. Logs go to the screen if nobody set up logging.
     """
-    with contextlib.suppress(RuntimeError):
-        asyncio.get_running_loop()
+    if _is_in_loop():
         raise ConfigError(f"run() starts an event loop of its own; in a running one use {instead}")
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -61,6 +77,14 @@ async def first_set(*events: asyncio.Event) -> None:
         for event in events:
             scope.spawn(event.wait()).add_done_callback(lambda _: ended.put_nowait(None))
         await ended.get()
+
+
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

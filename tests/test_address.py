@@ -55,6 +55,8 @@ def test_any_text_is_an_address_or_a_config_error(text: str):
     [
         ("10.0.0.5", "not host:port"),
         (":9999", "not host:port"),
+        ("http://10.0.0.5:9999", "leave out all that a URL adds"),
+        ("10.0.0.5:9999/", "leave out all that a URL adds"),
         ("::1:9999", "brackets"),
         ("10.0.0.5:0", "port 0"),
         ("@10.0.0.5:9999", "64 hexadecimal digits, and '' has 0 characters"),

@@ -627,6 +627,8 @@ async def test_the_expected_id_is_checked_in_every_form():
         ("127.0.0.1", {"expect": 5}),
         (f"{NOT_MINE.hex()}@127.0.0.1:9999", {"expect": bytes(32)}),
         ("10.0.0.5:1234", {"port": 4321}),
+        ("http://10.0.0.5", {}),
+        ("http://10.0.0.5:1234", {}),
         ("abc@10.0.0.5:1234", {}),
         ("127.0.0.1", {"network_key": b"passphrase"}),
         ("legacy://10.0.0.5", {"expect": NOT_MINE}),

@@ -218,6 +218,39 @@ async def test_an_item_that_cannot_travel_ends_the_stream_after_those_before_it(
     assert failure.value.code == code
 
 
+async def test_a_forgotten_await_in_a_handler_is_named_in_the_log_and_the_caller_is_told_nothing(
+    caplog: pytest.LogCaptureFixture,
+):
+    made: list[Any] = []
+    server = Server(port=0)
+
+    async def work() -> None:
+        """Never run."""
+
+    @server.endpoint()
+    async def forgetful() -> Any:
+        made.append(work())
+        return {"done": made[-1]}
+
+    @server.endpoint()
+    async def forgetful_stream() -> AsyncIterator[Any]:
+        made.append(work())
+        yield made[-1]
+
+    await server.start()
+    async with Client(port=server.port) as client:
+        with pytest.raises(RemoteError, match=r"^internal error \(reference \w+\)$"):
+            await client.call("forgetful")
+        with pytest.raises(RemoteError, match=r"^internal error \(reference \w+\)$"):
+            await anext(client.stream("forgetful_stream"))
+    await server.stop()
+
+    for each in made:
+        each.close()
+    assert "ConfigError: the result['done'] is a coroutine, so an `await` is missing" in caplog.text
+    assert "ConfigError: the result is a coroutine, so an `await` is missing" in caplog.text
+
+
 @pytest.mark.parametrize("item", [bytes(2 * MIB), object(), 2**70, {3: "key"}])
 async def test_an_item_of_an_upload_that_cannot_travel_is_named_here(item: Any):
     async with serving() as client:

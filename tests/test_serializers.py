@@ -170,6 +170,17 @@ def test_a_positional_argument_that_cannot_travel_is_named_by_its_place():
         serialize(RPCRequest(endpoint="ask", args=[1, {2}]))
 
 
+def test_a_forgotten_await_is_named_as_one():
+    async def work() -> None:
+        """Never run."""
+
+    forgotten = work()
+
+    with pytest.raises(ConfigError, match=r"^argument 1\[0\] is a coroutine, so an `await` is missing"):
+        serialize(RPCRequest(endpoint="ask", args=[[forgotten]]))
+    forgotten.close()
+
+
 def test_a_value_that_contains_itself_is_refused():
     value: list[Any] = []
     value.append(value)

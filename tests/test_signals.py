@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -16,7 +18,9 @@ from dataclasses import dataclass
 import pytest
 
 from synapse_p2p.blocking import Client
+from synapse_p2p.exceptions import ConfigError, Timeout
 from synapse_p2p.server import STOP_GRACE_S
+from synapse_p2p.signals import run_program
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
 
@@ -155,3 +159,41 @@ def test_run_takes_the_loop_of_uvloop_where_it_is_installed(is_installed: bool, 
     )
 
     assert f"LOOP {module}\n" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EADDRINUSE, "it is taken"), ConfigError("it is taken"), Timeout("it is taken")]
+)
+def test_a_mistake_of_the_user_s_ends_the_program_with_a_sentence_alone(error: Exception):
+    async def fail(_: asyncio.Event) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_program(fail, instead="")
+
+    assert ended.value.code == "Error: it is taken"
+    assert ended.value.__cause__ is error
+
+
+def test_what_nobody_foresaw_keeps_its_traceback():
+    async def fail(_: asyncio.Event) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_program(fail, instead="")
+
+
+def test_in_a_thread_a_mistake_is_raised_for_nobody_would_see_the_end_of_it():
+    async def fail(_: asyncio.Event) -> None:
+        raise ConfigError("it is taken")
+
+    with ThreadPoolExecutor(1) as thread:
+        assert isinstance(thread.submit(run_program, fail, instead="").exception(), ConfigError)
+
+
+async def test_in_a_running_loop_a_mistake_is_raised():
+    async def never(_: asyncio.Event) -> None:
+        raise AssertionError("it was started")
+
+    with pytest.raises(ConfigError, match="in a running one use await x"):
+        run_program(never, instead="await x")

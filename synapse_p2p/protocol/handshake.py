@@ -389,7 +389,8 @@ class Handshake:
         if node_id == self._identity.node_id:
             raise HandshakeFailed("self", "the peer is ourselves")
         if self._expected_id is not None and node_id != self._expected_id:
-            raise HandshakeFailed("identity", f"expected {self._expected_id.hex()} here, found {node_id.hex()}")
+            found = f"expected {self._expected_id.hex()} here, found {node_id.hex()}"
+            raise HandshakeFailed("identity", f"{found}; if that is who you want, write its id, or the address alone")
         newest = min(parameters.versions[1], SESSION_VERSIONS[1])
         if newest < max(parameters.versions[0], SESSION_VERSIONS[0]):
             raise HandshakeFailed("version", f"no session version in common: the peer speaks {parameters.versions}")

@@ -138,6 +138,8 @@ def format_address(host: str, port: int) -> str:
 
 def parse_address(text: str) -> tuple[str, int]:
     """Host and port of `host:port` or `[v6]:port`. Raises ConfigError that shows the form wanted."""
+    if "/" in text:
+        raise ConfigError(f"address {text!r:.160} is not host:port, as in 10.0.0.5:9999; leave out all that a URL adds")
     host, colon, port_text = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -22,6 +22,7 @@ from synapse_p2p.protocol.noise import KEY_SIZE_BYTES
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport.base import ByteStream, Transport, parse_address
 from synapse_p2p.transport.connection import SessionConnection
+from synapse_p2p.transport.reasons import why_unreachable
 from synapse_p2p.transport.serving import CallServer
 from synapse_p2p.transport.spoken import note_encrypted, spoke_encrypted
 
@@ -133,7 +134,7 @@ class SessionDialer:
         except OSError as error:
             if isinstance(error, Timeout):
                 raise
-            raise PeerUnavailable(f"{address} cannot be reached: {error.strerror or error}") from error
+            raise PeerUnavailable(f"{address} cannot be reached: {why_unreachable(error)}") from error
 
     def _connection(
         self,

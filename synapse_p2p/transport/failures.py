@@ -1,13 +1,16 @@
-"""What the caller of a call on a session is raised, from what the session says of its end."""
+"""What the caller of a call on a session is raised, from what the session says of its end; and what is said of values
+that cannot travel, at either end.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from synapse_p2p.exceptions import ConfigError, FrameTooLarge, PeerUnavailable, RemoteError, Timeout
-from synapse_p2p.messages import RPCRequest
+from synapse_p2p.messages import RPCRequest, RPCResponse
 from synapse_p2p.protocol.session import CallFailed, Code
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
+from synapse_p2p.schema import dump
 from synapse_p2p.serializers import why_unsendable
 
 
@@ -47,6 +50,17 @@ def unsendable_item(endpoint: str, place: str | int, index: int, item: Any, erro
         )
     problem = why_unsendable(RPCRequest(endpoint=endpoint, args=[item])) or error
     return ConfigError(f"{which} cannot be sent: {problem}")
+
+
+def unsendable_result(value: Any, error: Exception) -> Exception:
+    """The error to log for a result, or an item of one, that cannot travel: it names the place in it, and what to send
+    instead. `error` is what packing it raised, and what is returned where that was something else.
+    """
+    try:
+        problem = why_unsendable(RPCResponse(id="", ok=True, result=dump(value)))
+    except Exception:
+        return error  # raised by a class of the user's, as `error` was
+    return ConfigError(problem) if problem else error
 
 
 def no_endpoint(name: Any) -> ConfigError:

@@ -18,7 +18,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from synapse_p2p.transport.base import format_address
 from synapse_p2p.transport.descriptors import is_out_of_descriptors
+from synapse_p2p.transport.reasons import cannot_listen
 
 NOT_ON_THIS_MACHINE = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 """What a name's IPv6 address fails with where there is no IPv6; its other addresses do."""
@@ -126,10 +128,17 @@ async def _addresses_of(host: str, port: int) -> list[tuple[int, Any]]:
         found = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
         )
-    except socket.gaierror:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError):
+        found = await _resolved(host, port)
     return list(dict.fromkeys((info[0], info[4]) for info in found))
+
+
+async def _resolved(host: str, port: int) -> list[Any]:
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:  # the second: a name that no resolver can even be asked for
+        raise cannot_listen(format_address(host, port), error) from error
 
 
 def _bound(family: int, address: Any, make_room: MakeRoom) -> ListeningSocket:
@@ -144,6 +153,5 @@ def _bound(family: int, address: Any, make_room: MakeRoom) -> ListeningSocket:
         listening.bind(address)
     except OSError as error:
         listening.close()
-        reason = (error.strerror or str(error)).lower()
-        raise OSError(error.errno, f"error while attempting to bind on address {address!r}: {reason}") from None
+        raise cannot_listen(format_address(address[0], address[1]), error) from None
     return listening

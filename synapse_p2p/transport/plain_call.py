@@ -22,6 +22,7 @@ from synapse_p2p.messages import Code, RPCRequest, RPCResponse
 from synapse_p2p.protocol.plain import HEADER_SIZE_BYTES, FrameReader, encode_frame
 from synapse_p2p.serializers import BaseRPCSerializer
 from synapse_p2p.transport.base import ByteStream, Transport, format_address
+from synapse_p2p.transport.reasons import why_unreachable
 from synapse_p2p.transport.tcp_exchange import ask, dial
 
 
@@ -95,7 +96,7 @@ class PlainCaller:
             return _StreamLine(await self._transport.connect(self._host, self._port, receiver), receiver)
         except (OSError, UnicodeError) as error:
             # UnicodeError: a name that no resolver can even be asked for.
-            raise PeerUnavailable(f"{self._name} cannot be reached: {error}") from error
+            raise PeerUnavailable(f"{self._name} cannot be reached: {why_unreachable(error)}") from error
 
     def _result_in(self, payload: bytes, request: RPCRequest) -> Any:
         try:

@@ -22,6 +22,7 @@ from synapse_p2p.protocol.session import NODE_IS_STOPPING, Code, Session
 from synapse_p2p.protocol.streams import StreamReader
 from synapse_p2p.protocol.wire import Call
 from synapse_p2p.schema import dump
+from synapse_p2p.transport.failures import unsendable_result
 from synapse_p2p.transport.outflow import Outflow
 from synapse_p2p.transport.sending import ItemSender
 from synapse_p2p.uploads import Upload
@@ -203,7 +204,7 @@ class ServedCalls:
                     )
                     raise RemoteError(Code.TOO_LARGE, text) from error
                 except Exception as error:
-                    refusal = self._server.refusal_of(error, call.endpoint)
+                    refusal = self._server.refusal_of(unsendable_result(value, error), call.endpoint)
                     raise refusal.as_error() from error
         self._sender.end(call.id)
 
@@ -249,7 +250,7 @@ class ServedCalls:
             self._session.fail(call.id, Code.TOO_LARGE, text)
         except Exception as error:
             # The handler's classes have a say in how they are dumped, so it may be any.
-            refusal = self._server.refusal_of(error, call.endpoint)
+            refusal = self._server.refusal_of(unsendable_result(value, error), call.endpoint)
             self._session.fail(call.id, refusal.code, refusal.message, refusal.details)
 
     def _fail(self, call: Call, error: RemoteError) -> None:

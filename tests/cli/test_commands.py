@@ -197,7 +197,7 @@ def test_call_runs_a_function_here_there_and_as_operator(rita: Up, olga: Up):
     refused = typed("call", rita.seed, "reset", "--network", "lab")
     assert (refused.code, refused.err.splitlines()[0].startswith("Error: reset is not open to you")) == (6, True)
     wrong = typed(*here, "ad", "2")
-    assert (wrong.code, wrong.err) == (3, "Error: Unregistered endpoint called: ad. Did you mean add?\n")
+    assert (wrong.code, wrong.err) == (3, "Error: Unregistered endpoint called: ad; did you mean 'add'?\n")
 
 
 def test_operator_endpoints_are_closed_to_others(rita: Up):

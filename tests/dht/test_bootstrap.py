@@ -86,11 +86,11 @@ def test_each_kind_of_seed_is_reported_with_its_reason_and_the_good_one_is_enoug
         good = members[0][0].address
         seeds = {
             good: (SeedState.JOINED, "joined"),
-            dead.address: (SeedState.UNREACHABLE, "connection refused; is a node running there?"),
+            dead.address: (SeedState.UNREACHABLE, "cannot be reached: connection refused"),
             silent.address: (SeedState.NO_ANSWER, "no answer"),
             "10.200.0.1:9000": (SeedState.NO_ANSWER, "no answer"),
             host.address: (SeedState.OURSELVES, "itself"),
-            f"{NODE_ID}@{members[1][0].address}": (SeedState.NOT_OURS, "write the id"),
+            f"{NODE_ID}@{members[1][0].address}": (SeedState.NOT_OURS, "is not"),
             f"{members[2][0].id.hex()}@{members[2][0].address}": (SeedState.JOINED, "joined"),
             foreign.address: (SeedState.REFUSED, "another network; write its name in network="),
             plain.address: (SeedState.NOT_OURS, "not as a member of a swarm"),

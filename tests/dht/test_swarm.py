@@ -458,7 +458,7 @@ async def test_dead_seeds_cost_the_time_given_and_one_warning_that_names_each_an
     assert now() == pytest.approx(3)
     [said] = warnings_in(caplog)
     assert "not joined yet, still trying: joined 0 of 3 seeds" in said
-    for seed, why in ((DEAD, "is a node running there?"), (OTHER_DEAD, "is a node"), (SILENT, "no answer")):
+    for seed, why in ((DEAD, "nothing listens there"), (OTHER_DEAD, "is it running"), (SILENT, "no answer")):
         assert why in next(line for line in said.splitlines() if seed in line)
     assert swarm.status().seeds_tried == 3
 
@@ -1408,7 +1408,7 @@ async def test_a_seed_with_its_id_is_joined_and_one_with_another_id_is_reported_
     [seed] = failed.value.report.seeds
     assert seed.state is SeedState.NOT_OURS
     assert f"expected {wrong_id} here, found {right_id}" in seed.text
-    assert "write the id that the seed prints" in seed.text
+    assert "write its id, or the address alone" in seed.text
 
 
 # Being cancelled

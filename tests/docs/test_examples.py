@@ -84,9 +84,16 @@ def test_the_programs_print_what_the_readme_shows(
     assert {path.name for path in programs.glob("*.py")} == {*servers, *clients}
 
 
+@pytest.mark.parametrize("folder", ["coding_team", "research", "sensors", "chat", "llm_agent"])
+def test_a_program_that_starts_all_it_needs_prints_what_the_readme_shows(folder: str, tmp_path: Path):
+    copy = shutil.copytree(EXAMPLES / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+    assert lines_of(copy / "main.py") == printed_by_the_readme()[f"{folder}/main.py"]
+
+
 def test_the_readme_links_every_example():
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    linked = {link for link in re.findall(r"\]\(([^)]*)\)", text) if not link.startswith("..")}
+    linked = {link for link in re.findall(r"\]\(([^)]*)\)", text) if not link.startswith(("..", "#"))}
 
     files = {path for pattern in ("*/*.py", "*/*.ipynb") for path in EXAMPLES.glob(pattern)}
 

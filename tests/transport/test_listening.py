@@ -200,8 +200,14 @@ async def test_a_name_is_bound_at_every_address_that_this_machine_has():
 async def test_an_address_that_cannot_be_had_fails_with_its_reason(host: str, expected: int):
     with (
         socket.create_server(("", 0)) as taken,
-        pytest.raises(OSError, match="error while attempting to bind on address") as raised,
+        pytest.raises(OSError, match=r"cannot listen on .*:\d+: .*; ") as raised,
     ):
         await bound_sockets(host, taken.getsockname()[1], lambda: False)
 
     assert raised.value.errno == expected
+
+
+@pytest.mark.parametrize("host", ["no..name", "x" * 64])
+async def test_a_name_that_is_none_is_an_error_with_its_reason(host: str):
+    with pytest.raises(OSError, match=f"cannot listen on {host}:9999: no address is known for that name"):
+        await bound_sockets(host, 9999, lambda: False)

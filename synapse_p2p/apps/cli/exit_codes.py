@@ -58,9 +58,7 @@ def command_error_of(error: Exception) -> CommandError | None:
         case RemoteError(code="busy" | "unavailable"):
             return CommandError(ExitCode.UNREACHABLE, str(error))
         case RemoteError(code="not_found"):
-            nearest = error.details.get("nearest") if isinstance(error.details, dict) else None
-            hint = f". Did you mean {nearest}?" if nearest else ""
-            return CommandError(ExitCode.NOTHING_FOUND, f"{error}{hint}")
+            return CommandError(ExitCode.NOTHING_FOUND, str(error))
         case RemoteError() | DelegationExhausted() | CallError():
             return CommandError(ExitCode.FAILED, str(error))
         case Timeout():
