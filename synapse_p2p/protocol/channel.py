@@ -16,6 +16,7 @@ from synapse_p2p.protocol.noise import TAG_SIZE_BYTES, CipherState
 LENGTH_BYTES = 2
 MAX_CIPHERTEXT_BYTES = 65_535
 MAX_PLAINTEXT_BYTES = MAX_CIPHERTEXT_BYTES - TAG_SIZE_BYTES
+LONG_RECORD_BYTES = 4096
 RECORDS_PER_KEY = 2**20  # of one direction; the other end counts the same
 
 
@@ -63,7 +64,9 @@ class SecureChannel:
                 raise ProtocolViolation(f"a record of {end - start} bytes is too short")
             if end > arrived_bytes:
                 break
-            opened.append(self._receive.decrypt(data[start:end]))
+            # A view where the record is long, and the copy is what costs.
+            record = data[start:end] if end - start < LONG_RECORD_BYTES else memoryview(data)[start:end]
+            opened.append(self._receive.decrypt(record))
             if not self._receive.nonce % self._records_per_key:
                 self._receive.rekey()
             position = end

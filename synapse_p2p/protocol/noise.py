@@ -57,7 +57,7 @@ class CipherState:
         self.nonce = nonce + 1
         return ciphertext
 
-    def decrypt(self, ciphertext: bytes, associated: bytes = b"") -> bytes:
+    def decrypt(self, ciphertext: bytes | memoryview, associated: bytes = b"") -> bytes:
         """The plaintext. Raises ProtocolViolation when it was not made by the other end for this place in the flow."""
         nonce = self.nonce
         if nonce >= MAX_NONCE:

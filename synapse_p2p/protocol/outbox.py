@@ -14,6 +14,7 @@ from synapse_p2p.protocol.wire import MAX_WHOLE_BYTES, FrameKind, PartFlag, enco
 
 MAX_UNFINISHED_BYTES = 8 * MIB  # of messages that travel in parts at one time; a longer one travels alone
 MAX_UNFINISHED = 64  # of such messages
+PART_BYTES = MAX_WHOLE_BYTES - 64  # so that two parts, with their headers, fill one record, and none is left over
 MAX_BLOCK_BYTES = 64 * 1024  # of task frames taken at once, or a little more: what a late control frame waits for
 
 # Read for every call; in Python 3.11 finding a member in its class takes ten times as long as reading a name.
@@ -176,7 +177,7 @@ class Outbox:
     def _take_part(self, call_id: int, frames: list[bytes]) -> int:
         """Move the next part of a call's long message; its bytes."""
         long = self._long.pop(call_id)
-        end = min(len(long.body), long.position + MAX_WHOLE_BYTES)
+        end = min(len(long.body), long.position + PART_BYTES)
         flags = (0 if long.position else PartFlag.FIRST) | (PartFlag.LAST if end == len(long.body) else 0)
         frames.append(encode_part(call_id, flags, long.body[long.position : end]))
         size_bytes = end - long.position

@@ -475,7 +475,7 @@ class Part:
     id: int
     is_first: bool
     is_last: bool
-    data: bytes
+    data: bytes | memoryview
 
 
 def encode_part(call_id: int, flags: int, data: bytes | memoryview) -> bytes:
@@ -490,10 +490,10 @@ def decode_part(body: bytes) -> Part:
     call_id, flags = _PART_HEADER.unpack_from(body)
     if not 0 < call_id <= MAX_ID or flags > PartFlag.FIRST:
         raise InvalidMessageError("a part of no call, or with flags that this release does not know")
-    return Part(call_id, flags == PartFlag.FIRST, flags == PartFlag.LAST, body[PART_HEADER_BYTES:])
+    return Part(call_id, flags == PartFlag.FIRST, flags == PartFlag.LAST, memoryview(body)[PART_HEADER_BYTES:])
 
 
-def begins_call(data: bytes) -> bool:
+def begins_call(data: bytes | memoryview) -> bool:
     """Whether a task message that begins with these bytes is a CALL."""
     return len(data) > 1 and 0x96 <= data[0] <= 0x9F and data[1] == _CALL
 
