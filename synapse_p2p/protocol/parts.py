@@ -9,7 +9,6 @@ from synapse_p2p.exceptions import FrameTooLarge, ProtocolViolation
 from synapse_p2p.protocol.outbox import MAX_UNFINISHED, MAX_UNFINISHED_BYTES
 from synapse_p2p.protocol.wire import Part
 
-
 LONG_PIECE_BYTES = 4096  # of which what keeps it takes a small part
 
 
