@@ -16,7 +16,7 @@ from dht.agents.index import capability_root, check_belongs, shard_key
 from dht.agents.query import Query
 from dht.agents.record import AgentRecord, NewestSeen, is_news
 from dht.agents.search import Ended, Read, ShardSearch, Take
-from dht.agents.shards import Shard, ShardReport, median_report
+from dht.agents.shards import Shard, ShardReport, believed_report
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.exceptions import RecordRefused
@@ -89,9 +89,11 @@ class _ShardRead:
 
     def report(self) -> ShardReport | None:
         """What most of those say who hold anything; None where nobody answered at all."""
-        if self.reports:
-            return median_report(list(self.reports.values()))
-        if self.outcome is not None and not self.outcome.closest and self.outcome.asked:
+        closest = self.outcome.closest if self.outcome is not None else ()
+        reports = list(self.reports.values())
+        if believed := believed_report(reports, answered=len(closest), is_proved=bool(self.newest)):
+            return believed
+        if self.outcome is not None and not closest and self.outcome.asked:
             return None
         return ShardReport(0, self.shard.stem().depth, is_full=False, estimate=0)
 

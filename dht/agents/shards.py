@@ -159,6 +159,18 @@ def median_report(reports: Sequence[ShardReport]) -> ShardReport:
     )
 
 
+def believed_report(reports: Sequence[ShardReport], *, answered: int, is_proved: bool) -> ShardReport | None:
+    """What a searcher holds for true of a shard: `reports` are of those near its key who say that they hold something,
+    of `answered` in all. None where it is empty.
+
+    `is_proved` says that one of them sent a record. Where none did, a minority is not believed: at a deep shard that
+    nobody uses, those who lie are the only ones with anything to say.
+    """
+    if not reports or (not is_proved and 2 * len(reports) <= answered):
+        return None
+    return median_report(reports)
+
+
 def _counted(groups: Sequence[str | None], max_per_party: int) -> int:
     sizes = Counter(groups).values()
     if not groups or max(sizes) <= max_per_party:

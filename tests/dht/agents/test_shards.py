@@ -15,6 +15,7 @@ from dht.agents.shards import (
     ROOT_SHARD,
     Shard,
     ShardReport,
+    believed_report,
     first_to_go,
     median_report,
     rank_of,
@@ -135,3 +136,16 @@ def test_the_median_of_reports_is_one_of_each_figure_and_what_more_than_half_say
     with pytest.raises(ValueError, match="nobody"):
         median_report([])
     assert ROOT_SHARD.stem() == ROOT_SHARD
+
+
+def test_a_minority_that_proves_nothing_is_not_believed() -> None:
+    lie = ShardReport(count=10**6, depth=40, is_full=True, estimate=10**9)
+    truth = ShardReport(count=5, depth=0, is_full=False, estimate=5)
+    assert believed_report([lie] * 2, answered=20, is_proved=False) is None
+    assert believed_report([lie] * 10, answered=20, is_proved=False) is None
+    # All hold records of which none was asked for.
+    assert believed_report([truth] * 18 + [lie] * 2, answered=20, is_proved=False) == truth
+    # Some who are new there hold nothing yet.
+    assert believed_report([truth] * 3, answered=20, is_proved=True) == truth
+    assert believed_report([], answered=20, is_proved=False) is None
+    assert believed_report([truth], answered=0, is_proved=False) == truth  # what we hold ourselves
