@@ -1,7 +1,7 @@
 """`doctor` beside real nodes that are set up wrongly: for each the one line that names the cause, and what to do next.
 
-The nodes run in this process, on a loop of their own. Set-ups for which commands are enough are in test_commands.py:
-another network, another key, a seed that is down, a port that is not published, a process that is stopped.
+The nodes run in this process, on a loop of their own. Set-ups that take processes are in test_commands.py, a port that
+is not published and a node that is stopped; so is what `doctor --seed` says of seeds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dht.config import DHTConfig, RecordConfig
 from dht.swarm import SwarmConfig
 from synapse_p2p import AgentNode
 from synapse_p2p.apps.cli import running
+from synapse_p2p.network_key import write_network_key
 from synapse_p2p.runtime import system_runtime
 from synapse_p2p.transport.base import ByteStream, Receiver
 from synapse_p2p.transport.tcp import TcpTransport
@@ -98,6 +99,34 @@ def test_a_clock_that_is_two_minutes_ahead(folder: Path, seed: str, monkeypatch:
     assert problem["name"] == "clock"
     assert "this machine's clock is 120 s ahead of those of its peers" in problem["text"]
     assert "timedatectl set-ntp true" in problem["next"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "following"),
+    [
+        ({"bootstrap": ["127.0.0.1:1"]}, "127.0.0.1:1: cannot be reached", "synapse up there, or name another seed"),
+        ({"network": "other"}, "it belongs to another network", "synapse up --network NAME, as `synapse status` shows"),
+        ({"network_key": b"k" * 32}, "most often network_key= is", "synapse id network --network-key-file FILE, here"),
+    ],
+    ids=["seed down", "other network", "wrong network key"],
+)
+def test_a_node_that_no_seed_lets_in(folder: Path, seed: str, options: dict[str, Any], text: str, following: str):
+    key_file = folder.with_name("network.key")
+    if key := options.get("network_key"):
+        write_network_key(key_file, key)
+    swarm = Swarm(agent("olga"), data_dir=folder, **({"bootstrap": [seed]} | options))
+    swarm.start(join_timeout=0.1)
+    try:
+        until(lambda: swarm.status().seeds_tried == 1)
+        node = running.this_process(swarm.status(), name="olga", folder=str(folder))
+        running.leave(replace(node, network_key_file=str(key_file) if key else ""))
+        problem = only_problem(folder)
+    finally:
+        swarm.stop(grace=0)
+
+    assert (problem["name"], problem["state"]) == ("seeds", "failed")
+    assert text in problem["text"]
+    assert problem["next"].startswith(following)
 
 
 @pytest.mark.linux
