@@ -105,7 +105,7 @@ async def _play(story: Story, workers: list[Worker], network_key: bytes) -> dict
     await _show_stranger(story, workers[0].addresses[0])
     seeds = [worker.addresses[0] for worker in workers]  # of some members: any of them will do
     async with Swarm(bootstrap=seeds, network_key=network_key) as you:
-        story.step(f"You come along, know some addresses and no names, and look for everybody who can do {WANTED!r}.")
+        story.step(f"You come along, know some addresses and no names, and look for who can do {WANTED!r}.")
         before = time.perf_counter()
         found = await you.find(WANTED)
         found_ms = _ms_since(before)
@@ -113,9 +113,7 @@ async def _play(story: Story, workers: list[Worker], network_key: bytes) -> dict
         story.tell(f"{len(found)} agents in {found_ms:.0f} ms, each with a signed record, each probed a moment ago:")
         story.tell(", ".join(sorted(agent.name for agent in found)), Tone.GOOD)
 
-        story.step(
-            f"You ask somebody who can 'design' for {TASK!r}. The work is shared out by agents that look for agents."
-        )
+        story.step(f"You ask somebody who can 'design' for {TASK!r}. Agents look for agents, and share it out.")
         measured["asked_ms"] = await _ask(story, you, killed=[])
 
         story.step("Somebody joins, leaves a value with the swarm, and goes. Nobody holds it but the others.")
@@ -124,9 +122,7 @@ async def _play(story: Story, workers: list[Worker], network_key: bytes) -> dict
         killed = await _kill(story, workers)
         measured["killed"] = len(killed)
 
-        story.step(
-            "The same question again. Records of the dead are still stored; whoever asks finds out, and goes on."
-        )
+        story.step("The same question again. Records of the dead are still there; who asks finds out, and goes on.")
         measured["asked_again_ms"] = await _ask(story, you, killed)
         found = await you.find(WANTED)
         measured["found_again"] = len(found)
@@ -150,7 +146,7 @@ async def _start_all(story: Story, workers: list[Worker], network_key: bytes) ->
     for profiles in PROCESSES[1:]:
         workers.append(await Worker.start(profiles, [seed], network_key))  # noqa: PERF401 - ended with us from here on
     joined_ms += [_tell_joined(story, worker.profiles, await worker.reports()) for worker in workers[1:]]
-    story.tell("Every connection is encrypted and proves both keys (Noise XX, X25519, AES-GCM; ids are key hashes).")
+    story.tell("Every connection is encrypted and proves both keys (Noise XX; an id is the hash of a key).")
     return {"joined_ms": round(max(joined_ms), 3)}
 
 
@@ -177,19 +173,24 @@ async def _ask(story: Story, swarm: Swarm, killed: Sequence[str]) -> float:
     for attempt in answer.attempts[:-1]:
         text = f"({attempt.agent.name}: {attempt.end}{f', {attempt.text}' if attempt.text else ''})"
         story.tell(text, Tone.WARNING)
-    workers = set()
-    for depth, result in _walk(answer.result):
-        workers.add(result["by"])
-        story.tell(f"{'  ' * depth}{result['by']}, {result['role']}: {result['did']}")
+    story.tell(_said(answer.result))
+    for part in answer.result["parts"]:
+        story.tell("  " + "; ".join(map(_said, _walk(part))))
+    workers = {result["by"] for result in _walk(answer.result)}
     assert workers.isdisjoint(killed), "a dead agent cannot have answered"
     story.tell(f"All of it in {took_ms:.0f} ms, by {len(workers)} agents.", Tone.GOOD)
     return took_ms
 
 
-def _walk(result: dict[str, Any], depth: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    yield depth, result
+def _walk(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What an agent did, and what those did whom it asked."""
+    yield result
     for part in result["parts"]:
-        yield from _walk(part, depth + 1)
+        yield from _walk(part)
+
+
+def _said(result: dict[str, Any]) -> str:
+    return f"{result['by']}, {result['role']}: {result['did']}"
 
 
 async def _leave_value(story: Story, seeds: Sequence[str], network_key: bytes) -> tuple[bytes, int]:
@@ -238,7 +239,7 @@ async def _show_stranger(story: Story, address: str) -> None:
         async with Client(address) as stranger:
             await stranger.call("_agent.info")
     except HandshakeFailed as error:
-        story.tell(f"A stranger without the network's key is turned away: {error}.")
+        story.tell(f"A stranger without the key is turned away: {str(error).partition(';')[0]}.")
     else:
         raise AssertionError("a stranger was let in")
 
@@ -273,7 +274,7 @@ def _explore_lines(program: str, node: RunningNode) -> list[Line]:
         f"watch {where}",
         f"find coding {where}",
         f'ask design "a clock" --stream {where}',
-        f"up --seed {node.seed} --network-key-file {shlex.quote(node.network_key_file)}",
+        f"up --seed {node.address} --network-key-file {shlex.quote(node.network_key_file)}",
     ]
     return [
         Line(""),

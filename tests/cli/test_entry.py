@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -215,6 +216,21 @@ def test_a_terminal_gets_colours_unless_they_are_unwanted(
     assert "[red]well[/red] \\x07" in shown  # strangers write no markup
     assert "[bold]2" in shown
     assert "\x07" not in shown
+
+
+def test_a_terminal_gets_plain_text_where_there_is_no_rich(monkeypatch: pytest.MonkeyPatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Terminal()
+
+    Screen("synapse", out=terminal).show([Line("well", Tone.GOOD)])
+
+    assert terminal.getvalue() == "well\n"
 
 
 def test_a_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch):

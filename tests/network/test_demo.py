@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
+from synapse_p2p.apps.demo_worker import PROCESSES, Worker
 from tests.cli.typing_commands import PATIENCE_S, ROOT, typed
 from tests.docs.test_command_line_page import keys_on_the_page
 
@@ -47,7 +49,7 @@ def test_the_demo_shows_each_step_survives_eight_kills_and_can_be_explored():
     assert said.count("reviewer: read it") == said.count("tester: ran it") == 6
     assert re.search(r"'the tests are green' is kept by [12]\d others", said)
     assert re.search(r"found in \d+ ms: 'the tests are green'", said)
-    assert "A stranger without the network's key is turned away" in said
+    assert "A stranger without the key is turned away: the peer refused" in said
     assert f"\n  python -m synapse_p2p watch --data-dir {measured['data_dir']}\n" in said
     assert said.endswith(f"All processes have ended. The whole demo took {measured['took_s']:.1f} s.\n")
     assert set(measured) == keys_on_the_page("demo")
@@ -82,3 +84,14 @@ def test_ctrl_c_ends_the_demo_with_all_its_processes_and_it_needs_the_core_alone
         _, errors = process.communicate(timeout=PATIENCE_S)  # it is read to its end, which comes with the last worker's
 
     assert (process.returncode, errors) == (130, "")
+
+
+async def test_a_process_that_does_not_come_up_is_an_error_with_its_own_words_above(capfd: pytest.CaptureFixture[str]):
+    worker = await Worker.start(PROCESSES[0], ["no address"], bytes(32))
+
+    with pytest.raises(CommandError, match="the process of Ada ended before it had joined") as error:
+        await worker.reports()
+
+    await worker.stop()
+    assert (error.value.code, error.value.next_commands) == (ExitCode.FAILED, ("demo",))
+    assert "ConfigError: address 'no address' is not host:port" in capfd.readouterr().err
