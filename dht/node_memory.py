@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dht import known_peers
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.routing import RoutingTable
-from dht.sqlite_store import SqliteRecordStore
 from dht.store import MemoryRecordStore, RecordStore
 from synapse_p2p.runtime import Runtime
+
+if TYPE_CHECKING:
+    from dht.sqlite_store import SqliteRecordStore
 
 RECORDS_FILE_NAME = "records.db"
 
@@ -34,6 +37,8 @@ class NodeMemory:
         self.peers: Sequence[Contact] = () if self._peers_path is None else known_peers.load(self._peers_path)
         self._own_store: SqliteRecordStore | None = None
         if store is None and data_dir is not None:
+            from dht.sqlite_store import SqliteRecordStore  # here: a client is there before SQLite is
+
             store = self._own_store = SqliteRecordStore(Path(data_dir, RECORDS_FILE_NAME), config.records, runtime)
         self.store: RecordStore = MemoryRecordStore(config.records) if store is None else store
 

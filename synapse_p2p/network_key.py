@@ -44,13 +44,18 @@ def read_network_key(path: str | os.PathLike[str]) -> bytes:
 
 def create_network_key(path: str | os.PathLike[str], *, token_bytes: Callable[[int], bytes]) -> bytes:
     """A new key, in a new file. Raises FileExistsError where something is there, and OSError."""
+    key = token_bytes(NETWORK_KEY_SIZE_BYTES)
+    write_network_key(path, key)
+    return key
+
+
+def write_network_key(path: str | os.PathLike[str], key: bytes) -> None:
+    """A copy of a key, in a new file. Raises FileExistsError where something is there, and OSError."""
     real_path = Path(path).expanduser()
     make_private_folder(real_path.absolute().parent)
-    key = token_bytes(NETWORK_KEY_SIZE_BYTES)
     descriptor = os.open(real_path, _CREATE, PRIVATE_FILE)
     with open(descriptor, "wb") as file:
         file.write(key.hex().encode() + b"\n")
-    return key
 
 
 def fingerprint_of(key: bytes) -> str:

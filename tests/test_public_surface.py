@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -305,6 +307,17 @@ def test_dht_exports_exactly_these_names():
 @pytest.mark.parametrize("package", [synapse_p2p, dht], ids=lambda package: package.__name__)
 def test_every_exported_name_exists(package: Any):
     assert [name for name in package.__all__ if getattr(package, name, None) is None] == []
+
+
+def test_the_overlay_is_loaded_when_a_name_of_it_is_used():
+    program = (
+        "import sys, dht; assert not {'dht.node', 'dht.swarm', 'synapse_p2p.server'} & set(sys.modules); "
+        "from dht import *; assert Swarm is dht.Swarm is sys.modules['dht.swarm'].Swarm; dht.exceptions.JoinFailed"
+    )
+
+    subprocess.run([sys.executable, "-c", program], check=True)
+    with pytest.raises(AttributeError, match="module 'dht' has no attribute 'Swarn'"):
+        _ = dht.Swarn
 
 
 def test_every_error_is_exported_by_the_package_that_raises_it():

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from synapse_p2p.agent import AgentNode
+from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
 from synapse_p2p.background import wait_at_most
 from synapse_p2p.identity import SEED_SIZE_BYTES, Identity
 
@@ -141,6 +142,7 @@ class Worker:
             job,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the demo alone, which ends its workers in good order
         )
         assert process.stdin is not None
         process.stdin.write(network_key.hex().encode() + b"\n")
@@ -151,14 +153,19 @@ class Worker:
         return [profile.name for profile in self.profiles]
 
     async def reports(self) -> list[dict[str, Any]]:
-        """What each of its agents said when it had joined, in order."""
+        """What each of its agents said when it had joined, in order. Raises CommandError where one does not join."""
         assert self.process.stdout is not None
         reports = []
         for profile in self.profiles:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                line = await self.process.stdout.readline()
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    line = await self.process.stdout.readline()
+            except TimeoutError:
+                text = f"{profile.name} had not joined after {START_TIMEOUT_S:.0f} s: this machine may be too busy"
+                raise CommandError(ExitCode.TIMEOUT, text, "demo") from None
             if not line:
-                raise RuntimeError(f"the process of {profile.name} ended before it had joined; its message is above")
+                text = f"the process of {profile.name} ended before it had joined; its message is above"
+                raise CommandError(ExitCode.FAILED, text, "demo")
             reports.append(json.loads(line))
         self.addresses = [report["address"] for report in reports]
         return reports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from synapse_p2p import Server
 from synapse_p2p.identity import network_id_of
 from tests.cli.typing_commands import PATIENCE_S, ROOT, Up, typed, up
 
@@ -106,11 +108,14 @@ def test_find_names_who_offers_it_and_needs_no_seed(rita: Up, olga: Up):
 def test_the_first_agent_is_told_of_soon(rita: Up, olga: Up):
     before = os.times()
 
-    command = [sys.executable, "-m", "synapse_p2p", "find", "code-review", "--jsonl"]
+    command = [sys.executable, "-X", "importtime", "-m", "synapse_p2p", "find", "code-review", "--jsonl"]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=PATIENCE_S)
 
     after = os.times()
     assert [json.loads(line)["name"] for line in told.stdout.splitlines()] == ["Rita"]
+    loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
+    assert "dht.swarm" in loaded
+    assert not loaded & {"rich", "sqlite3", "tomllib", "simulations", "synapse_p2p.blocking"}
     took_s = after.children_user + after.children_system - before.children_user - before.children_system
     assert took_s < MAX_FIRST_CPU_S
 
@@ -198,6 +203,24 @@ def test_call_runs_a_function_here_there_and_as_operator(rita: Up, olga: Up):
     assert (refused.code, refused.err.splitlines()[0].startswith("Error: reset is not open to you")) == (6, True)
     wrong = typed(*here, "ad", "2")
     assert (wrong.code, wrong.err) == (3, "Error: Unregistered endpoint called: ad; did you mean 'add'?\n")
+
+
+async def test_call_reaches_a_server_that_speaks_the_plain_wire_alone():
+    app = Server()
+
+    @app.endpoint()
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with await asyncio.start_server(app.handle_data, "127.0.0.1", 0) as listener:
+        place = f"legacy://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        shown = await asyncio.to_thread(typed, "call", place, "add", "2", "b=3")
+        unknown = await asyncio.to_thread(typed, "call", place, "ad", "2")
+    gone = await asyncio.to_thread(typed, "call", place, "add", "2")
+
+    assert (shown.code, shown.out) == (0, "5\n")
+    assert (unknown.code, unknown.err) == (1, "Error: Unregistered endpoint called: ad\n")
+    assert gone.code == 4
 
 
 def test_operator_endpoints_are_closed_to_others(rita: Up):
@@ -316,6 +339,15 @@ def test_watch_tells_of_calls_and_of_who_comes_and_goes(folder: Path, rita: Up):
     assert lines[-1]["name"] == "Olga\x1b[31m"
 
 
+def test_watch_writes_a_line_for_each_thing_where_there_is_no_terminal(rita: Up, olga: Up):
+    shown = typed("watch", "--data-dir", rita.data_dir, "--seconds", "0.1")
+
+    own_id, second_id = (node.seed[:16] for node in (rita, olga))
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.splitlines()[0] == f"Rita {own_id} is watched"
+    assert f"Olga\\x1b[31m {second_id} offers coding" in shown.out
+
+
 def test_a_node_that_is_stopped_does_not_answer_and_doctor_says_so(rita: Up):
     rita.popen.send_signal(signal.SIGSTOP)
     try:
@@ -394,6 +426,9 @@ def test_id_makes_keys_and_never_over_others(folder: Path):
     network = typed("id", "new-network-key", str(folder / "net.key"), "--json").found
     meant = typed("id", "network", "--network", "lab", "--network-key-file", str(folder / "net.key"), "--json").found
 
+    assert typed("id", "new", str(folder / "other.key")).out.startswith(
+        f"path        {folder / 'other.key'}\nid          "
+    )
     assert typed("id", "show", made["path"]).out.splitlines()[0] == f"id          {made['id']}"
     assert (meant["network"], meant["fingerprint"]) == ("lab", network["fingerprint"])
     assert typed("id", "network").out == f"network id  {network_id_of('').hex()}\n"

@@ -209,6 +209,15 @@ def test_a_node_that_knows_nobody_though_it_has_seeds_has_failed():
     assert not is_healthy(checks)
 
 
+def test_where_no_seed_lets_it_in_nothing_else_is_to_blame():
+    alone = {**seed("unreachable", "10.0.0.5:9999 cannot be reached"), "contacts": 0, "suspects": 0}
+
+    checks = diagnose(alone, Evidence(own_dial=""))
+
+    assert only_problem(checks).name == "seeds"
+    assert [check.name for check in checks if check.state is State.SKIPPED] == ["table", "reachability", "record"]
+
+
 def test_nodes_that_cannot_be_asked_have_a_line_too():
     client, silent = diagnose_client(7, "Rita"), diagnose_silent(7, "", "127.0.0.1:1", "no answer")
 

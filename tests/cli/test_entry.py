@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from tests.cli.typing_commands import ROOT, typed
 
 MAX_HELP_CPU_S = 5 * 0.25  # 0.25 s on a quiet machine
 COMMANDS = (
-    ["up", "status", "peers", "find", "describe", "ask", "call", "doctor", "trace", "watch", "id", "simulate"],
+    ["up", "status", "peers", "find", "describe", "ask", "call", "doctor", "trace", "watch", "demo", "id", "simulate"],
     ["show", "new", "new-network-key", "network"],
 )
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDEVMODE"} | {"PYTHONPATH": str(ROOT)}
@@ -48,6 +50,15 @@ def test_help_is_there_at_once_and_loads_no_overlay():
     assert not loaded & {"dht", "rich", "cryptography", "msgpack", "synapse_p2p.server", "synapse_p2p.client"}
     took_s = after.children_user + after.children_system - before.children_user - before.children_system
     assert took_s < MAX_HELP_CPU_S  # of the processor; Windows tells 0
+
+
+@pytest.mark.parametrize("command", COMMANDS[1])
+def test_each_command_of_id_has_help_with_its_name(command: str):
+    shown = typed("id", command, "--help")
+
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.startswith(f"Usage: synapse id {command} [OPTIONS]")
+    assert "--json" in shown.out
 
 
 @pytest.mark.parametrize("command", COMMANDS[0])
@@ -111,6 +122,39 @@ def test_a_shell_completes_commands():
     assert ended.stdout.split() == ["status"]
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("typed_so_far", "completions"),
+    [
+        ("synapse wa", ["watch"]),
+        ("synapse find x --exp", ["--explain"]),
+        ("synapse id new", ["new", "new-network-key"]),
+    ],
+)
+def test_bash_completes_what_is_typed_once_it_has_read_what_show_completion_prints(
+    tmp_path: Path, typed_so_far: str, completions: list[str]
+):
+    command = tmp_path / "synapse"
+    command.write_text(f"#!{sys.executable}\nfrom synapse_p2p.apps.cli.entry import main\nmain()\n", encoding="utf-8")
+    command.chmod(0o755)
+    script = (
+        'eval "$(synapse --show-completion)"; '  # from a file it would be just so
+        f"COMP_WORDS=({typed_so_far}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
+        "$(complete -p synapse | sed 's/.* -F \\([^ ]*\\) .*/\\1/') synapse; echo \"${COMPREPLY[@]}\""
+    )
+
+    ended = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=ENVIRONMENT | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        check=True,
+    )
+
+    assert (ended.stdout.split(), ended.stderr) == (completions, "")
+
+
 @pytest.mark.parametrize("verb", [*VERBS_OF_RELEASE_2, "", "node"])
 def test_verbs_of_release_2_print_the_new_ones(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -172,6 +216,21 @@ def test_a_terminal_gets_colours_unless_they_are_unwanted(
     assert "[red]well[/red] \\x07" in shown  # strangers write no markup
     assert "[bold]2" in shown
     assert "\x07" not in shown
+
+
+def test_a_terminal_gets_plain_text_where_there_is_no_rich(monkeypatch: pytest.MonkeyPatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Terminal()
+
+    Screen("synapse", out=terminal).show([Line("well", Tone.GOOD)])
+
+    assert terminal.getvalue() == "well\n"
 
 
 def test_a_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch):

@@ -65,28 +65,29 @@ def test_later_looks_tell_of_what_is_new():
 
 def test_the_screen_shows_agents_and_what_happened_last():
     watched = Watched()
+    watched.on_look(status(), [agent(1, "python")], [])
     watched.on_look(status(), [agent(1, "python"), agent(2, "docs", is_known=False)], [])
 
     shown = plain_text(view_of_watched(watched)).splitlines()
 
-    assert shown[0] == (
-        "Rita aaaaaaaaaaaaaaaa, up 1 min: 2 contacts, 1 of whom failed lately, 2 sessions, 0 calls served; about 3 "
-        "nodes in the network"
-    )
-    assert shown[1] == "tasks: 1 of 8 running, 0 waiting"
-    assert [line.split()[0] for line in shown[2:5]] == ["NAME", "agent1", "agent2"]
-    assert shown[4].endswith("silent")
-    assert shown[-2:] == ["agent1 0000000000000000 offers python", "agent2 0000000000000000 offers docs"]
+    assert shown[0] == "Rita aaaaaaaaaaaaaaaa, up 1 min, in a network of about 3 nodes"
+    assert shown[1] == "2 contacts, 1 of whom failed lately; 2 sessions; 0 calls served"
+    assert shown[2] == "tasks: 1 of 8 running, 0 waiting"
+    assert [line.split()[0] for line in shown[3:6]] == ["NAME", "agent1", "agent2"]
+    assert shown[5].endswith("silent")
+    assert shown[-2:] == ["Rita aaaaaaaaaaaaaaaa is watched", "agent2 0000000000000000 offers docs"]
 
 
 def test_a_crowd_does_not_fill_the_screen():
     watched = Watched()
-    watched.on_look(status(), [agent(number, "python") for number in range(MAX_AGENTS_SHOWN + 5)], [])
+    crowd = [agent(number, "python") for number in range(MAX_AGENTS_SHOWN + 5)]
+    watched.on_look(status(), [], [])
+    watched.on_look(status(), crowd, [])
 
     shown = plain_text(view_of_watched(watched)).splitlines()
 
     assert "and 5 more" in shown
-    assert len(shown) == 2 + 1 + MAX_AGENTS_SHOWN + 1 + 1 + MAX_HAPPENINGS
+    assert len(shown) == 3 + 1 + MAX_AGENTS_SHOWN + 1 + 1 + MAX_HAPPENINGS
 
 
 def test_each_event_has_its_words_and_one_of_a_later_release_is_shown_as_it_is():

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from synapse_p2p import AgentNode, CallError
+from tests.cli.typing_commands import up
 from tests.compat.conftest import Release
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "plain_messages.json"
@@ -93,6 +94,19 @@ async def test_their_call_returns_what_our_handler_returns(
     release: Release, port: int, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
 ):
     assert await release.call(port, *args, **kwargs) == ("returned", value)
+
+
+async def test_an_agent_that_the_command_up_runs_takes_their_tasks(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with up(tmp_path, "--agent", "agents:rita") as node:
+        port = int(node.seed.rpartition(":")[2])
+
+        assert await release.call(port, "add", 2, b=3) == ("returned", 5)
+        answer = await release.call(port, "_node.ask", "Review this", {"diff": "+1"})
+
+    assert answer == ("returned", {"task": "Review this", "context": {"diff": "+1"}})
 
 
 @pytest.mark.parametrize(("args", "kwargs", "text"), RAISED.values(), ids=RAISED.keys())

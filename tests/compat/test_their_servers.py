@@ -106,9 +106,12 @@ async def test_a_request_over_their_limit_is_refused_there(old_port: int, releas
     assert await client.call("_synapse.ping") == "pong"
 
 
-def test_the_command_call_reaches_them(old_port: int):
+def test_the_command_call_reaches_them(old_port: int, release: Release):
     place = f"legacy://127.0.0.1:{old_port}"
+    prefix = agent_prefix(release)
 
+    answer = typed("call", place, f"{prefix}ask", "Review this", 'context={"diff": "+1"}', "--json")
+    assert answer.found == {"result": {"task": "Review this", "context": {"diff": "+1"}}}
     assert typed("call", place, "sum", "2", "b=3").out == "5\n"
     assert typed("call", f"127.0.0.1:{old_port}", "sum", "2", "3", "--json").found == {"result": 5}
     assert typed("call", place, "missing").code == 1

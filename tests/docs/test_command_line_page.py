@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -72,3 +73,35 @@ def test_the_page_has_every_command_and_every_setting():
     for name in settings:
         value = ["a:1"] if name == "seed" else 3 if name == "timeout" else "x"
         assert settle({name: value}, {}) != settle({}, {}), name
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+def test_every_key_that_programs_get_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "reviewer.py").write_text(dict(PROGRAM.findall(PAGE))["reviewer.py"], encoding="utf-8")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    typed_of = {
+        "find": ["find", "python", "--explain"],
+        "describe": ["describe", "python"],
+        "ask": ["ask", "python", "Review this"],
+        "call": ["call", "here", "add", "2", "3"],
+        "doctor": ["doctor"],
+        "trace": ["trace", "python"],
+        "id": ["id"],
+    }
+
+    with up(tmp_path, "--agent", "reviewer:agent", "--json") as node:
+        found = {"up": json.loads(node.read_until(r"(?m)^(\{.*\})$"))}
+        found |= {command: typed(*arguments, "--json").found for command, arguments in typed_of.items()}
+        status = typed("status", "--json").found
+
+    for command, told in found.items():
+        listed = [value[0] for name, value in told.items() if name in ("agents", "described", "checks", "keys")]
+        assert {*told, *(key for each in listed for key in each)} <= keys_on_the_page(command), command
+    assert {"pid", "data_dir"} <= set(status) & keys_on_the_page("status")
+
+
+def keys_on_the_page(command: str) -> set[str]:
+    """What stands beside a command in the table of keys."""
+    (row,) = re.findall(rf"^\| `{command}[` ][^|]*\| (.*) \|$", PAGE.partition("| command | keys |")[2], re.MULTILINE)
+    return set(re.findall(r"`([a-z_]+)`", row))

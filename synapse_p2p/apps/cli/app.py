@@ -1,9 +1,8 @@
 """Which commands there are, and what can be said to each. What they do is loaded when one is called, not for `--help`.
 
 Each takes what was typed, has it done, and prints what was found: as a view for people, or with `--json` as it is.
+Annotations are no texts here (`from __future__`): typer reads them all at each start, and would have to evaluate them.
 """
-
-from __future__ import annotations
 
 import asyncio
 import os
@@ -318,6 +317,18 @@ def watch(
     _wait(watching.watch(settings, screen, interval_s=interval, seconds=seconds, emit=emit))
 
 
+@app.command()
+def demo(
+    ctx: typer.Context,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the swarm running until Ctrl-C, to look at it.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what was measured, as one JSON object.")] = False,
+) -> None:
+    """24 agents on this machine find each other, share out work, and go on when eight are killed."""
+    from synapse_p2p.apps.demo import demo as play
+
+    _wait(play(_screen(ctx), keep=keep, is_json=json))
+
+
 @ids.callback()
 def show_ids(ctx: typer.Context, network: Network = None, data_dir: DataDir = None, json: Json = False) -> None:
     """Who your nodes on this machine are."""
@@ -418,7 +429,7 @@ def _settings(
     return settle(given, read_settings_file(os.environ, sys.platform, os.path.expanduser("~")))
 
 
-def _screen(ctx: typer.Context) -> Screen:
+def _screen(ctx: typer.Context) -> "Screen":
     from synapse_p2p.apps.cli.program import DEFAULT
     from synapse_p2p.apps.cli.screen import Screen
 
@@ -437,7 +448,7 @@ def _wait(work: Awaitable[T]) -> T:
         raise typer.Exit(130) from None
 
 
-def _print(screen: Screen, found: dict[str, Any], view: Callable[[dict[str, Any]], Any], *, is_json: bool) -> None:
+def _print(screen: "Screen", found: dict[str, Any], view: Callable[[dict[str, Any]], Any], *, is_json: bool) -> None:
     if is_json:
         screen.emit(found)
     else:

@@ -17,6 +17,7 @@ class Tone(StrEnum):
     """What a line means to its reader; a terminal gives it a colour."""
 
     PLAIN = "plain"
+    HEADING = "heading"
     GOOD = "good"
     WARNING = "warning"
     BAD = "bad"

@@ -193,9 +193,11 @@ def _seed(seed: Mapping[str, Any]) -> Check:
 def _table(status: Mapping[str, Any]) -> Check:
     contacts, suspects = status["contacts"], status["suspects"]
     if not contacts:
-        if status["seeds_tried"]:
-            return Check("table", State.FAILED, "it knows nobody", "PROGRAM status, and what is said of the seeds")
-        return Check("table", State.SKIPPED, "nobody has joined it yet")
+        if not status["seeds_tried"]:
+            return Check("table", State.SKIPPED, "nobody has joined it yet")
+        if not is_healthy(_seeds(status)):
+            return Check("table", State.SKIPPED, "it knows nobody, for no seed let it in")  # the cause is said above
+        return Check("table", State.FAILED, "it knows nobody", "PROGRAM status, and what is said of the seeds")
     if not status["is_connected"]:
         return Check(
             "table",
@@ -262,6 +264,8 @@ def _record(status: Mapping[str, Any], evidence: Evidence) -> list[Check]:
                 "PROGRAM up, again; a clock that was set or a loop that was blocked does this",
             )
         ]
+    if status["seeds_tried"] and not status["contacts"]:
+        return [Check("record", State.SKIPPED, "kept by this node alone, as long as it knows nobody")]
     refused = [each for each in kept if not each["is_kept"]]
     if refused:
         words = dict.fromkeys(word for each in refused for word in each["refusals"])
@@ -275,7 +279,8 @@ def _record(status: Mapping[str, Any], evidence: Evidence) -> list[Check]:
                 "PROGRAM peers, then PROGRAM doctor",
             )
         ]
-    checks = [Check("record", State.OK, f"kept under {len(kept)} names, {expires_in_s / 60:.0f} min left")]
+    names = f"{len(kept)} name{'' if len(kept) == 1 else 's'}"
+    checks = [Check("record", State.OK, f"kept under {names}, {expires_in_s / 60:.0f} min left")]
     first = status["agent"]["capabilities"][0]
     if evidence.is_found is False:
         checks.append(

@@ -10,12 +10,16 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from dht.introduction import WILDCARDS
+from dht.results import SwarmStatus
 from synapse_p2p.data_dir import OPERATOR_KEY
+from synapse_p2p.transport.base import format_address, parse_address
 
 FILE_NAME = "running.json"
 MAX_FILE_BYTES = 16_384
@@ -74,6 +78,24 @@ def newest_first(nodes: Iterable[RunningNode]) -> list[RunningNode]:
 
 
 # Files and processes
+
+
+def this_process(status: SwarmStatus, *, name: str, folder: str, network_key_file: str = "") -> RunningNode:
+    """What is left of a node that runs here. `network_key_file` is absolute, for commands are typed anywhere."""
+    address = ""
+    if status.listening:
+        host, port = parse_address(status.listening[0])
+        address = format_address(WILDCARDS.get(host, host), port)
+    return RunningNode(
+        pid=os.getpid(),
+        id=status.id.hex(),
+        name=name,
+        network=status.network,
+        address=address,
+        network_key_file=network_key_file,
+        started_unix_ms=round(time.time() * 1000),
+        folder=folder,
+    )
 
 
 def leave(node: RunningNode) -> None:

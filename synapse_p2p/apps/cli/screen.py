@@ -1,11 +1,12 @@
 """Where a command prints: its findings on standard output, everything else on standard error.
 
-A terminal gets colours by rich, unless NO_COLOR is set (https://no-color.org) or TERM is `dumb`; a pipe or a file gets
-plain text.
+A terminal gets colours by rich, unless NO_COLOR is set (https://no-color.org), TERM is `dumb`, or there is no rich: the
+demo does without. A pipe or a file gets plain text.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from synapse_p2p.apps.cli.blocks import Block, Line, Tone, json_line, plain_text
 
 _STYLES = {
     Tone.PLAIN: "",
+    Tone.HEADING: "bold",
     Tone.GOOD: "green",
     Tone.WARNING: "yellow",
     Tone.BAD: "bold red",
@@ -55,8 +57,9 @@ class Screen:
 
 
 def is_coloured(stream: TextIO) -> bool:
-    """Whether escapes are welcome there."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Whether escapes are welcome there, and can be made."""
+    is_wanted = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return is_wanted and importlib.util.find_spec("rich") is not None
 
 
 def renderables(blocks: Iterable[Block]) -> list[Any]:

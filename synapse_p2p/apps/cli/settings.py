@@ -8,7 +8,6 @@ names of the flags: `seed = ["10.0.0.5:9999"]`, `network = "lab"`, `network-key-
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +54,8 @@ def settle(given: Mapping[str, Any], in_file: Mapping[str, Any]) -> Settings:
 
 def settings_of_file(text: str, *, path: str) -> dict[str, Any]:
     """What a settings file says. Raises ConfigError, naming the file and the setting."""
+    import tomllib  # here: most users have no file
+
     try:
         read = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

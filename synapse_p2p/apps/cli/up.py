@@ -7,27 +7,24 @@ import importlib
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from dht.bootstrap import SeedAddress
-from dht.introduction import WILDCARDS
 from dht.swarm import ALL_INTERFACES, LOOPBACK, Swarm
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.apps.cli import running
 from synapse_p2p.apps.cli.blocks import Line, Tone
 from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
-from synapse_p2p.apps.cli.running import RunningNode
 from synapse_p2p.apps.cli.screen import Screen
 from synapse_p2p.apps.cli.settings import Settings
 from synapse_p2p.apps.cli.views import Started, view_of_start
 from synapse_p2p.data_dir import default_folders
 from synapse_p2p.keyfile import KeyFault, KeyFileError
 from synapse_p2p.network_key import read_network_key
-from synapse_p2p.transport.base import format_address, is_loopback, parse_address
+from synapse_p2p.transport.base import is_loopback
 
 NODE_NAME = "node"
 """The folder of nodes without an agent."""
@@ -152,19 +149,11 @@ def _serve(
 @contextlib.contextmanager
 def _left_file(started: Started, name: str, screen: Screen) -> Iterator[None]:
     """Within it the other commands on this machine find the node."""
-    status = started.status
     if not started.folder:
         yield
         return
-    node = RunningNode(
-        pid=os.getpid(),
-        id=status.id.hex(),
-        name=name,
-        network=status.network,
-        address=_dialed_from_here(status.listening[0]) if status.listening else "",
-        network_key_file=started.network_key_file,
-        started_unix_ms=round(time.time() * 1000),
-        folder=started.folder,
+    node = running.this_process(
+        started.status, name=name, folder=started.folder, network_key_file=started.network_key_file
     )
     try:
         running.leave(node)
@@ -174,8 +163,3 @@ def _left_file(started: Started, name: str, screen: Screen) -> Iterator[None]:
         yield
     finally:
         running.take_away(node)
-
-
-def _dialed_from_here(listening: str) -> str:
-    host, port = parse_address(listening)
-    return format_address(WILDCARDS.get(host, host), port)

@@ -36,7 +36,7 @@ _WORDS = {
 
 
 class Watched:
-    """What is known of the swarm by now."""
+    """What is known of the swarm by now. `happened` is what a screen shows below the agents, the last of it."""
 
     def __init__(self) -> None:
         self.status: Mapping[str, Any] = {}
@@ -52,7 +52,8 @@ class Watched:
         now_there = {agent["id"]: agent for agent in agents}
         names = {node_id: agent["name"] for node_id, agent in (*self.agents.items(), *now_there.items())}
         happened: list[dict[str, Any]] = []
-        if not self.status:
+        is_first = not self.status
+        if is_first:
             own = status["agent"]
             happened.append({"event": "watching", "id": status["id"], "name": "" if own is None else own["name"]})
         happened += [
@@ -74,7 +75,7 @@ class Watched:
         if calls > 0:
             happened.append({"event": "calls", "id": status["id"], "name": "", "count": calls})
         self.status, self.agents = status, now_there
-        self.happened.extend(happened)
+        self.happened.extend(happened[:1] if is_first else happened)  # who is there at first is in the table
         return happened
 
     def _is_news(self, agent: Mapping[str, Any]) -> bool:
@@ -89,11 +90,15 @@ def view_of_watched(watched: Watched) -> list[Block]:
     size = status["size_estimate"]
     blocks: list[Block] = [
         Line(
-            f"{'a node' if own is None else own['name']} {status['id'][:16]}, up {span(status['uptime_s'])}: "
-            f"{status['contacts']} contacts, {status['suspects']} of whom failed lately, "
-            f"{status['sessions']} sessions, {status['calls_served']} calls served"
-            + ("" if size is None else f"; about {max(1, round(size))} nodes in the network")
-        )
+            f"{'a node' if own is None else own['name']} {status['id'][:16]}, up {span(status['uptime_s'])}"
+            + ("" if size is None else f", in a network of about {max(1, round(size))} nodes"),
+            Tone.HEADING,
+        ),
+        Line(
+            f"{status['contacts']} contacts, {status['suspects']} of whom failed lately; "
+            f"{status['sessions']} sessions; {status['calls_served']} calls served",
+            Tone.QUIET,
+        ),
     ]
     if own is not None:
         blocks.append(
