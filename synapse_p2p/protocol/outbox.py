@@ -15,7 +15,7 @@ from synapse_p2p.protocol.wire import MAX_WHOLE_BYTES, FrameKind, PartFlag, enco
 MAX_UNFINISHED_BYTES = 8 * MIB  # of messages that travel in parts at one time; a longer one travels alone
 MAX_UNFINISHED = 64  # of such messages
 PART_BYTES = MAX_WHOLE_BYTES - 64  # so that two parts, with their headers, fill one record, and none is left over
-MAX_BLOCK_BYTES = 64 * 1024  # of task frames taken at once, or a little more: what a late control frame waits for
+MAX_BLOCK_BYTES = 2 * PART_BYTES  # of task frames taken at once, or a little more: what a late control frame waits for
 
 # Read for every call; in Python 3.11 finding a member in its class takes ten times as long as reading a name.
 _CONTROL, _TASK = FrameKind.CONTROL, FrameKind.TASK
