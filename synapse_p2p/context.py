@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeAlias
 
 from synapse_p2p.identity import NodeID
+from synapse_p2p.protocol.wire import quick_value
 
 
-@dataclass(frozen=True, slots=True)
+@quick_value
 class CallContext:
     """Who called, from where, and how long the answer is wanted.
 
