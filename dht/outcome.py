@@ -50,7 +50,7 @@ class Why(Enum):
 
 class TraceStep(NamedTuple):
     """One event of a lookup: when (seconds, the runner's clock), to whom, its depth, and on which path; of one asked
-    also why, and who of those one hop before it named it; None of a contact of our own.
+    also why, and who one hop before named it: nobody of a contact of our own, or where five or more had named it.
     """
 
     at: float

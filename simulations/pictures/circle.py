@@ -39,13 +39,13 @@ def circle_picture(traced: TracedLookup) -> Picture:
         target=target,
         nearest=nearest,
         requests=drawn,
-        path=[turn_of(node_id) for node_id in path],
+        path=[(request.hop, request.turn) for request in requests if request.is_on_path],
         lens=LENS_MARGIN * max((abs(offset_of(turn, target)) for turn in nearest), default=0.5),
     )
     took_ms = max((request.ended_ms for request in requests), default=0.0)
     found = {None: "", True: " It found the nearest node.", False: " It missed the nearest node."}[traced.is_success]
     alt = (
-        f"A circle of {traced.member_count:,} nodes. The lookup reached the nearest that answered over {len(path)} "
+        f"A circle of {traced.member_count:,} nodes. The lookup reached the nearest that answered in {outcome.hops} "
         f"hops; it asked {outcome.asked}, of whom {outcome.failed} failed, in {took_ms:,.0f} ms.{found}"
     )
     caption = (

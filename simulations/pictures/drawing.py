@@ -248,12 +248,13 @@ def _draw_ring(axes: Any, circle: KeyCircle) -> None:
     for request in circle.requests:
         axes.plot(*zip(at_searcher, _at(request.turn), strict=True), color=PALE, linewidth=0.7, zorder=1)
     _scatter_all(axes, circle, _at)
-    ends = [at_searcher, *map(_at, circle.path)]
+    ends = [at_searcher, *(_at(turn) for _, turn in circle.path)]
     for begin, end in pairwise(ends):
         arrow = {"arrowstyle": "-|>", "color": BLACK, "linewidth": 1.6, "shrinkA": 5, "shrinkB": 5}
         axes.annotate("", end, begin, arrowprops=arrow, zorder=6)
-    for number, (turn, level) in enumerate(zip(circle.path, levels_of(circle.path, 0.03), strict=True), start=1):
-        axes.text(*_at(turn, 1.11 + 0.1 * level), str(number), ha="center", va="center", fontweight="bold")
+    levels = levels_of([turn for _, turn in circle.path], 0.03)
+    for (hop, turn), level in zip(circle.path, levels, strict=True):
+        axes.text(*_at(turn, 1.11 + 0.1 * level), str(hop), ha="center", va="center", fontweight="bold")
     axes.set_aspect("equal")
     limit = 1.25
     axes.set_xlim(-limit, limit)
@@ -292,12 +293,10 @@ def _draw_lens(axes: Any, circle: KeyCircle) -> None:
     reach = min(0.5, circle.lens)
     axes.axhline(0, color=PALE, zorder=0)
     _scatter_all(axes, circle, at)
-    inside = [
-        (number, turn) for number, turn in enumerate(circle.path, 1) if abs(offset_of(turn, circle.target)) <= reach
-    ]
+    inside = [(hop, turn) for hop, turn in circle.path if abs(offset_of(turn, circle.target)) <= reach]
     levels = levels_of([turn for _, turn in inside], reach / 25)
-    for (number, turn), level in zip(inside, levels, strict=True):
-        axes.text(at(turn)[0], 0.45 + 0.4 * level, str(number), ha="center", va="center", fontweight="bold")
+    for (hop, turn), level in zip(inside, levels, strict=True):
+        axes.text(at(turn)[0], 0.45 + 0.4 * level, str(hop), ha="center", va="center", fontweight="bold")
     axes.set_xlim(-100 * reach, 100 * reach)
     axes.set_ylim(-0.5, 1.1)
     axes.set_yticks([])

@@ -124,7 +124,7 @@ class Request:
 class KeyCircle:
     """The key space as a circle, and one lookup on it. All places are turns, 0 to 1, by the id's part of the space.
 
-    `path` has the places of those who led to the nearest one, the searcher aside; `requests` are all, as they were
+    `path` has those who led to the nearest one, the searcher aside, each with its hop; `requests` are all, as they were
     asked. `lens` is how far from the target, in turns, a close look at it has to reach to show the nearest.
     """
 
@@ -133,7 +133,7 @@ class KeyCircle:
     target: float
     nearest: Sequence[float]
     requests: Sequence[Request]
-    path: Sequence[float]
+    path: Sequence[tuple[int, float]]
     lens: float
 
 

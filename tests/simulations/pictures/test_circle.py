@@ -84,8 +84,8 @@ def test_the_picture_says_what_it_shows():
     missed = circle_picture(traced(is_success=False))
 
     assert isinstance(picture.drawing, KeyCircle)
-    assert picture.drawing.path == [turn_of(ANN), turn_of(BOB)]
-    assert "reached the nearest that answered over 2 hops" in picture.alt
+    assert picture.drawing.path == [(1, turn_of(ANN)), (2, turn_of(BOB))]
+    assert "reached the nearest that answered in 2 hops" in picture.alt
     assert "300 ms" in picture.alt
     assert "3 of 4 nodes are drawn, and the 2 nearest" in picture.caption
     assert "It missed the nearest node." in missed.caption
