@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from simulations.pictures.circle import levels_of, offset_of
 from simulations.pictures.shapes import (
@@ -47,6 +47,7 @@ GREY, PALE = "#767676", "#C8C8C8"
 COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK)
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MAX_TICKS = 8  # of places of its own that an axis names
 HATCHES = ("", "///", "...", "xxx", "---", "ooo", "+++")
 SETTINGS = {
     "font.size": 11,
@@ -201,12 +202,13 @@ def _loads(loads: Loads) -> Figure:
 def _responses(responses: Responses) -> Figure:
     figure = _figure(4.6)
     axes = figure.subplots()
-    for (label, points), colour, line, marker in zip(responses.series, cycle(COLOURS), cycle(LINES), cycle(MARKERS)):
+    styles = zip(responses.series, _asides(responses), cycle(COLOURS), cycle(LINES), cycle(MARKERS))
+    for (label, points), aside, colour, line, marker in styles:
         y = [point.y for point in points]
         beneath = [max(0.0, point.y - point.low) for point in points]
         above = [max(0.0, point.high - point.y) for point in points]
         axes.errorbar(
-            [point.x for point in points],
+            [point.x + aside for point in points],
             y,
             yerr=(beneath, above),
             color=colour,
@@ -219,9 +221,10 @@ def _responses(responses: Responses) -> Figure:
         axes.plot(*zip(*responses.model, strict=True), color=GREY, linestyle=":", label=responses.model_label)
     if responses.is_log_x:
         axes.set_xscale("log")
-        axes.set_xticks(sorted({point.x for _, points in responses.series for point in points}))
+        at = sorted({point.x for _, points in responses.series for point in points})
+        axes.xaxis.set_major_locator(FixedLocator(at) if len(at) <= MAX_TICKS else LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0) if responses.is_share_x else FuncFormatter(_plain))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, 0) if responses.is_share_x else FuncFormatter(_plain))
     axes.margins(x=0.08)
     if responses.is_share_y:
         _share_axis(axes, [point for _, points in responses.series for point in points])
@@ -229,6 +232,13 @@ def _responses(responses: Responses) -> Figure:
     axes.set_ylabel(responses.y_label)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _asides(responses: Responses) -> list[float]:
+    """How far each series stands aside of where it is, that one does not cover another at the same place."""
+    places = [point.x for _, points in responses.series for point in points]
+    apart = 0.0 if responses.is_log_x else (max(places) - min(places)) / 100
+    return [apart * (number - (len(responses.series) - 1) / 2) for number in range(len(responses.series))]
 
 
 def _circle(circle: KeyCircle) -> Figure:

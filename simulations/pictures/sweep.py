@@ -80,8 +80,9 @@ def _response(parameter: _Parameter, cells: Sequence[Figures]) -> Picture | Left
         parameter.title,
         f"{len(those)} runs",
         f"{len(points)} points of success by {parameter.x_label}: the lowest is {worst.y:.2%}, at {at}.",
-        f"{len(those)} runs of {each_of} lookups; runs that differ in their seed alone are one point. The bars are "
-        "95 % Wilson intervals of all lookups of a point, as if each were independent of the others.",
+        f"{len(those)} runs of {each_of} lookups; those of one series at one place are one point. The bars are "
+        "95 % Wilson intervals of all lookups of a point, as if each were independent of the others"
+        + ("; series stand a little beside each other." if len(series) > 1 and not parameter.is_log else "."),
         Responses(parameter.x_label, "success", parameter.is_share, True, parameter.is_log, series),
     )
 
