@@ -90,6 +90,22 @@ def test_what_a_run_says_is_text_and_never_html(tmp_path: Path):
     assert [file.name for file in tmp_path.iterdir()] == [PAGE_NAME]
 
 
+@pytest.mark.parametrize(
+    ("passed", "interrupted", "said"),
+    [(True, False, "It passed."), (False, False, "It FAILED: lookups failed."), (False, True, "It was interrupted")],
+)
+def test_a_page_says_how_the_run_ended_and_without_pictures_needs_no_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passed: bool, interrupted: bool, said: str
+):
+    monkeypatch.delitem(sys.modules, "simulations.pictures.drawing")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    figures = {"scenario": "x", "nodes": 3, "notes": [], "error": None, "passed": passed, "interrupted": interrupted}
+
+    write_run_page(Report(figures), COMMAND, tmp_path, "run")
+
+    assert said in page_of(tmp_path).text
+
+
 def test_a_sweep_has_its_pictures_and_its_cells_up_to_a_bound(tmp_path: Path):
     settings = {"sabotage": ""}
     ends = [
