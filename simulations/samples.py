@@ -28,15 +28,15 @@ MAX_MEMBERS = 1_000
 FOUND, MISSED = "found", "missed"
 FAULT_NAMES = {
     "crash": "crash",
-    "fall": "falls silent",
-    "stop": "leaves",
+    "fall": "silence",
+    "stop": "departure",
     "restart": "restart",
-    "pause": "stands still",
-    "cut": "is cut off",
+    "pause": "standstill",
+    "cut": "cut off",
     "heal": "cut healed",
     "loss": "loss set",
     "nat": "NAT set",
-    "ClockSkew": "clock set wrong",
+    "ClockSkew": "wrong clock",
 }
 """What is shown of a fault, by the first word that the digest has of it. A fault of a timetable that the network does
 to a host is in the digest twice, and shown by what is done."""

@@ -49,8 +49,8 @@ def circle_picture(traced: TracedLookup) -> Picture:
         f"hops; it asked {outcome.asked}, of whom {outcome.failed} failed, in {took_ms:,.0f} ms.{found}"
     )
     caption = (
-        f"Every id has its place on the circle; {len(drawing.members):,} of {traced.member_count:,} nodes are drawn, "
-        f"and the {len(nearest)} nearest to the target of all. A number is a hop of the way to the nearest that "
+        f"Every id has its place on the circle; {len(drawing.members) + 1:,} of {traced.member_count:,} nodes are "
+        f"drawn, and the {len(nearest)} nearest to the target of all. A number is a hop of the way to the nearest that "
         "answered: who is asked names others, and the searcher asks those itself. Nearness is by XOR, so the nearest "
         f"are on one side or on both.{found} Of all lookups whose trace was seen one that missed is drawn, or else "
         "the one with the most hops, then failures."

@@ -282,8 +282,8 @@ def _draw_timetable(axes: Any, requests: Sequence[Request]) -> None:
             left=request.asked_ms,
             color=colour,
             hatch=hatch,
-            edgecolor=BLACK if request.is_on_path else colour,
-            linewidth=1.6 if request.is_on_path else 0.5,
+            edgecolor=BLACK if request.is_on_path else None,  # else of older releases the hatches would have it too
+            linewidth=1.6,
         )
     hops = [(row, request.hop) for row, request in enumerate(requests, start=1) if request.is_on_path]
     axes.set_yticks([row for row, _ in hops], [f"hop {hop}" for _, hop in hops])

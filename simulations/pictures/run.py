@@ -66,17 +66,18 @@ def _latency(samples: Samples) -> Picture | LeftOut:
     seconds = {kind: [max(LEAST_SHOWN_S, each) for each in kept.values] for kind, kept in samples.seconds.items()}
     is_log = any(max(values) > LONG_TAIL * quantile(values, 0.5) for values in seconds.values())
     quantiles = [
-        f"{kind}: median {_time(quantile(values, 0.5))}, 99 % within {_time(quantile(values, 0.99))}"
+        f"{kind} ({_size(samples.seconds[kind])}): median {_time(quantile(values, 0.5))}, "
+        f"99 % within {_time(quantile(values, 0.99))}"
         for kind, values in seconds.items()
     ]
-    sizes = ", ".join(f"{_size(kept)} {kind}" for kind, kept in samples.seconds.items())
+    is_clipped = is_log and any(min(kept.values) < LEAST_SHOWN_S for kept in samples.seconds.values())
     return Picture(
         "latency",
         title,
         f"{sum(kept.count for kept in samples.seconds.values()):,} lookups",
         f"Cumulative shares by virtual time. {'; '.join(quantiles)}.",
-        f"Virtual time from the begin to the end of each, those that failed too: {sizes}. {'; '.join(quantiles)}."
-        + (" Under 1 ms is drawn at 1 ms." if is_log else ""),
+        f"Virtual time from the begin to the end of each, those that failed too. {'; '.join(quantiles)}."
+        + (" Under 1 ms is drawn at 1 ms." if is_clipped else ""),
         Latencies([curve_of(kind, values) for kind, values in seconds.items()], is_log),
     )
 
@@ -98,7 +99,7 @@ def _load(samples: Samples) -> Picture | LeftOut:
     median, p99, most, total = quantile(counts, 0.5), quantile(counts, 0.99), counts[-1], sum(counts)
     mean = total / len(counts)
     is_log = most > LONG_TAIL * median
-    top = counts[-max(1, len(counts) // 100) :]
+    top = counts[-(len(counts) // 100) :]
     return Picture(
         "load",
         title,
@@ -106,7 +107,7 @@ def _load(samples: Samples) -> Picture | LeftOut:
         f"A histogram of messages by node: median {median:,}, 99 % at most {p99:,}, the busiest {most:,}.",
         f"{total:,} messages, requests and answers, that arrived at {len(counts):,} hosts in the whole run, those that "
         f"came late or went early too. Mean {mean:,.0f}, median {median:,}; the busiest had {most / mean:.1f} times "
-        f"the mean, and the busiest 1 % had {sum(top) / total:.1%} of all.",
+        f"the mean" + (f", and the busiest 1 % had {sum(top) / total:.1%} of all." if len(counts) >= 100 else "."),
         Loads(*histogram_of(counts, is_log=is_log), median, p99, most, is_log),
     )
 
@@ -136,8 +137,8 @@ def _circle(samples: Samples) -> Picture | LeftOut:
 
 
 def _size(kept: Reservoir) -> str:
-    drawn = "" if kept.count <= MAX_SECONDS else f", {MAX_SECONDS:,} of them drawn at random,"
-    return f"{kept.count:,}{drawn}"
+    of_them = "" if kept.count <= MAX_SECONDS else f", {MAX_SECONDS:,} of them at random"
+    return f"{kept.count:,}{of_them}"
 
 
 def _time(seconds: float) -> str:

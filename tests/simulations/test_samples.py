@@ -92,10 +92,10 @@ def test_a_lookup_counts_when_it_began_and_by_its_kind():
     ("fault", "name"),
     [
         ("crash", "crash"),
-        ("fall silent", "falls silent"),
-        ("pause 3.0 s", "stands still"),
-        ("cut 1 both ways", "is cut off"),
-        ("ClockSkew(host=3, skew_s=5.0)", "clock set wrong"),
+        ("fall silent", "silence"),
+        ("pause 3.0 s", "standstill"),
+        ("cut 1 both ways", "cut off"),
+        ("ClockSkew(host=3, skew_s=5.0)", "wrong clock"),
         ("Crash(host=3)", None),  # of a timetable: the crash itself follows
         ("", None),
     ],

@@ -87,7 +87,7 @@ def test_the_picture_says_what_it_shows():
     assert picture.drawing.path == [(1, turn_of(ANN)), (2, turn_of(BOB))]
     assert "reached the nearest that answered in 2 hops" in picture.alt
     assert "300 ms" in picture.alt
-    assert "3 of 4 nodes are drawn, and the 2 nearest" in picture.caption
+    assert "4 of 4 nodes are drawn, and the 2 nearest" in picture.caption
     assert "It missed the nearest node." in missed.caption
 
 

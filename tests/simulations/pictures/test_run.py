@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simulations.pictures.run import MAX_CURVE_POINTS, curve_of, histogram_of, pictures_of_run
 from simulations.pictures.shapes import HopBars, Lapse, Latencies, Loads, Picture
 from simulations.report import Report, run_scenario
-from simulations.samples import Samples
+from simulations.samples import MAX_SECONDS, Samples
 from simulations.scenarios import SCENARIOS, Settings
 from simulations.scenarios.base import Start
 from simulations.statistics import quantile
@@ -87,7 +87,7 @@ def test_the_curve_of_a_kind_ends_with_its_slowest():
 
 def test_a_long_tail_has_a_logarithmic_axis():
     kept = samples()
-    for seconds in (0.1, 0.1, 9.0):
+    for seconds in (0.0, 0.1, 0.1, 9.0):
         kept.add_seconds("read", seconds)
 
     latency = drawn(kept)["latency"]
@@ -136,3 +136,22 @@ def test_a_histogram_has_every_value_between_its_edges(values: list[int], is_log
     for number, count in enumerate(counts):
         inside = sum(edges[number] <= value < edges[number + 1] for value in values)
         assert count == inside or number == len(counts) - 1
+
+
+def test_of_very_many_durations_the_caption_says_how_many_are_drawn():
+    kept = samples()
+    for _ in range(MAX_SECONDS + 1):
+        kept.add_seconds("read", 0.1)
+
+    assert f"read ({MAX_SECONDS + 1:,}, {MAX_SECONDS:,} of them at random)" in drawn(kept)["latency"].caption
+
+
+@pytest.mark.parametrize(("hosts", "is_said"), [(99, False), (200, True)])
+def test_the_share_of_the_busiest_hundredth_is_said_where_there_is_one(hosts: int, is_said: bool):
+    kept = samples()
+    kept.arrivals = {number.to_bytes(32, "big"): 1 + 99 * (number < 2) for number in range(hosts)}
+
+    caption = drawn(kept)["load"].caption
+
+    assert ("the busiest 1 % had" in caption) is is_said
+    assert not is_said or f"{200 / 398:.1%} of all" in caption
