@@ -4,7 +4,7 @@
 
 All designs run on the same virtual network, with the same latencies, providers and deaths; see `discovery_run.py`. What
 an earlier run finished is in the file of results, and not played again. At the end the table of the page and the plot
-beside it are written anew, for which matplotlib has to be there (`pip install -e '.[bench]'`).
+beside it are written anew, for which matplotlib has to be there (`pip install -e '.[plots]'`).
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def table(runs: Sequence[Run]) -> str:
 
 def write_plot(path: Path, runs: Sequence[Run]) -> None:
     """Draw the plot. The same figures give the same bytes, with one version of matplotlib."""
-    import matplotlib  # pyrefly: ignore[missing-import]
+    import matplotlib
 
     settings = {
         "svg.hashsalt": "discovery",  # else the names inside differ from time to time
@@ -82,8 +82,8 @@ def write_plot(path: Path, runs: Sequence[Run]) -> None:
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
     }
     with matplotlib.rc_context(settings):
-        from matplotlib.backends.backend_svg import FigureCanvasSVG  # pyrefly: ignore[missing-import]
-        from matplotlib.figure import Figure  # pyrefly: ignore[missing-import]
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
 
         figure = Figure(figsize=(10, 5.6), layout="constrained")
         FigureCanvasSVG(figure)

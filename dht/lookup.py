@@ -548,7 +548,11 @@ class Lookup:
         return not candidate.has_value or candidate.version < newest
 
     def _record(self, event: TraceEvent, candidate: Candidate, now: float, why: Why | None = None) -> None:
-        self._trace.append(TraceStep(now, event, candidate.contact.id, candidate.depth, candidate.path, why))
+        contact_id, depth, path = candidate.contact.id, candidate.depth, candidate.path
+        named_by = None
+        if why is not None:
+            named_by = next((each.contact.id for each in candidate.informers if each.depth == depth - 1), None)
+        self._trace.append(TraceStep(now, event, contact_id, depth, path, why, named_by))
 
 
 def _is_in_time(candidate: Candidate | None) -> bool:

@@ -50,7 +50,7 @@ class Why(Enum):
 
 class TraceStep(NamedTuple):
     """One event of a lookup: when (seconds, the runner's clock), to whom, its depth, and on which path; of one asked
-    also why.
+    also why, and who one hop before named it: nobody of a contact of our own, or where five or more had named it.
     """
 
     at: float
@@ -59,6 +59,7 @@ class TraceStep(NamedTuple):
     depth: int
     path: int = 0
     why: Why | None = None
+    named_by: NodeID | None = None
 
 
 @dataclass(frozen=True, slots=True)

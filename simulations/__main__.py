@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+from simulations.pictures.page import PAGE_NAME, write_run_page, write_sweep_page
 from simulations.progress import ProgressLine, Watch
 from simulations.report import file_stem, replay_command, run_scenario, write_report
 from simulations.scenarios import SCENARIOS
@@ -79,7 +81,10 @@ def _run(options: argparse.Namespace) -> int:
     else:
         _print_figures(report.figures)
     if options.out is not None:
-        write_report(report, options.out, file_stem(options.scenario, settings))
+        stem = file_stem(options.scenario, settings)
+        write_report(report, options.out, stem)
+        command = replay_command(options.scenario, settings)
+        _draw(options.out, lambda: write_run_page(report, command, options.out, stem))
     if report.figures["interrupted"]:
         return EXIT_INTERRUPTED
     if report.failure is None:
@@ -126,10 +131,26 @@ def _sweep(options: argparse.Namespace) -> int:
     for end in failed:
         why = end.reason or (end.figures and end.figures["error"]) or "lookups failed"
         print(f"{why}; to see the same again: {replay_command(options.scenario, end.settings)}", file=sys.stderr)
+    _draw(options.out, lambda: write_sweep_page(options.scenario, in_order, len(cells), options.out))
     if is_interrupted:
         print(f"{len(cells) - len(ends)} of {len(cells)} cells remain; the same command goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_FAILED if failed else 0
+
+
+def _draw(folder: Path, write_page: Callable[[], Path]) -> None:
+    """Write a page and its pictures, or say why there are none: the figures are kept all the same."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it looks for its fonts is not of interest here
+    try:
+        write_page()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "matplotlib":
+            raise
+        print(
+            f"the figures are in {folder}, without {PAGE_NAME} and pictures, for matplotlib is not installed; type "
+            "pip install 'synapse-p2p[plots]' and the same command again",
+            file=sys.stderr,
+        )
 
 
 def _print_figures(figures: dict[str, Any]) -> None:
@@ -208,7 +229,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--hours", type=float, help="virtual hours that the swarm lives once it stands")
     run.add_argument("--start", type=_start, default=Start.PROTOCOL, metavar="|".join(start.value for start in Start))
     run.add_argument("--variant", default="", help="one of those that `list` names (default: the scenario's first)")
-    run.add_argument("--out", type=Path, metavar="DIR", help="keep the figures, and the trace of a failure, in files")
+    run.add_argument(
+        "--out", type=Path, metavar="DIR", help="keep figures, pictures and the trace of a failure in files"
+    )
     _add_shared(run)
 
     many = commands.add_parser("sweep", help="run a scenario for many seeds and parameters, on all cores")

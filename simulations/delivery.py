@@ -24,6 +24,8 @@ from synapse_p2p.identity import NodeID
 
 MAX_UNHASHED_PIECES = 1024
 """Parts of the digest that wait to be hashed together: that takes a third of the time of hashing each."""
+MAX_COUNTED_TARGETS = 100_000
+"""Hosts whose messages are counted: where nodes come and go for a day, there are ten times as many as at once."""
 
 Receive: TypeAlias = Callable[[str, bytes], None]
 """What happens when a message has arrived; it is given the endpoint and the body."""
@@ -72,6 +74,7 @@ class Digest:
         self._unhashed: list[bytes] = []
         self._names: dict[str, bytes] = {}  # of endpoints and faults, of which there are few
         self.message_count = 0
+        self.arrivals: dict[NodeID, int] = {}  # messages by target, of MAX_COUNTED_TARGETS at most
 
     def add_message(self, at_us: int, source: NodeID, target: NodeID, endpoint: str, body: bytes) -> None:
         """`endpoint` is what is called, or for messages that belong to no call what they do."""
@@ -81,6 +84,11 @@ class Digest:
         if len(unhashed) > MAX_UNHASHED_PIECES:
             self._hash_all()
         self.message_count += 1
+        try:
+            self.arrivals[target] += 1
+        except KeyError:
+            if len(self.arrivals) < MAX_COUNTED_TARGETS:
+                self.arrivals[target] = 1
 
     def add_fault(self, at_us: int, node_id: NodeID, fault: str) -> None:
         """Something that the scenario did to a host."""

@@ -146,6 +146,9 @@ class Member:
         with history.request(self.id, f"find {owner.capability}", self._members.find_timeout_s):
             found = await node.find_providers(owner.capability, LookupMode.STRICT)
         history.reads += [Read((self.id, life), record.owner, record.seq) for record in found.records]
+        for read in found.reads:
+            if read.outcome is not None:
+                self._members.world.note_trace(self.id, read.outcome, k=self._members.config.lookup.k)
         return any(record.owner == owner.id for record in found.records)
 
     async def offer_forgery(self, victim: Member, owner: Member) -> None:

@@ -92,6 +92,10 @@ class VirtualNetwork(Delivery):
         """Who has this address; None for an address that leads nowhere."""
         return self._hosts.get(address)
 
+    def ids_up(self) -> list[NodeID]:
+        """Of all hosts that can be dialed and are up, in the order in which they came."""
+        return [host.id for host in self._hosts.values() if host.state is HostState.UP]
+
     def _next_ip(self) -> str:
         if self._host_count == MAX_HOSTS:
             raise ConfigError(f"a virtual network has room for {MAX_HOSTS} hosts")

@@ -23,6 +23,7 @@ import dht
 import simulations
 import synapse_p2p
 from simulations.progress import Watch
+from simulations.samples import Samples
 from simulations.scenarios.base import DEFAULT_LOOKUPS, Ended, Playable, Settings, Start
 from synapse_p2p.version import installed_version
 
@@ -38,11 +39,13 @@ class Report:
     """What is said of one run: its figures, ready for JSON, and for one that failed why.
 
     `failure` is text of some lines, None unless it failed; `events` has one line for each of the last things before.
+    Pictures are made of `samples`.
     """
 
     figures: dict[str, Any]
     failure: str | None = field(default=None, repr=False)
     events: Sequence[str] = field(default=(), repr=False)
+    samples: Samples | None = field(default=None, repr=False)
 
 
 def run_scenario(scenario: Playable, settings: Settings, watch: Watch | None = None) -> Report:
@@ -78,7 +81,8 @@ def run_scenario(scenario: Playable, settings: Settings, watch: Watch | None = N
         "settings": settings.as_map(),
     }
     is_failure = not (ended.is_passed or ended.is_interrupted)
-    return Report(figures, _failure(scenario.name, settings, ended), ended.trace) if is_failure else Report(figures)
+    failure = _failure(scenario.name, settings, ended) if is_failure else None
+    return Report(figures, failure, ended.trace, ended.samples)
 
 
 def replay_command(scenario_name: str, settings: Settings) -> str:
@@ -111,10 +115,21 @@ def write_report(report: Report, folder: Path, stem: str) -> Path:
         trace_path.unlink(missing_ok=True)  # of an earlier run, under other code
     else:
         title = f"\nthe last {len(report.events)} events: virtual seconds, from, to, what, bytes\n"
-        _write_whole(trace_path, report.failure + title + "".join(f"{event}\n" for event in report.events))
+        text = report.failure + title + "".join(f"{event}\n" for event in report.events)
+        write_whole(trace_path, text.encode())
     path = folder / f"{stem}.json"
-    _write_whole(path, json.dumps(report.figures, indent=1) + "\n")
+    write_whole(path, f"{json.dumps(report.figures, indent=1)}\n".encode())
     return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in such a way that whoever reads it finds all of it, or what was there before. Raises OSError."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # beside it: a rename has to stay on one disk
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @functools.cache
@@ -162,15 +177,6 @@ def _failure(scenario_name: str, settings: Settings, ended: Ended) -> str:
 
 def _one_line(error: Exception | None) -> str | None:
     return None if error is None else " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # beside it: a rename has to stay on one disk
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -18,15 +18,18 @@ from dht.config import DHTConfig, HealthConfig
 from dht.contact import Contact
 from dht.keyspace import Key
 from dht.node import DHTNode
+from dht.outcome import LookupOutcome
 from dht.swarm import Swarm, SwarmConfig
 from simulations.network import LISTEN_PORT, ConstantLatency, Digest, Latency, VirtualHost, VirtualNetwork
 from simulations.oracle import introduce_everybody, nearest_point
+from simulations.samples import Samples
 from simulations.streams import VirtualStreams
 from simulations.virtual_loop import VirtualLoop
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope
 from synapse_p2p.config import ServerConfig
 from synapse_p2p.exceptions import ConfigError
+from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.server import Server
@@ -56,7 +59,7 @@ class Start(Enum):
 class World:
     """The members of a simulated swarm and what an onlooker knows of them. Everything random comes from `seed`.
 
-    `hosts` and `nodes` are those that grew, in the same order; `swarms` are the user's.
+    `hosts` and `nodes` are those that grew, in the same order; `swarms` are the user's. `samples` are for pictures.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class World:
     ) -> None:
         self.rng = random.Random(seed)
         self.digest = Digest()
+        self.samples = Samples(random.Random(seed))
         self.network = VirtualNetwork(loop, self.rng, latency or ConstantLatency(), self.digest, config=server_config)
         self.hosts: list[VirtualHost] = []
         self.nodes: list[DHTNode] = []
@@ -183,6 +187,20 @@ class World:
     def _some_addresses(self) -> list[str]:
         addresses = [address for server in self._servers for address in server.advertised_addresses[:1]]
         return self.rng.sample(addresses, min(SEEDS_PER_JOIN, len(addresses)))
+
+    # For pictures
+
+    def note_lookup(self, kind: str, began_at_s: float, *, is_success: bool) -> None:
+        """A lookup has ended now; of its `kind` durations are kept."""
+        self.samples.add_lookup(kind, began_at_s, self.network.loop.time() - began_at_s, is_success=is_success)
+
+    def note_trace(self, searcher: NodeID, outcome: LookupOutcome, *, k: int, is_success: bool | None = None) -> None:
+        """One whose trace is known has ended now; `is_success` is None where nobody judges that.
+
+        Cost: nothing, unless it shows more than the one that is kept; then O(hosts).
+        """
+        if self.samples.is_wanted(outcome, is_success=is_success):
+            self.samples.keep_trace(searcher, outcome, self.network.ids_up(), k=k, is_success=is_success)
 
     # All of it
 

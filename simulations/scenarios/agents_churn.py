@@ -167,7 +167,7 @@ class _Swarm:
             timeout_s=ASK_TIMEOUT_S,
             is_idempotent=True,
         )
-        text = ""
+        began_at_s, text = self.population.world.network.loop.time(), ""
         try:
             answer = await asking.run()
             self._attempts.append(len(answer.attempts))
@@ -178,6 +178,7 @@ class _Swarm:
             return
         self._asks += 1
         self._answered += is_answered
+        self.population.world.note_lookup("task", began_at_s, is_success=is_answered)
         if not is_answered and len(self._notes) < MAX_NOTES:
             self._notes.append(f"at {host.runtime.now():.3f} s {host.id.hex()[:16]} had no answer: {text[:200]}")
 

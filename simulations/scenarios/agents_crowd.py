@@ -188,7 +188,13 @@ class _Crowd:
             assert node is not None
             if again:
                 await search(node, *capabilities, limit=limit)
+            world = self.population.world
+            began_at_s = world.network.loop.time()
             done.append(await search(node, *capabilities, limit=limit))
+            world.samples.add_seconds(f"{phase} search", world.network.loop.time() - began_at_s)
+            for read in done[-1].found.reads:
+                if read.outcome is not None:
+                    world.note_trace(node.id, read.outcome, k=self._config.lookup.k)
             self._progress(phase, len(done), count)
 
         await paced(count, SEARCH_PAUSE_S, search_one)

@@ -16,6 +16,7 @@ from dht.config import DHTConfig
 from simulations import virtual_loop
 from simulations.network import MAX_HOSTS
 from simulations.progress import Step, Watch
+from simulations.samples import Samples
 from simulations.trace import TracingDigest
 from simulations.virtual_loop import VirtualLoop
 from simulations.world import Start, World
@@ -128,7 +129,8 @@ class Progress(Protocol):
 class Ended:
     """A run that is over: what it saw, and why it ended before its end, if it did.
 
-    `trace` has the newest things that happened, oldest first, and is empty for a run that went as it should.
+    `trace` has the newest things that happened, oldest first, and is empty for a run that went as it should. `samples`
+    are what pictures are made of; None of an engine that keeps none.
     """
 
     outcome: Outcome
@@ -138,6 +140,7 @@ class Ended:
     error: Exception | None = None
     is_interrupted: bool = False
     trace: Sequence[str] = field(default=(), repr=False)
+    samples: Samples | None = field(default=None, repr=False)
 
     @property
     def is_passed(self) -> bool:
@@ -210,6 +213,7 @@ class _Life:
         self._settings = settings
         self._watch = watch
         self._digest = TracingDigest()
+        self._samples: Samples | None = None
         self._loop: VirtualLoop | None = None
         self._outcome = Outcome(0, 0, ())
         self._is_complete = False
@@ -219,6 +223,9 @@ class _Life:
         self._watch.on_interrupt(loop.stop)
         world = self._scenario.new_world(loop, self._settings)
         world.digest = world.network.digest = self._digest  # nothing has happened yet that it could miss
+        self._digest.on_fault = world.samples.add_fault
+        self._samples = world.samples
+        self._samples.arrivals = self._digest.arrivals
         try:
             self._outcome = await self._scenario.play(world, self._settings, self._on_progress)
         finally:
@@ -234,6 +241,7 @@ class _Life:
             virtual_s=0.0 if self._loop is None else self._loop.time(),
             error=error,
             is_interrupted=is_interrupted,
+            samples=self._samples,
         )
         if ended.is_passed or is_interrupted:
             return ended

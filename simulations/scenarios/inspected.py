@@ -76,11 +76,13 @@ class Finds:
             return
         searcher, owner = world.rng.choice(alive), world.rng.choice(published)
         lives = searcher.life, owner.life
+        began_at_s = world.network.loop.time()
         is_found = await searcher.find(owner)
         if not is_found and (searcher.life, owner.life) != lives:
             return
         self.count += 1
         self.successes += is_found
+        world.note_lookup("search", began_at_s, is_success=is_found)
         if not is_found and len(self.notes) < MAX_NOTES:
             at_s = world.network.loop.time()
             self.notes.append(f"at {at_s:.6f} s {searcher.id.hex()} did not find {owner.id.hex()}, {owner.capability}")

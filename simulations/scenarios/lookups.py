@@ -50,9 +50,12 @@ async def _look_up(world: World, mode: LookupMode, notes: list[str]) -> int | No
     """The hops of a lookup that found what it had to; None for one that did not, of which there is a note."""
     searcher: DHTNode = world.rng.choice(world.nodes)
     target: Key = world.random_key()
+    began_at_s = asyncio.get_running_loop().time()
     outcome = await searcher.lookup(target, mode)
     found = outcome.closest[0].id if outcome.closest else None
     nearest = world.closest_other(target, searcher).id
+    world.note_lookup(mode.value, began_at_s, is_success=found == nearest)
+    world.note_trace(searcher.id, outcome, k=UNDISTURBED.lookup.k, is_success=found == nearest)
     if found == nearest:
         return outcome.hops or 0
     if len(notes) < MAX_NOTES:

@@ -124,6 +124,7 @@ class Gets:
             return
         self.count += 1
         self.found += is_found
+        self._swarm.population.world.note_lookup("read", began_at, is_success=is_found)
         self.of_lost += self._swarm.custody.is_lost(value)
         self._messages.append(len(requests))
         self._seconds.append(self._swarm.loop.time() - began_at)
@@ -188,8 +189,10 @@ async def strict_messages(swarm: Swarm) -> float:
     async def look_up() -> None:
         node = swarm.population.any_living().node
         if node is not None:
-            key = swarm.population.world.random_key()
-            asked.append((await node.lookup(key, LookupMode.STRICT)).asked)
+            world = swarm.population.world
+            outcome = await node.lookup(world.random_key(), LookupMode.STRICT)
+            asked.append(outcome.asked)
+            world.note_trace(node.id, outcome, k=swarm.population.config.lookup.k)
 
     await paced(STRICT_LOOKUPS, GET_PAUSE_S, look_up)
     return round(fmean(asked), 3)

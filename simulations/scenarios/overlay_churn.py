@@ -16,6 +16,7 @@ from simulations.scenarios.overlay import (
     GETS_PER_VALUE,
     SECONDS_PER_HOUR,
     SETTLE_S,
+    Figures,
     Gets,
     OverlayScenario,
     Swarm,
@@ -74,7 +75,8 @@ async def _play_churn(world: World, settings: Settings, progress: Progress) -> O
         swarm.custody.recount()
     finally:
         await swarm.population.stop()
-    return gets.outcome(churn.required, swarm.custody.figures())
+    figures: Figures = {"session_median_s": round(churn.lengths.median_s, 1), **swarm.custody.figures()}
+    return gets.outcome(churn.required, figures)
 
 
 CHURN = OverlayScenario(
@@ -124,7 +126,8 @@ async def _play_massacre(world: World, settings: Settings, progress: Progress) -
         swarm.custody.recount()
     finally:
         await population.stop()
-    return gets.outcome(massacre.required, swarm.custody.figures())
+    figures: Figures = {"dead_share": massacre.share, "massacres": massacre.times, **swarm.custody.figures()}
+    return gets.outcome(massacre.required, figures)
 
 
 MASSACRE = OverlayScenario(

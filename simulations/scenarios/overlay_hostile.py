@@ -26,6 +26,7 @@ from simulations.population import Population, Resident, contacts_of
 from simulations.scenarios.base import Outcome, Progress, Settings
 from simulations.scenarios.overlay import (
     SETTLE_S,
+    Figures,
     Gets,
     OverlayScenario,
     Swarm,
@@ -97,7 +98,14 @@ async def _play_hostile(world: World, settings: Settings, progress: Progress) ->
         swarm.custody.recount()
     finally:
         await population.stop()
-    return gets.outcome(mix.required, {"strict_messages_mean": strict, **swarm.custody.figures()})
+    figures: Figures = {
+        "hostile_share": mix.share,
+        "hostile_weight": mix.weight,
+        "hostile_kind": mix.kind,
+        "strict_messages_mean": strict,
+        **swarm.custody.figures(),
+    }
+    return gets.outcome(mix.required, figures)
 
 
 def _instruct(population: Population, kind: str) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from dht.lookup import LookupMode
+from simulations.model import expected_hops
 from simulations.scenarios.base import Outcome, Progress, Scenario, Settings
 from simulations.scenarios.lookups import EARLY_SUCCESS, PAUSE_S
 from simulations.scenarios.phases import grow, paced
@@ -38,11 +38,6 @@ class _Lookups:
             figures[f"{name}_{state}_ms_mean"] = round(1000 * fmean(seconds), 1)
             figures[f"{name}_{state}_ms_p99"] = round(1000 * quantile(seconds, 0.99), 1)
         return figures
-
-
-def expected_hops(nodes: int) -> float:
-    """In a network of this size whose tables an oracle filled: fitted to a model with k = 20."""
-    return 0.38 + 0.149 * math.log2(nodes)
 
 
 async def _play(world: World, settings: Settings, progress: Progress) -> Outcome:
@@ -70,12 +65,16 @@ async def _look_up_twice(world: World, mode: LookupMode, lookups: _Lookups, hops
     outcome = await searcher.lookup(target, mode)
     lookups.cold_s.append(loop.time() - began_at)
     lookups.asked.append(outcome.asked)
-    if outcome.closest and outcome.closest[0].id == world.closest_other(target, searcher).id:
+    is_nearest = bool(outcome.closest) and outcome.closest[0].id == world.closest_other(target, searcher).id
+    world.note_lookup(f"{mode.value}, cold", began_at, is_success=is_nearest)
+    world.note_trace(searcher.id, outcome, k=UNDISTURBED.lookup.k, is_success=is_nearest)
+    if is_nearest:
         lookups.nearest += 1
         hops.append(outcome.hops or 0)
     began_at = loop.time()
     await searcher.lookup(target, mode)
     lookups.warm_s.append(loop.time() - began_at)
+    world.samples.add_seconds(f"{mode.value}, warm", lookups.warm_s[-1])
 
 
 def _figures(

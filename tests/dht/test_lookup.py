@@ -396,6 +396,42 @@ def test_trace_tells_who_was_asked_and_what_came_of_it():
     )
 
 
+def test_trace_tells_who_of_one_hop_before_named_the_one_that_was_asked():
+    # As above: 80 names 1 first, at depth 3, and then 91 does, at depth 2.
+    lookup = lookup_of(contact_at(90), contact_at(91), k=20, alpha=2)
+    asked_by(lookup)
+    lookup.on_reply(contact_at(90).id, [contact_at(80)], 0.0)
+    asked_by(lookup)
+    lookup.on_reply(contact_at(80).id, [contact_at(1)], 0.0)
+    lookup.on_reply(contact_at(91).id, [contact_at(1)], 0.0)
+    asked_by(lookup)
+    lookup.on_reply(contact_at(1).id, [], 0.0)
+
+    asked = [step for step in outcome_of(lookup).trace if step.event is TraceEvent.ASKED]
+
+    assert [(step.contact_id, step.depth, step.named_by) for step in asked] == [
+        (contact_at(90).id, 1, None),
+        (contact_at(91).id, 1, None),
+        (contact_at(80).id, 2, contact_at(90).id),
+        (contact_at(1).id, 2, contact_at(91).id),
+    ]
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers())
+def test_whoever_named_somebody_was_asked_before_at_one_hop_less(seed: int):
+    model = Model.grow(200, Random(seed), config=LookupConfig(k=8), knows_size=False)
+
+    outcome = model.lookup(model.honest(), model.rng.randbytes(32), LookupMode.STRICT)
+
+    depths: dict[bytes, int] = {}
+    for step in outcome.trace:
+        if step.event is TraceEvent.ASKED:
+            depths[step.contact_id] = step.depth
+            assert (0 if step.named_by is None else depths[step.named_by]) in (0, step.depth - 1)
+    assert any(step.named_by is not None for step in outcome.trace)
+
+
 def test_lookup_with_nobody_to_ask_is_over_and_complete():
     outcome = outcome_of(lookup_of())
 

@@ -50,5 +50,12 @@ def test_command_prints_what_the_page_says(tmp_path: Path, command: str):
     assert lasting(ended.stdout) == lasting(COMMANDS[command])
 
 
+def test_the_picture_of_the_page_is_small():
+    picture = PAGE.with_name("simulate_circle.png")
+
+    assert f"]({picture.name})" in PAGE.read_text(encoding="utf-8")
+    assert picture.stat().st_size < 150 * 1024
+
+
 def test_the_page_has_the_number_of_events_in_a_trace():
     assert f"last\n{MAX_TRACED_EVENTS:,} events" in PAGE.read_text(encoding="utf-8")

@@ -23,6 +23,12 @@ ROOT = Path(__file__).parents[2]
 RUN = ("run", "lookups", "--nodes", "10", "--lookups", "5", "--json")
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn in the tests of pictures/, for it takes seconds; here is what a command does besides."""
+    monkeypatch.setattr("simulations.__main__._draw", lambda folder, write_page: None)
+
+
 def command(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
     return subprocess.run(

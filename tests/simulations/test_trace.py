@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from simulations.network import Digest
 from simulations.trace import TracingDigest
 
@@ -41,3 +43,24 @@ def test_only_the_newest_events_are_kept():
     fill(digest, 1000)
 
     assert [line.split()[-1] for line in digest.lines()] == ["998", "999", "crash"]
+
+
+def test_messages_are_counted_by_target_for_a_bounded_number_of_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("simulations.delivery.MAX_COUNTED_TARGETS", 1)
+    digest = TracingDigest()
+
+    fill(digest, 5)
+    digest.add_message(0, BOB, ANN, "_dht.ping", b"")
+    fill(digest, 1)
+
+    assert digest.arrivals == {BOB: 6}
+
+
+def test_every_fault_is_told_with_its_second():
+    told: list[tuple[float, str]] = []
+    digest = TracingDigest()
+    digest.on_fault = lambda at_s, fault: told.append((at_s, fault))
+
+    fill(digest, 1)
+
+    assert told == [(9.000001, "crash")]
