@@ -5,6 +5,7 @@ How one goes is in `asking.py`, whom it chooses in `agents/selection.py`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from dht.results import Answer, FindResult, FoundAgent
 from dht.searching import Searching
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.server import Server
+from synapse_p2p.traceparent import checked_traceparent, traced
 
 ASKED_OF = 16
 """Providers looked for at first to have a task done by one of them."""
@@ -32,6 +34,15 @@ class Terms:
     timeout_s: float
     is_idempotent: bool
     budget: int | None
+    traceparent: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.traceparent is not None:
+            checked_traceparent(self.traceparent)
+
+    def traced(self) -> contextlib.AbstractContextManager[None]:
+        """Within it calls carry the trace that was named; without one, that of where they are made."""
+        return contextlib.nullcontext() if self.traceparent is None else traced(self.traceparent)
 
 
 class Asks:
@@ -51,7 +62,8 @@ class Asks:
         async def send(agent: FoundAgent, carried: NextAsk, left_s: float) -> Any:
             return await self._calls.send_ask(agent.contact, task, context, carried, left_s)
 
-        return await self._asking(capability, send, delegation, timeout_s, terms).run()
+        with terms.traced():
+            return await self._asking(capability, send, delegation, timeout_s, terms).run()
 
     def stream(self, capability: str, task: str, context: Mapping[str, Any], terms: Terms) -> AskStream:
         """As `Swarm.stream_ask`."""
@@ -69,7 +81,8 @@ class Asks:
         async def start() -> Answer:
             chosen: Answer | None = None
             try:
-                chosen = await self._asking(capability, send, delegation, timeout_s, terms).run()
+                with terms.traced():
+                    chosen = await self._asking(capability, send, delegation, timeout_s, terms).run()
                 return chosen
             finally:
                 for stream in opened:  # of two that were asked at once, both may have begun to answer

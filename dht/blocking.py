@@ -168,11 +168,18 @@ class Swarm:
         timeout: float = 600,
         idempotent: bool = False,
         budget: int | None = None,
+        traceparent: str | None = None,
     ) -> Answer:
         """As `dht.Swarm.ask`."""
         return self._run(
             lambda: self.async_swarm.ask(
-                capability, task, context=context, timeout=timeout, idempotent=idempotent, budget=budget
+                capability,
+                task,
+                context=context,
+                timeout=timeout,
+                idempotent=idempotent,
+                budget=budget,
+                traceparent=traceparent,
             ),
             "await swarm.ask(...)",
         )
@@ -186,11 +193,18 @@ class Swarm:
         timeout: float = 600,
         idempotent: bool = False,
         budget: int | None = None,
+        traceparent: str | None = None,
     ) -> Iterator[Any]:
         """As `dht.Swarm.stream_ask`: `for item in swarm.stream_ask(...)`."""
         return self._loop_thread.iterate(
             lambda: self.async_swarm.stream_ask(
-                capability, task, context=context, timeout=timeout, idempotent=idempotent, budget=budget
+                capability,
+                task,
+                context=context,
+                timeout=timeout,
+                idempotent=idempotent,
+                budget=budget,
+                traceparent=traceparent,
             ),
             instead="async for item in swarm.stream_ask(...)",
         )

@@ -374,6 +374,7 @@ class Swarm:
         timeout: float = 600,
         idempotent: bool = False,
         budget: int | None = None,
+        traceparent: str | None = None,
     ) -> Answer:
         """Have a task done by some agent with this capability, and by another if that one is not there or busy.
 
@@ -384,9 +385,12 @@ class Swarm:
 
         Made in a task handler, or in what it starts, it is a part of the task that runs: it has no more time than that,
         and raises DelegationExhausted where a task has been passed on 8 times, or has no asks left. `budget` is how
-        many asks it may come to in all, those of others for it included; by default a quarter of what is left.
+        many asks it may come to in all, those of others for it included; by default a quarter of what is left. Every
+        try carries `traceparent` (W3C Trace Context), by default that of the handler or `traced` block that it is made
+        in.
         """
-        return await self._asks.ask(capability, task, dict(context or {}), Terms(timeout, idempotent, budget))
+        terms = Terms(timeout, idempotent, budget, traceparent)
+        return await self._asks.ask(capability, task, dict(context or {}), terms)
 
     def stream_ask(
         self,
@@ -397,6 +401,7 @@ class Swarm:
         timeout: float = 600,
         idempotent: bool = False,
         budget: int | None = None,
+        traceparent: str | None = None,
     ) -> AskStream:
         """As `ask`, and what the agent yields meanwhile: `async for item in swarm.stream_ask(...)`; the last item is
         the answer. A handler that yields nothing on the way sends that one item.
@@ -404,7 +409,8 @@ class Swarm:
         Until the first item is there providers are tried as in `ask`; after it an error is raised as it comes, for then
         work has been done and seen. `timeout` is for the first item, and for each that follows.
         """
-        return self._asks.stream(capability, task, dict(context or {}), Terms(timeout, idempotent, budget))
+        terms = Terms(timeout, idempotent, budget, traceparent)
+        return self._asks.stream(capability, task, dict(context or {}), terms)
 
     def status(self) -> SwarmStatus:
         """A look at our own node, without asking anybody."""
@@ -486,7 +492,6 @@ class Swarm:
             own_id=self._server.identity.node_id,
             now=self._server.runtime.now(),
             deadline=call_context.deadline,
-            traceparent=call_context.traceparent,
             is_reentrant=is_reentrant,
         )
         if isinstance(received, Refusal):

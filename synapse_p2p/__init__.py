@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from synapse_p2p.messages import RPCRequest as RPCRequest
     from synapse_p2p.messages import RPCResponse as RPCResponse
     from synapse_p2p.server import Server as Server
+    from synapse_p2p.traceparent import current_traceparent as current_traceparent
+    from synapse_p2p.traceparent import traced as traced
 
     __version__: str
 
@@ -70,8 +72,10 @@ __all__ = [
     "SynapseError",
     "Timeout",
     "__version__",
+    "current_traceparent",
     "distance",
     "load_identity",
+    "traced",
 ]
 
 _HOMES = {
@@ -99,8 +103,10 @@ _HOMES = {
     "ServerConfig": "synapse_p2p.config",
     "SynapseError": "synapse_p2p.exceptions",
     "Timeout": "synapse_p2p.exceptions",
+    "current_traceparent": "synapse_p2p.traceparent",
     "distance": "synapse_p2p.identity",
     "load_identity": "synapse_p2p.keyfile",
+    "traced": "synapse_p2p.traceparent",
 }
 _OF_THE_OVERLAY = {"Swarm": "dht.swarm", "DHTNode": "dht.node"}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import re
 from collections.abc import AsyncGenerator, Mapping
 from enum import Enum
 from types import TracebackType
@@ -23,6 +22,7 @@ from synapse_p2p.messages import RPCRequest
 from synapse_p2p.protocol.session import MAX_DEADLINE_MS
 from synapse_p2p.runtime import Runtime, system_runtime
 from synapse_p2p.serializers import BaseRPCSerializer, MessagePackRPCSerializer
+from synapse_p2p.traceparent import checked_traceparent
 from synapse_p2p.transport.asked_stream import AskedStream
 from synapse_p2p.transport.base import Transport, format_address, is_loopback
 from synapse_p2p.transport.dialing import SessionDialer
@@ -40,8 +40,6 @@ IDLE_S = 30.0  # a session on which nothing happens this long is closed
 MAX_TIMEOUT_S = MAX_DEADLINE_MS / 1000
 PLAIN_MEMORY_S = 300.0  # how long a server that proved to speak the plain wire alone is not asked anew
 REQUEST_ID_SIZE_BYTES = 16
-
-_TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Keep(Enum):
@@ -121,8 +119,9 @@ class Client:
         """The same client with other options: `client.with_options(timeout_s=2).call(...)`. What is not given stays.
 
         Both use one session. A call that is `idempotent` may run twice, so it is tried once more when the connection
-        breaks. `traceparent` (W3C Trace Context) goes with calls on a session; the plain wire has no room for it.
-        Raises ConfigError.
+        breaks. `traceparent` (W3C Trace Context) goes with calls on a session as it stands; the plain wire has no room
+        for it. Without one calls carry that of the handler, or the `traced` block, in which they are made. Raises
+        ConfigError.
         """
         other = copy.copy(self)
         if timeout_s is not Keep.AS_IT_IS:
@@ -133,9 +132,7 @@ class Client:
         if idempotent is not Keep.AS_IT_IS:
             other.idempotent = idempotent
         if traceparent is not Keep.AS_IT_IS:
-            if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
-                raise ConfigError(f"traceparent {traceparent!r:.80} is not version-trace-parent-flags, as W3C has it")
-            other.traceparent = traceparent
+            other.traceparent = None if traceparent is None else checked_traceparent(traceparent)
         return other
 
     async def call(self, endpoint: str, /, *args: Any, **kwargs: Any) -> Any:

@@ -17,9 +17,9 @@ class CallContext:
     A handler receives it in a parameter annotated `CallContext`. `peer` is proved by the handshake; it is None for a
     plain caller, who is anonymous. `address` is where the call came from, as we saw it. `listen_address` is where the
     caller says it listens (the observed host with its announced port), None for a client; nobody has dialed it yet.
-    `deadline` is on the clock of `Runtime.now`, in seconds. `traceparent` and `delegation` are the caller's word. To
-    the task handler and the endpoints of an agent in a swarm, `swarm` is that swarm, and `delegation` what it made of
-    the caller's; to others `swarm` is None.
+    `deadline` is on the clock of `Runtime.now`, in seconds. `traceparent` and `delegation` are the caller's word; what
+    W3C does not allow as a traceparent reads as None. To the task handler and the endpoints of an agent in a swarm,
+    `swarm` is that swarm, and `delegation` what it made of the caller's; to others `swarm` is None.
     """
 
     peer: NodeID | None

@@ -260,8 +260,10 @@ def test_synapse_p2p_exports_exactly_these_names():
         "SynapseError",
         "Timeout",
         "__version__",
+        "current_traceparent",
         "distance",
         "load_identity",
+        "traced",
     ]
 
 

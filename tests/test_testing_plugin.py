@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from simulations.world import World
-from synapse_p2p import AgentNode
+from synapse_p2p import AgentNode, CallContext
 from synapse_p2p.exceptions import ConfigError, Timeout
 from synapse_p2p.testing import VirtualSwarm
 
@@ -265,6 +265,45 @@ def test_another_seed_is_another_order_of_events():
     assert all(sorted(knocks) == ["client 0", "client 1", "client 2"] for knocks in orders)
     assert any(knocks != orders[0] for knocks in orders)
     assert order(1) == orders[0]
+
+
+def test_a_trace_travels_in_virtual_time_and_repeats_with_its_seed():
+    trace, given = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+    def traces(seed: int) -> list[str | None]:
+        swarm = VirtualSwarm(seed)
+
+        async def main() -> list[str | None]:
+            came: list[str | None] = []
+            first = AgentNode(name="Ann", role="lead", capabilities=["lead"])
+            second = AgentNode(name="Bob", role="worker", capabilities=["work"])
+
+            @first.task_handler
+            async def lead(task: str, context: dict[str, Any], call: CallContext) -> None:
+                came.append(call.traceparent)
+                await call.swarm.ask("work", task)
+
+            @second.task_handler
+            async def work(task: str, context: dict[str, Any], call: CallContext) -> None:
+                came.append(call.traceparent)
+
+            await swarm.agent(first)
+            await swarm.agent(second)
+            client = await swarm.client()
+            await client.ask("lead", "a task", traceparent=f"00-{trace}-{given}-01")
+            await client.ask("lead", "another")
+            return came
+
+        return swarm.run(main)
+
+    ann, bob, *untraced = traces(1)
+
+    assert ann == f"00-{trace}-{given}-01"
+    assert bob is not None
+    assert bob.startswith(f"00-{trace}-")
+    assert given not in bob
+    assert untraced == [None, None]
+    assert traces(1)[1] == bob != traces(2)[1]
 
 
 def test_the_plugin_loads_no_simulator_until_a_test_asks_for_one():

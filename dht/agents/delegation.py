@@ -1,4 +1,4 @@
-"""What travels with a task from agent to agent: hops, path, budget, deadline, trace. No tree of asks is endless.
+"""What travels with a task from agent to agent: hops, path, budget, deadline. No tree of asks is endless.
 
 Owns the one ContextVar by which it gets from the ask that came in, through a user's handler, to the asks that the
 handler makes; the stated exception to "no global state". Else pure. Layout: docs/spec/wire.md, section 7.
@@ -39,16 +39,10 @@ class NextAsk:
     hops: int
     path: tuple[NodeID, ...]
     budget: int
-    traceparent: str | None = None
 
     def options(self) -> dict[str, Any]:
-        """The options of its call; the deadline travels with every call."""
-        options: dict[str, Any] = {
-            "delegation": {"hops": self.hops, "path": list(self.path), "budget": self.budget},
-        }
-        if self.traceparent is not None:
-            options["traceparent"] = self.traceparent
-        return options
+        """The options of its call; deadline and trace travel with every call."""
+        return {"delegation": {"hops": self.hops, "path": list(self.path), "budget": self.budget}}
 
 
 class Delegation:
@@ -59,7 +53,7 @@ class Delegation:
     last the one that works on it; all but the two last are hearsay. `deadline`: on the clock of the runtime.
     """
 
-    __slots__ = ("_budget", "deadline", "hops", "path", "traceparent")
+    __slots__ = ("_budget", "deadline", "hops", "path")
 
     def __init__(
         self,
@@ -68,13 +62,11 @@ class Delegation:
         path: tuple[NodeID, ...] = (),
         budget: int = MAX_BUDGET,
         deadline: float | None = None,
-        traceparent: str | None = None,
     ) -> None:
         """Without arguments, a tree that begins."""
         self.hops = hops
         self.path = path
         self.deadline = deadline
-        self.traceparent = traceparent
         self._budget = budget
 
     @classmethod
@@ -86,7 +78,6 @@ class Delegation:
         own_id: NodeID,
         now: float,
         deadline: float | None = None,
-        traceparent: str | None = None,
         is_reentrant: bool = False,
     ) -> Delegation | Refusal:
         """What a caller's `delegation` means for us, or what it is told. None begins a tree, as older peers do.
@@ -111,7 +102,6 @@ class Delegation:
             path=(*carried.path, own_id),
             budget=carried.budget - 1,
             deadline=deadline,
-            traceparent=traceparent,
         )
 
     @property
@@ -128,7 +118,7 @@ class Delegation:
         self.check_may_ask(own_id)
         share = -(-self._budget // BUDGET_PARTS) if budget is None else min(budget, self._budget)
         self._budget -= share
-        return NextAsk(self._hops_from(own_id), self._path_from(own_id), share, self.traceparent)
+        return NextAsk(self._hops_from(own_id), self._path_from(own_id), share)
 
     def check_may_ask(self, own_id: NodeID) -> None:
         """Raise what `for_next_ask` would, and take nothing."""

@@ -14,6 +14,7 @@ from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import ConfigError, FrameTooLarge, PeerUnavailable, SynapseError, Timeout
 from synapse_p2p.protocol.session import CONTROL_PREFIX, Session
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
+from synapse_p2p.traceparent import carried, carrying
 from synapse_p2p.transport.asked_stream import AskedStream
 from synapse_p2p.transport.failures import no_endpoint, unsendable, unsendable_item
 from synapse_p2p.transport.outflow import Outflow
@@ -99,9 +100,13 @@ class AskedCalls:
         if is_control:
             await self._take_control_place(deadline)
             now = self._now()
-        elif self._outflow.is_full or len(self._waiting) >= self._max_calls:
-            await self._wait_for_room(deadline)
-            now = self._now()
+        else:
+            # The overlay's calls carry none: they ask strangers, who could tell by it which lookups are of one task.
+            if (traceparent := carried()) is not None:
+                options = carrying(options, traceparent)
+            if self._outflow.is_full or len(self._waiting) >= self._max_calls:
+                await self._wait_for_room(deadline)
+                now = self._now()
         try:
             if not self._is_open():
                 raise PeerUnavailable(f"the session with {self._address} is closed")
@@ -241,6 +246,8 @@ class AskedCalls:
         has_items: bool = False,
         uploads: Uploads,
     ) -> int:
+        if (traceparent := carried()) is not None:
+            options = carrying(options, traceparent)
         try:
             return self._session.call(
                 endpoint,

@@ -392,6 +392,7 @@ class SessionConnection:
             self._outflow,
             server=self._server,
             scope=self._scope,
+            runtime=self._runtime,
             context=context,
             on_answered=self._on_served,
             sender=self._sender,

@@ -21,15 +21,15 @@ from synapse_p2p.messages import Items, Refusal
 from synapse_p2p.protocol.session import NODE_IS_STOPPING, Code, Session
 from synapse_p2p.protocol.streams import StreamReader
 from synapse_p2p.protocol.wire import Call
+from synapse_p2p.runtime import Runtime
 from synapse_p2p.schema import dump
+from synapse_p2p.traceparent import is_traceparent, take_up, with_new_parent
 from synapse_p2p.transport.failures import unsendable_result
 from synapse_p2p.transport.outflow import Outflow
 from synapse_p2p.transport.sending import ItemSender
 from synapse_p2p.uploads import Upload
 
 logger = logging.getLogger(__name__)
-
-MAX_TRACEPARENT_CHARS = 128  # of version 00 it is 55; later ones may append
 
 
 class CallServer(Protocol):
@@ -70,6 +70,7 @@ class ServedCalls:
         "_outer",
         "_outflow",
         "_readers",
+        "_rng",
         "_scope",
         "_sender",
         "_server",
@@ -84,6 +85,7 @@ class ServedCalls:
         *,
         server: CallServer,
         scope: TaskScope,
+        runtime: Runtime,
         context: CallContext,
         on_answered: Callable[[bool], None],
         sender: ItemSender,
@@ -96,11 +98,14 @@ class ServedCalls:
         self._outflow = outflow
         self._server = server
         self._scope = scope
+        self._rng = runtime.rng
         self._context = context
         self._on_answered = on_answered
         self._loop = asyncio.get_running_loop()
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._outer = contextvars.copy_context()  # of no call: one may start in the very moment in which another ends
+        # Of no call: one may start in the very moment in which another ends, and this node in a handler of another.
+        self._outer = contextvars.copy_context()
+        self._outer.run(take_up, None)
 
     def serve(self, call: Call, deadline: float | None) -> None:
         """Answer now where the handler is a mounted one; else start its task. `deadline` is on the session's clock."""
@@ -147,8 +152,8 @@ class ServedCalls:
 
     def _context_of(self, call: Call, deadline: float | None) -> CallContext:
         traceparent = call.options.get("traceparent")
-        if not isinstance(traceparent, str) or len(traceparent) > MAX_TRACEPARENT_CHARS:
-            traceparent = None
+        if traceparent is not None and not is_traceparent(traceparent):
+            traceparent = None  # as W3C has it; no reason to refuse the call
         delegation = call.options.get("delegation")
         if deadline is None and traceparent is None and delegation is None:
             return self._context
@@ -158,6 +163,8 @@ class ServedCalls:
 
     async def _run(self, call: Call, context: CallContext) -> None:
         had_to_wait = False
+        if context.traceparent is not None:
+            take_up(with_new_parent(context.traceparent, self._rng))
         try:
             for reader in self._session.streams.readers(call.id) if call.options else ():
                 self._put_upload(call, reader)

@@ -52,27 +52,24 @@ def refused(value: Any, **options: Any) -> Refusal:
 
 
 def test_whoever_receives_a_task_takes_one_hop_and_one_ask_of_it():
-    delegation = accepted(envelope(), deadline=NOW + 9, traceparent="00-trace")
+    delegation = accepted(envelope(), deadline=NOW + 9)
 
     assert (delegation.hops, delegation.budget) == (4, 99)
     assert delegation.path == (BOB, ANN, US)
-    assert (delegation.deadline, delegation.traceparent) == (NOW + 9, "00-trace")
+    assert delegation.deadline == NOW + 9
 
 
-def test_what_is_passed_on_says_who_passes_it_on_and_the_trace():
-    delegation = accepted(envelope(), traceparent="00-trace")
+def test_what_is_passed_on_says_who_passes_it_on():
+    delegation = accepted(envelope())
 
     ask = delegation.for_next_ask(US)
 
-    assert ask == NextAsk(4, (BOB, ANN, US), 25, "00-trace")
-    assert ask.options() == {
-        "delegation": {"hops": 4, "path": [BOB, ANN, US], "budget": 25},
-        "traceparent": "00-trace",
-    }
+    assert ask == NextAsk(4, (BOB, ANN, US), 25)
+    assert ask.options() == {"delegation": {"hops": 4, "path": [BOB, ANN, US], "budget": 25}}
     assert delegation.budget == 99 - 25
 
 
-def test_a_tree_that_begins_has_no_trace_of_its_own():
+def test_a_tree_that_begins_gives_a_quarter_of_its_asks_to_the_first():
     assert Delegation().for_next_ask(US).options() == {
         "delegation": {"hops": MAX_HOPS, "path": [US], "budget": MAX_BUDGET // BUDGET_PARTS}
     }
