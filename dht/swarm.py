@@ -45,6 +45,7 @@ from synapse_p2p.endpoints import RefusedError
 from synapse_p2p.exceptions import ConfigError, PeerUnavailable
 from synapse_p2p.identity import Identity, NodeID
 from synapse_p2p.messages import Refusal
+from synapse_p2p.metrics import Metrics
 from synapse_p2p.server import Server
 from synapse_p2p.signals import run_program, run_until_signal
 from synapse_p2p.transport.base import is_literal_address, is_loopback, parse_address
@@ -500,6 +501,11 @@ class Swarm:
             yield replace(call_context, delegation=received, swarm=self)
 
     # Who and where we are
+
+    @property
+    def metrics(self) -> Metrics:
+        """What this node counts: those of its agent, where it has one."""
+        return self._server.metrics
 
     @property
     def data_dir(self) -> Path | None:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from synapse_p2p.messages import RPCError as RPCError
     from synapse_p2p.messages import RPCRequest as RPCRequest
     from synapse_p2p.messages import RPCResponse as RPCResponse
+    from synapse_p2p.metrics import Metrics as Metrics
+    from synapse_p2p.metrics import MetricsSnapshot as MetricsSnapshot
     from synapse_p2p.server import Server as Server
     from synapse_p2p.traceparent import current_traceparent as current_traceparent
     from synapse_p2p.traceparent import traced as traced
@@ -59,6 +61,8 @@ __all__ = [
     "InvalidAnswerError",
     "InvalidMessageError",
     "KeyFileError",
+    "Metrics",
+    "MetricsSnapshot",
     "NodeID",
     "PeerUnavailable",
     "ProtocolViolation",
@@ -91,6 +95,8 @@ _HOMES = {
     "InvalidAnswerError": "synapse_p2p.exceptions",
     "InvalidMessageError": "synapse_p2p.exceptions",
     "KeyFileError": "synapse_p2p.keyfile",
+    "Metrics": "synapse_p2p.metrics",
+    "MetricsSnapshot": "synapse_p2p.metrics",
     "NodeID": "synapse_p2p.identity",
     "PeerUnavailable": "synapse_p2p.exceptions",
     "ProtocolViolation": "synapse_p2p.exceptions",

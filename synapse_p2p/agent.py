@@ -83,6 +83,7 @@ class AgentNode(Server):
         self._service_s: float | None = None  # how long a task takes once it runs, smoothed
         self._task_checks = TaskChecks(self.capabilities)
         self._turns = _Turns(TaskQueue(max_tasks=max_tasks, queue_size=queue, per_caller=per_caller))
+        self.metrics.watch_tasks(self._turns.load)
         self._register_reserved({"_agent.stream_ask": self._answer_stream_ask})
         for prefix in PREFIXES:
             self._register_reserved(

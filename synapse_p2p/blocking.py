@@ -21,6 +21,7 @@ from synapse_p2p.client import Keep
 from synapse_p2p.config import MIB
 from synapse_p2p.exceptions import ConfigError, SynapseError
 from synapse_p2p.identity import Identity, NodeID
+from synapse_p2p.metrics import Metrics
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.serializers import BaseRPCSerializer, MessagePackRPCSerializer
 from synapse_p2p.transport.base import Transport
@@ -56,8 +57,11 @@ class Client:
         max_upload_size: int = MIB,
         transport: Transport | None = None,
         runtime: Runtime | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
-        """The arguments are those of `synapse_p2p.Client`."""
+        """The arguments are those of `synapse_p2p.Client`. Its calls run in a thread of the package's, so `metrics`
+        are not those of a server that runs elsewhere.
+        """
         self.async_client = client.Client(
             address,
             port,
@@ -71,6 +75,7 @@ class Client:
             max_upload_size=max_upload_size,
             transport=transport,
             runtime=runtime,
+            metrics=metrics,
         )
         self._loop_thread = shared_loop_thread()
 

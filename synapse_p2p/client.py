@@ -19,6 +19,7 @@ from synapse_p2p.config import MIB, SessionConfig
 from synapse_p2p.exceptions import ConfigError, HandshakeFailed, PeerUnavailable, Timeout
 from synapse_p2p.identity import SEED_SIZE_BYTES, Identity, NodeID, checked_network_key, checked_node_id
 from synapse_p2p.messages import RPCRequest
+from synapse_p2p.metrics import Metrics
 from synapse_p2p.protocol.session import MAX_DEADLINE_MS
 from synapse_p2p.runtime import Runtime, system_runtime
 from synapse_p2p.serializers import BaseRPCSerializer, MessagePackRPCSerializer
@@ -71,6 +72,7 @@ class Client:
         max_upload_size: int = MIB,
         transport: Transport | None = None,
         runtime: Runtime | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """`address` is a host, `host:port` or `id@host:port`; `timeout` is seconds from dial to answer, None no limit.
 
@@ -79,7 +81,8 @@ class Client:
         server.
         Sizes are bytes of one plain message; a session takes 4 MiB, or as much as these say where that is more. The
         plain wire is spoken where the server proves that it speaks nothing else, and is on this machine or written
-        `legacy://host`; a serializer of your own travels on no other. Raises ConfigError.
+        `legacy://host`; a serializer of your own travels on no other. What happens over sessions is counted in
+        `metrics`, such as those of a server of the same program. Raises ConfigError.
         """
         if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
             raise ConfigError(f"timeout is {timeout}; it has to be above 0 seconds and at most ten years, or None")
@@ -91,6 +94,7 @@ class Client:
         self.expect = _expected_id(expect, named_id)
         self.network = network
         self.network_key = checked_network_key(network_key)
+        self.metrics = metrics or Metrics()
         self.idempotent = False
         self.traceparent: str | None = None
         self._runtime = runtime or system_runtime()
@@ -262,6 +266,7 @@ class Client:
             agent=f"synapse-p2p/{installed_version()}",
             dial_timeout_s=None,
             session_config=self._session_config,
+            metrics=self.metrics,
         )
         return HeldSession(
             dialer, self._name, self.expect, runtime=self._runtime, session_config=self._session_config, idle_s=IDLE_S

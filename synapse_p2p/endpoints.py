@@ -16,7 +16,7 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from synapse_p2p.access import PACKAGE_PREFIXES, Allow, Audience, EndpointAccess, access_of
@@ -29,8 +29,9 @@ from synapse_p2p.exceptions import (
     RemoteError,
     SynapseError,
 )
-from synapse_p2p.messages import Answer, Code, Items, Outcome, Refusal, RPCRequest
+from synapse_p2p.messages import Answer, Code, Items, Outcome, Refusal, RPCRequest, code_of
 from synapse_p2p.parameters import Parameters, analyse
+from synapse_p2p.protocol.counts import EndpointEnds
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
 from synapse_p2p.schema import check_of, dump, dump_outermost, is_built, is_open, schema_of
 from synapse_p2p.shapes import ANYTHING, MAX_SHOWN_CHARS, Direction, Misfit, Shape, StreamOf
@@ -73,6 +74,7 @@ class Endpoint:
     finish: Callable[[Any], Any] | None  # makes of a result, or an item, what can travel; None: it is that already
     access: EndpointAccess
     is_stream: bool = False  # an asynchronous generator: what it yields are the items of its result
+    ends: EndpointEnds = field(default_factory=EndpointEnds, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -83,8 +85,11 @@ class Endpoint:
         access: EndpointAccess | None = None,
         injects_names: bool = True,
         validate: bool = False,
+        ends: EndpointEnds | None = None,
     ) -> Endpoint:
-        """Raises ConfigError for a function that cannot be called from afar, or not be checked where it is to be."""
+        """How its calls end is counted in `ends`.
+
+        Raises ConfigError for a function that cannot be called from afar, or not be checked where it is to be."""
         if inspect.isgeneratorfunction(function):
             raise ConfigError(f"{metadata.name!r} is a plain generator; one that is `async def` is a stream")
         if not callable(function):
@@ -99,7 +104,8 @@ class Endpoint:
         returns = _item_of(parameters.returns) if is_stream else parameters.returns
         finish = _finish_of(returns, validate)
         access = access or EndpointAccess()
-        return cls(function, metadata, parameters, is_async or is_stream, finish, access, is_stream)
+        ends = ends or EndpointEnds()
+        return cls(function, metadata, parameters, is_async or is_stream, finish, access, is_stream, ends)
 
     def contract(self) -> dict[str, Any]:
         """What a caller has to know, in values that travel; the schemas are JSON Schema 2020-12.
@@ -148,9 +154,16 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         handler_threads: int = 8,
         max_handlers: int = 256,
         expose_errors: bool = False,
+        now: Callable[[], float] = lambda: 0.0,
+        ends: dict[str, EndpointEnds] | None = None,
     ) -> None:
+        """`now` is the clock by which it is counted how long calls take. How they end is counted in `ends`, which gets
+        an entry for every name that is registered, and for no other.
+        """
         if handler_threads < 1:
             raise ConfigError(f"handler_threads is {handler_threads}; it has to be 1 or more")
+        self.now = now
+        self.ends = {} if ends is None else ends
         self._token_bytes = token_bytes
         self._handler_threads = handler_threads
         self._max_handlers = max_handlers
@@ -241,7 +254,9 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         description = description or inspect.getdoc(function) or ""
         access = access_of(name, publish=publish, allow=allow, for_operators=for_operators)
         metadata = EndpointMetadata(name, publish, description)
-        endpoint = Endpoint.of(function, metadata, access=access, validate=validate)
+        ends = self.ends.get(name, EndpointEnds())
+        endpoint = Endpoint.of(function, metadata, access=access, validate=validate, ends=ends)
+        self.ends[name] = ends
         if name in self._endpoints:
             logger.warning("endpoint %s is registered again; the newer function takes its place", name)
         self._endpoints[name] = endpoint
@@ -282,23 +297,35 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         if self._running_count >= self._max_handlers and not self._ends_at_once(request.endpoint):
             return Refusal(Code.BUSY, "too many calls are running here; try again later")
         self._running_count += 1
+        endpoint = self._endpoints.get(request.endpoint)
+        outcome: Outcome | None = None  # of one that is cancelled
+        began_at = self.now()
         try:
-            endpoint = self._endpoints.get(request.endpoint)
             if endpoint is None:
-                return Answer(await self.invoke(request, context))
-            if endpoint.is_stream is not wants_items:
-                return Refusal(Code.BAD_REQUEST, _other_way_of(endpoint))
-            if wants_items:
-                return Answer(Items(self._items(endpoint, request, context)))
-            # Without `invoke` between: each coroutine that is awaited inside another costs 0.2 us a call.
-            return Answer(await self.run(endpoint, request.args, request.kwargs, request=request, context=context))
+                outcome = Answer(await self.invoke(request, context))
+            elif endpoint.is_stream is not wants_items:
+                outcome = Refusal(Code.BAD_REQUEST, _other_way_of(endpoint))
+            elif wants_items:
+                outcome = Answer(Items(self._items(endpoint, request, context)))
+            else:
+                # Without `invoke` between: each coroutine that is awaited inside another costs 0.2 us a call.
+                value = await self.run(endpoint, request.args, request.kwargs, request=request, context=context)
+                outcome = Answer(value)
         except asyncio.CancelledError as error:
-            return self._refusal_of_cancelled(error, request.endpoint)
+            outcome = self._refusal_of_cancelled(error, request.endpoint)
         except Exception as error:
-            return self.refusal_of(error, request.endpoint)
+            outcome = self.refusal_of(error, request.endpoint)
         finally:
             self._running_count -= 1
             self.served_count += request.endpoint not in self._mounted
+            if endpoint is not None:
+                ends = endpoint.ends
+                if type(outcome) is not Answer:
+                    ends.note(code_of(outcome))
+                elif not wants_items:  # else its items are still to come
+                    ends.ok += 1
+                ends.took_s += self.now() - began_at
+        return outcome
 
     async def invoke(self, request: RPCRequest, context: CallContext) -> Any:
         """The value that the named function returns. Raises what it raises.
@@ -358,17 +385,24 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
 
     async def _items(self, endpoint: Endpoint, request: RPCRequest, context: CallContext) -> AsyncGenerator[Any, None]:
         self._running_count += 1
+        outcome: Outcome | None = None
+        began_at = self.now()
         try:
             values = self.run_stream(endpoint, request.args, request.kwargs, request=request, context=context)
             async with contextlib.aclosing(values):
                 async for value in values:
                     yield value
+            outcome = Answer(None)
         except asyncio.CancelledError as error:
-            raise self._refusal_of_cancelled(error, request.endpoint).as_error() from error
+            outcome = self._refusal_of_cancelled(error, request.endpoint)
+            raise outcome.as_error() from error
         except Exception as error:
-            raise self.refusal_of(error, request.endpoint).as_error() from error
+            outcome = self.refusal_of(error, request.endpoint)
+            raise outcome.as_error() from error
         finally:
             self._running_count -= 1
+            endpoint.ends.note(code_of(outcome))
+            endpoint.ends.took_s += self.now() - began_at
 
     def _refusal_of_cancelled(self, error: asyncio.CancelledError, name: str) -> Refusal:
         """Where nobody cancelled this call, the handler awaited something that was: its caller is owed an answer.

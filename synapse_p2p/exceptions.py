@@ -56,8 +56,8 @@ class HandshakeFailed(ProtocolViolation):
     `reason` is one word for programs: `preamble`, `message`, `crypto`, `proof`, `self`, `identity`, `version`,
     `refused`, `plain`, `downgrade`, `timeout`, `closed`. `plain`: the other end answered as a listener of releases 1
     and 2 does, which speak the plain wire alone; nothing proves that word either. `downgrade`: so did one that spoke
-    encrypted to this process before. `refusal` is the listener's unproved word
-    (`version`, `suite`, `network`, `busy`), text for people only.
+    encrypted to this process before. `refusal` is the listener's word, at both ends
+    (`version`, `suite`, `network`, `busy`); to a dialer it is unproved, and text for people only.
     """
 
     def __init__(self, reason: str, text: str, *, refusal: str | None = None) -> None:

@@ -77,3 +77,10 @@ class Refusal:
 
 
 Outcome: TypeAlias = Answer | Refusal
+
+
+def code_of(outcome: Outcome | None) -> Code | None:
+    """The code that a call failed with; None where it was answered. One without an outcome was cancelled."""
+    if isinstance(outcome, Answer):
+        return None
+    return Code.CANCELLED if outcome is None else outcome.code

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +21,9 @@ from synapse_p2p.endpoints import EndpointDirectory, EndpointMetadata, MountedHa
 from synapse_p2p.exceptions import ConfigError, InvalidMessageError
 from synapse_p2p.guard import Guard
 from synapse_p2p.identity import SEED_SIZE_BYTES, Identity, NodeID, checked_network_key, network_id_of
-from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest
+from synapse_p2p.loop_beat import LoopBeat
+from synapse_p2p.messages import Answer, Code, Outcome, Refusal, RPCRequest, code_of
+from synapse_p2p.metrics import Metrics
 from synapse_p2p.protocol.plain import PlainExchange, PlainLimits, encode_frame, plain_response
 from synapse_p2p.protocol.wire import Call
 from synapse_p2p.runtime import Runtime, system_runtime
@@ -75,12 +78,13 @@ class Server:
         transport: Transport | None = None,
         runtime: Runtime | None = None,
         config: ServerConfig | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """`max_upload_size` is bytes of one plain request. `handler_threads` is that of `config` unless it is given.
 
         `allow` says who may call the user's endpoints, where they say nothing themselves: `"anyone"`, `"operators"`, a
         collection of node ids, or a quick plain function of the CallContext. `operators` are the ids that the second of
-        these stands for.
+        these stands for. What happens is counted in `metrics`, its own unless they are given, and told to operators.
         Raises ConfigError for a setting that cannot be.
 
         `expose_errors` sends callers the text of exceptions: a help while developing, a leak afterwards.
@@ -94,6 +98,7 @@ class Server:
         self.plain = _checked_policy(plain)
         self._check_plain()
         self.config = config or ServerConfig()
+        self.metrics = metrics or Metrics()
         self.runtime = runtime or system_runtime()
         self.identity = identity or Identity.from_seed(self.runtime.token_bytes(SEED_SIZE_BYTES))
         self.identity_given = identity is not None
@@ -103,7 +108,11 @@ class Server:
             handler_threads=self.config.handler_threads if handler_threads is None else handler_threads,
             max_handlers=self.config.max_handlers,
             expose_errors=expose_errors,
+            now=self.runtime.now,
+            ends=self.metrics.endpoints,
         )
+        self._beat = LoopBeat(self.metrics.loop_lag, self.runtime.now)
+        self._started_at: float | None = None
         self._allow = allow
         self._guard = self._new_guard()
         self.background_executor = BackgroundTaskHandler(runtime=self.runtime)
@@ -199,6 +208,7 @@ class Server:
                 drop_stranger=lambda: self._connections is not None and self._connections.drop_oldest(),
                 config=self.config.pool,
                 session_config=self.config.session.with_messages_of(self.max_upload_size),
+                metrics=self.metrics,
             )
         return self._sessions
 
@@ -246,6 +256,8 @@ class Server:
         if self._sessions is not None or self._listener is not None:
             raise ConfigError("this server lives somewhere already: stop it first, or make a new one")
         self._transport, self.runtime = transport, runtime
+        self.endpoints.now = runtime.now
+        self._beat = LoopBeat(self.metrics.loop_lag, runtime.now)
         self._guard = self._new_guard()
         tasks, self.background_executor = self.background_executor.tasks, BackgroundTaskHandler(runtime=runtime)
         for task in tasks:
@@ -270,6 +282,7 @@ class Server:
                 take_session=self._take_session,
                 runtime=self.runtime,
                 config=self.config,
+                counts=self.metrics.counts,
             )
             self._listener = await self._transport.listen(self.address, self.port, self._connections.accept)
             self.port = parse_address(self._listener.addresses[0])[1]
@@ -279,6 +292,9 @@ class Server:
             self._on_start()
             self._has_stopped = asyncio.Event()  # a new one, for the loop may be another than last time
             self.background_executor.start()
+            self._started_at = self.runtime.now()
+            if self.runtime.watch_loop is not None:  # else no time passes while something runs
+                self._beat.start()
             return self._server
 
     async def stop(self, *, grace: float = STOP_GRACE_S) -> None:
@@ -295,6 +311,8 @@ class Server:
             if self._connections is not None:
                 self._connections.drain()
             self._on_stop()
+            self._beat.stop()
+            self._started_at = None
             try:
                 await self.background_executor.stop()
                 if self._sessions is not None:
@@ -411,15 +429,28 @@ class Server:
         return PlainExchange(self.serializer_class, limits, opened_at=self.runtime.now())
 
     async def _respond(self, request: RPCRequest, address: str) -> bytes:
+        metrics = self.metrics
+        code: Code | None = Code.CANCELLED  # unless it comes to another end
+        metrics.plain_calls_running += 1
+        try:
+            frame, code = await self._answer_plain(request, address)
+            return frame
+        finally:
+            metrics.plain_calls_running -= 1
+            metrics.counts.served.note(code)
+
+    async def _answer_plain(self, request: RPCRequest, address: str) -> tuple[bytes, Code | None]:
+        """The framed response, and the code that it failed with."""
         context = self._context_of_plain_call(address)
         outcome = self._guard.refusal_of(request.endpoint, context) or await self.endpoints.serve(request, context)
         try:
-            return self._frame(request, outcome)
+            return self._frame(request, outcome), code_of(outcome)
         except Exception as error:
             # A serializer of the user's may raise anything for a result that cannot travel: the handler's fault.
-            return self._frame_dumped(request, outcome) or self._frame(
-                request, self.endpoints.refusal_of(error, request.endpoint)
-            )
+            if (frame := self._frame_dumped(request, outcome)) is not None:
+                return frame, code_of(outcome)
+            refusal = self.endpoints.refusal_of(error, request.endpoint)
+            return self._frame(request, refusal), refusal.code
 
     def _context_of_plain_call(self, address: str) -> CallContext:
         return CallContext(peer=None, address=address, network=self.network)
@@ -459,6 +490,7 @@ class Server:
             why = "plain calls are served from this machine alone"
             cure = 'use an encrypted client (synapse-p2p 3 or newer), or start the server with Server(plain="anywhere")'
         self._guard.note_refusal("", None, address, why)
+        self.metrics.counts.served.note(Code.FORBIDDEN)
         return Refusal(Code.FORBIDDEN, f"{why}: {cure}")
 
     def _check_plain(self) -> None:
@@ -502,6 +534,14 @@ class Server:
                 "_synapse.info": info,
             }
         )
+
+        # Mounted, so that it is answered when all places for handlers are taken.
+        self.mount("_synapse.", {"_synapse.stats": self._answer_stats}, for_operators=True)
+
+    def _answer_stats(self, _: Mapping[str, Any], __: CallContext) -> dict[str, Any]:
+        """What has been counted here."""
+        uptime_s = None if self._started_at is None else self.runtime.now() - self._started_at
+        return {"uptime_s": uptime_s, **asdict(self.metrics.snapshot())}
 
     def _contract_of(self, name: str) -> dict[str, Any]:
         return self.endpoints.contract(name)

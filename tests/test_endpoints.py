@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
 import sys
 import threading
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -573,3 +575,91 @@ async def test_calls_are_counted_and_those_of_packages_are_not():
         await serve(endpoints, name)
 
     assert endpoints.served_count == 3
+
+
+# What is counted
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_ends_and_times_of_calls_are_counted_by_registered_name():
+    clock, ends = Clock(), {}
+    endpoints = directory(now=clock, ends=ends)
+
+    async def take(seconds: float, error: Exception | None = None) -> None:
+        clock.now += seconds
+        if error is not None:
+            raise error
+
+    endpoints.register("take", take)
+    await serve(endpoints, "take", 2.0)
+    await serve(endpoints, "take", 0.5, CallError("no"))
+    await serve(endpoints, "take", 0.25, OSError())
+    await serve(endpoints, "take")
+    await serve(endpoints, "made up")
+
+    assert list(ends) == ["take"]
+    assert (ends["take"].ok, ends["take"].took_s) == (1, 2.75)
+    assert ends["take"].failed == {"failed": 1, "internal_error": 1, "bad_request": 1}
+
+
+async def test_a_stream_is_counted_when_it_is_over_by_how_it_ended():
+    clock, ends = Clock(), {}
+    endpoints = directory(now=clock, ends=ends)
+
+    async def tail(fails: bool) -> AsyncIterator[int]:
+        for number in range(3):
+            clock.now += 1.0
+            yield number
+        if fails:
+            raise CallError("enough")
+
+    async def items_of(fails: bool, count: int) -> None:
+        outcome = await endpoints.serve(RPCRequest("tail", args=[fails]), CONTEXT, wants_items=True)
+        assert isinstance(outcome, Answer)
+        async with contextlib.aclosing(outcome.value.values) as items:
+            for _ in range(count):
+                await anext(items)
+
+    endpoints.register("tail", tail)
+    await items_of(False, 1)
+    assert ends["tail"].failed == {"cancelled": 1}  # nobody read on
+    with pytest.raises(StopAsyncIteration):
+        await items_of(False, 4)
+    with pytest.raises(RemoteError):
+        await items_of(True, 4)
+    await serve(endpoints, "tail", False)  # which is no way to call a stream
+
+    assert (ends["tail"].ok, ends["tail"].took_s) == (1, 7.0)
+    assert ends["tail"].failed == {"cancelled": 1, "failed": 1, "bad_request": 1}
+
+
+async def test_a_name_that_is_registered_again_goes_on_counting(caplog: pytest.LogCaptureFixture):
+    endpoints = directory()
+    for answer in (1, 2):
+        endpoints.register("add", lambda answer=answer: answer)
+        await serve(endpoints, "add")
+
+    assert endpoints.ends["add"].ok == 2
+
+
+async def test_a_handler_that_is_cancelled_is_counted_so():
+    endpoints, runs = directory(), asyncio.Event()
+
+    async def wait() -> None:
+        runs.set()
+        await asyncio.Event().wait()
+
+    endpoints.register("wait", wait)
+    serving = asyncio.ensure_future(serve(endpoints, "wait"))
+    await runs.wait()
+    assert endpoints.ends["wait"].failed == {}
+    serving.cancel()
+    await asyncio.wait([serving])
+
+    assert endpoints.ends["wait"].failed == {"cancelled": 1}

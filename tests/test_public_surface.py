@@ -247,6 +247,8 @@ def test_synapse_p2p_exports_exactly_these_names():
         "InvalidAnswerError",
         "InvalidMessageError",
         "KeyFileError",
+        "Metrics",
+        "MetricsSnapshot",
         "NodeID",
         "PeerUnavailable",
         "ProtocolViolation",

@@ -284,7 +284,8 @@ class Handshake:
 
     def _refuse(self, code: Refusal) -> NoReturn:
         self._queue_refusal(code)
-        raise HandshakeFailed("preamble", f"refused a preamble: {code.name.lower()}")
+        word = code.name.lower()
+        raise HandshakeFailed("preamble", f"refused a preamble: {word}", refusal=word)
 
     def _queue_refusal(self, code: Refusal) -> None:
         self._to_send += REFUSAL_MAGIC + bytes((code,))
@@ -348,6 +349,7 @@ class Handshake:
                 # Only a network key seals message 1. The dialer's people would otherwise see a closed connection and
                 # no reason; who tries keys learns no more from this word than from the close.
                 self._queue_refusal(Refusal.NETWORK)
+                raise HandshakeFailed(error.reason, str(error), refusal="network") from error
             raise
         if self._role is Role.LISTENER and not noise.is_finished:
             self._send_proof()  # message 1 says nothing of who calls

@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import FrameTooLarge, ProtocolViolation
+from synapse_p2p.protocol.counts import Ends, SessionCounts
 from synapse_p2p.protocol.outbox import Outbox, Taken
 from synapse_p2p.protocol.parts import PartJoiner
 from synapse_p2p.protocol.streams import FIRST_CREDIT_BYTES, MAX_ITEM_BYTES, StreamReader, StreamTable
@@ -204,6 +205,7 @@ class Session:
     __slots__ = (
         "_arrived_bytes",
         "_config",
+        "_counts",
         "_deadlines",
         "_last_peer_ids",
         "_last_received",
@@ -227,11 +229,15 @@ class Session:
         "streams",
     )
 
-    def __init__(self, *, is_dialer: bool, now: float, config: SessionConfig) -> None:
+    def __init__(
+        self, *, is_dialer: bool, now: float, config: SessionConfig, counts: SessionCounts | None = None
+    ) -> None:
+        """`counts` are added to, as calls end; they may be those of other sessions, too."""
         self._config = config
+        self._counts = counts or SessionCounts()
         self._next_id = 2 if is_dialer else 1  # even for the dialer, odd for the listener; 0 belongs to no call
         self._last_peer_ids = [0] * len(FrameKind)
-        self._ours: dict[int, None] = {}
+        self._ours: dict[int, Ends] = {}  # and where the end of each is counted
         self._running: dict[int, Place] = {}
         self._running_count = [0] * len(Place)
         self._max_running = (config.max_calls_queued, config.max_calls_served, config.max_calls_served)  # by Place
@@ -294,7 +300,7 @@ class Session:
         else:
             self.outbox.put_call(call_id, body)
         self._next_id += 2
-        self._ours[call_id] = None
+        self._ours[call_id] = self._counts.overlay_asked if kind is _CONTROL else self._counts.asked
         if has_items or uploads:
             self.streams.open(call_id, readers=int(has_items), writers=len(uploads))
         if deadline is not None:
@@ -304,7 +310,7 @@ class Session:
     def cancel(self, call_id: int) -> None:
         """We want no answer to our call any more. A call that is not in flight is left alone."""
         if call_id in self._ours:
-            self._end_ours(call_id)
+            self._end_ours(call_id).note(Code.CANCELLED)
             self._withdraw_from_peer(call_id)
 
     def answer(self, call_id: int, value: Any) -> None:
@@ -313,6 +319,11 @@ class Session:
         if place is not None:
             kind = _CONTROL if place is Place.OVERLAY else _TASK
             self._queue(kind, call_id, encode_result(call_id, value), (value,))
+            # As `_served` says, which would take 2 % of all that is done here for a call.
+            if kind is _TASK:
+                self._counts.served.ok += 1
+            else:
+                self._counts.overlay_served.ok += 1
             self._end_theirs(call_id)
 
     def fail(self, call_id: int, code: Code, message: str, details: Mapping[str, Any] | None = None) -> None:
@@ -352,6 +363,7 @@ class Session:
             self.streams.writer(call_id, part).is_ended = True
             self.outbox.put_task(call_id, encode_message(End(call_id, part)))
             if call_id in self._running:
+                self._counts.served.ok += 1
                 self._end_theirs(call_id)
 
     def goodbye(self, code: str, text: str = "") -> None:
@@ -469,6 +481,16 @@ class Session:
         """Calls of theirs that have not ended."""
         return len(self._running) + len(self._waiting)
 
+    @property
+    def calls_waiting(self) -> int:
+        """Of these, those that have no place yet."""
+        return len(self._waiting)
+
+    @property
+    def overlay_calls_in_flight(self) -> int:
+        """Of the calls of ours that have not ended, those of the overlay."""
+        return list(self._ours.values()).count(self._counts.overlay_asked)
+
     def check_invariants(self) -> None:
         """Assert what must always hold; for tests."""
         assert not (self._running.keys() & self._waiting.keys())
@@ -498,7 +520,8 @@ class Session:
     def _on_message(self, message: Message, kind: FrameKind, now: float) -> None:
         # The two that every call takes are told apart by hand, as where they are decoded.
         if type(message) is Result:
-            if self._take_end(message.id):
+            if (ends := self._take_end(message.id)) is not None:
+                ends.ok += 1
                 self.happened.append(CallAnswered(message.id, message.value))
         elif type(message) is Call:
             self._on_call(message, kind, now)
@@ -508,8 +531,10 @@ class Session:
     def _on_rarer(self, message: Message, kind: FrameKind) -> None:
         match message:
             case Fail(id):
-                if self._take_end(id):
-                    self.happened.append(_failed(message))
+                if (ends := self._take_end(id)) is not None:
+                    failed = _failed(message)
+                    ends.note(failed.code)
+                    self.happened.append(failed)
             case Item(id, value, part):
                 self._on_item(id, value, part)
             case Cancel(id):
@@ -580,6 +605,8 @@ class Session:
             raise ProtocolViolation(f"a cancel for call {call_id}, which never came")
         if call_id in self._running:
             self.happened.append(CallWithdrawn(call_id))
+        if self._is_open(call_id):
+            self._served(self._kind_of(call_id)).note(Code.CANCELLED)
         self._end_theirs(call_id)
         self.outbox.take_back(call_id)  # an answer that is still here is for nobody
 
@@ -620,7 +647,7 @@ class Session:
             return
         has_unread = self.streams.on_end(call_id, part)
         if self._is_own(call_id):
-            self._end_ours(call_id)
+            self._end_ours(call_id).ok += 1
             self.happened.append(StreamEnded(call_id))
         elif not has_unread:
             self.happened.append(ItemsArrived(call_id, part))
@@ -651,18 +678,17 @@ class Session:
         self._last_peer_ids[kind] = max(self._last_peer_ids[kind], call_id)
         self._refuse(call_id, Code.NOT_FOUND, "a message of a type that this release does not serve", kind=answered_in)
 
-    def _take_end(self, call_id: int) -> bool:
-        """Whether this answer ends a call of ours now. Late ones are ignored, strays raise."""
+    def _take_end(self, call_id: int) -> Ends | None:
+        """Where to count it, if this answer ends a call of ours now. Late ones are ignored, strays raise."""
         if call_id in self._ours:
-            self._end_ours(call_id)
-            return True
+            return self._end_ours(call_id)
         if not self._is_own(call_id) or call_id >= self._next_id:
             raise ProtocolViolation(f"an answer to call {call_id}, which was never made")
-        return False
+        return None
 
     def _expire(self, call_id: int) -> None:
         if call_id in self._ours:
-            self._end_ours(call_id)
+            self._end_ours(call_id).note(Code.DEADLINE_EXCEEDED)
             self._withdraw_from_peer(call_id)
             self.happened.append(CallExpired(call_id))
         elif call_id in self._running or call_id in self._waiting:
@@ -676,10 +702,12 @@ class Session:
         self.is_closing = True
         for call_id in list(self._ours):
             never_left = self.outbox.take_back(call_id) is Taken.WHOLE
-            self._end_ours(call_id)
+            self._end_ours(call_id).note(Code.UNAVAILABLE)
             started = may_have_started and not never_left
             self.happened.append(CallFailed(call_id, Code.UNAVAILABLE, why, {}, started))
         self.happened.extend(CallWithdrawn(call_id) for call_id in self._running)
+        for call_id in (*self._running, *self._waiting):
+            self._served(self._kind_of(call_id)).note(Code.UNAVAILABLE)
         for call_id in list(self.streams):
             self.streams.drop_call(call_id)
         self._parts.clear()
@@ -714,18 +742,21 @@ class Session:
             # The handler's own words cannot travel; that its call failed has to.
             fail = Fail(call_id, code, "what the handler said of it cannot be sent")
             self._queue(kind, call_id, encode_message(fail), ())
+        self._served(kind).note(code)
         self._end_theirs(call_id)
 
     def _may_wait(self, size_bytes: int) -> bool:
         has_place = self.may_let_wait and len(self._waiting) < self._config.max_calls_queued
         return has_place and self._waiting_bytes + size_bytes <= self._config.max_waiting_bytes
 
-    def _end_ours(self, call_id: int) -> None:
-        del self._ours[call_id]
+    def _end_ours(self, call_id: int) -> Ends:
+        """The call is over; where how it ended is to be counted."""
+        ends = self._ours.pop(call_id)
         if self.streams:
             self.streams.close_call(call_id)
         if self._parts.held_bytes:
             self._parts.drop(call_id)
+        return ends
 
     def _leave_queue(self, call_id: int) -> None:
         if self._waiting.pop(call_id, None) is not None:
@@ -777,6 +808,10 @@ class Session:
             raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
         if not is_control:
             check_readable(values, body)
+
+    def _served(self, kind: FrameKind) -> Ends:
+        """Where the end of a call of theirs is counted."""
+        return self._counts.overlay_served if kind is _CONTROL else self._counts.served
 
     def _kind_of(self, call_id: int) -> FrameKind:
         # None but task calls wait.

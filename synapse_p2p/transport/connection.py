@@ -16,6 +16,7 @@ from synapse_p2p.background import TaskScope
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import HandshakeFailed, PeerUnavailable, ProtocolViolation
+from synapse_p2p.metrics import Metrics
 from synapse_p2p.protocol.channel import SecureChannel
 from synapse_p2p.protocol.handshake import Established, Handshake, PeerProof
 from synapse_p2p.protocol.session import (
@@ -76,6 +77,7 @@ class SessionConnection:
         "_is_refused",
         "_loop",
         "_make_handshake",
+        "_metrics",
         "_network",
         "_on_closed",
         "_on_established",
@@ -109,6 +111,7 @@ class SessionConnection:
         network: str,
         on_established: Callable[[SessionConnection], None],
         on_closed: Callable[[SessionConnection], None],
+        metrics: Metrics | None = None,
     ) -> None:
         self.is_dialer = is_dialer
         self.address = ""
@@ -123,6 +126,7 @@ class SessionConnection:
         self._runtime = runtime
         self._config = config
         self._network = network
+        self._metrics = metrics or Metrics()
         self._on_established = on_established
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
@@ -173,7 +177,27 @@ class SessionConnection:
     @property
     def calls_in_flight(self) -> int:
         """Calls in both directions that have not ended."""
-        return 0 if self._session is None else self._session.calls_in_flight + self._session.calls_served
+        return self.calls_asked + self.calls_served
+
+    @property
+    def calls_asked(self) -> int:
+        """Calls of ours in flight."""
+        return 0 if self._session is None else self._session.calls_in_flight
+
+    @property
+    def overlay_calls_asked(self) -> int:
+        """Those of the overlay among them."""
+        return 0 if self._session is None else self._session.overlay_calls_in_flight
+
+    @property
+    def calls_served(self) -> int:
+        """Calls of the peer that run or wait here."""
+        return 0 if self._session is None else self._session.calls_served
+
+    @property
+    def calls_waiting(self) -> int:
+        """Those that wait among them."""
+        return 0 if self._session is None else self._session.calls_waiting
 
     @property
     def serves_current_task(self) -> bool:
@@ -264,6 +288,12 @@ class SessionConnection:
         self._pump()
         self._alarm.set(self._config.goodbye_timeout_s, self._close_stream)
 
+    def make_way(self) -> None:
+        """Close at once, unproved as it is: its place is needed."""
+        if self.failure is None:
+            self.failure = HandshakeFailed("refused", "another connection needed the place", refusal="busy")
+        self.abort()
+
     def abort(self) -> None:
         """Close at once."""
         if self._stream is not None:
@@ -292,7 +322,8 @@ class SessionConnection:
 
     def connection_made(self, stream: ByteStream) -> None:
         self._stream = stream
-        self._outflow = Outflow(stream, stall_s=self._config.write_stall_s, on_stall=self._on_write_stall)
+        stall_s = self._config.write_stall_s
+        self._outflow = Outflow(stream, stall_s=stall_s, on_stall=self._on_write_stall, counts=self._metrics.counts)
         self.address = stream.peer_address
         self._handshake = self._make_handshake(self.address)
         del self._make_handshake  # it holds the keys of this one handshake
@@ -301,6 +332,7 @@ class SessionConnection:
         self._alarm.set(self._config.handshake_timeout_s, self._on_handshake_timeout)
 
     def data_received(self, data: bytes) -> None:
+        self._metrics.counts.received_bytes += len(data)
         try:
             if self._channel is None:
                 established = self._continue_handshake(data)
@@ -327,8 +359,15 @@ class SessionConnection:
         if self._is_counted:
             byte_budget.PROCESS.note(self, 0)
         if not self._closed.done():
+            self._count_end()
             self._closed.set_result(None)
             self._on_closed(self)
+
+    def _count_end(self) -> None:
+        if self.is_established:
+            self._metrics.on_session_closed(self)
+        elif not self.is_dialer:  # a dial of ours is counted where it was begun, for not each comes as far as this
+            self._metrics.on_handshake_refused(self.failure)
 
     def pause_writing(self) -> None:
         assert self._outflow is not None
@@ -362,7 +401,8 @@ class SessionConnection:
         self._peer = established.peer
         self._channel = SecureChannel(established.send, established.receive)
         now = self.last_used = self.established_at = self._runtime.now()
-        self._session = Session(is_dialer=self.is_dialer, now=now, config=self._config)
+        self._session = Session(is_dialer=self.is_dialer, now=now, config=self._config, counts=self._metrics.counts)
+        self._metrics.on_session_opened(self)
         parameters = established.peer.parameters
         if parameters.mode == "node" and parameters.port:
             self.listen_address = format_address(parse_address(self.address)[0], parameters.port)

@@ -17,6 +17,7 @@ from synapse_p2p.background import TaskScope
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import HandshakeFailed, PeerUnavailable, Timeout
 from synapse_p2p.identity import Identity, NodeID, network_id_of
+from synapse_p2p.metrics import Metrics
 from synapse_p2p.protocol.handshake import INSTANCE_SIZE_BYTES, Handshake, HandshakeKeys, Mode, Parameters, Role
 from synapse_p2p.protocol.noise import KEY_SIZE_BYTES
 from synapse_p2p.runtime import Runtime
@@ -49,6 +50,7 @@ class SessionDialer:
         listen_port: Callable[[], int] = lambda: 0,
         dial_timeout_s: float | None,
         session_config: SessionConfig,
+        metrics: Metrics | None = None,
     ) -> None:
         self._identity = identity
         self._network = network
@@ -61,6 +63,7 @@ class SessionDialer:
         self._listen_port = listen_port
         self._dial_timeout_s = dial_timeout_s
         self._session_config = session_config
+        self.metrics = metrics or Metrics()
         self._static = X25519PrivateKey.from_private_bytes(runtime.token_bytes(KEY_SIZE_BYTES))
         self._instance = runtime.token_bytes(INSTANCE_SIZE_BYTES)
 
@@ -95,6 +98,7 @@ class SessionDialer:
             await self._connect(host, port, address, connection)
             await connection.wait_established()
         except (Exception, asyncio.CancelledError) as error:
+            self.metrics.on_dial_failed(error)
             if connection.address:  # else there is no stream, and nothing to wait for
                 connection.abort()
                 await connection.wait_closed()
@@ -173,6 +177,7 @@ class SessionDialer:
             network=self._network,
             on_established=on_established,
             on_closed=on_closed,
+            metrics=self.metrics,
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from synapse_p2p.background import TaskScope
 from synapse_p2p.config import PoolConfig
+from synapse_p2p.exceptions import HandshakeFailed
 from synapse_p2p.protocol.pool_policy import (
     AcceptedConnections,
     SessionLimits,
@@ -78,7 +79,9 @@ class OpenConnections:
             if self._accepted.on_proved(connection) and has_place(self._uses(but=connection), self._limits):
                 on_established(connection)
             else:
-                connection.close("busy", "too many sessions")
+                full = HandshakeFailed("refused", "too many sessions", refusal="busy")
+                self._dialer.metrics.on_handshake_refused(full)
+                connection.close("busy", str(full))
 
         host = self._counted_host(stream.peer_address)
         if self._accepted.is_host_full(host) or not self._has_place():
@@ -87,7 +90,7 @@ class OpenConnections:
             connection = self._dialer.accepted(stream, scope=scope, on_established=on_proved, on_closed=on_closed)
             surplus = self._accepted.add(connection, host)
             if surplus is not None:
-                surplus.abort()
+                surplus.make_way()
         self._held[connection] = None
         connection.data_received(data)
 
@@ -165,7 +168,7 @@ class OpenConnections:
             return True
         oldest = self._accepted.take_oldest_unproved()
         if oldest is not None:
-            oldest.abort()
+            oldest.make_way()
         return oldest is not None
 
     def _uses(self, *, but: SessionConnection | None = None) -> list[SessionUse[SessionConnection]]:

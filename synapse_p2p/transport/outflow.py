@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from synapse_p2p.protocol.counts import SessionCounts
 from synapse_p2p.transport.base import ByteStream
 
 
@@ -19,6 +20,7 @@ class Outflow:
     """
 
     __slots__ = (
+        "_counts",
         "_loop",
         "_on_stall",
         "_room",
@@ -29,7 +31,14 @@ class Outflow:
         "is_full",
     )
 
-    def __init__(self, stream: ByteStream, *, stall_s: float, on_stall: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        stream: ByteStream,
+        *,
+        stall_s: float,
+        on_stall: Callable[[], None],
+        counts: SessionCounts | None = None,
+    ) -> None:
         self.is_full = False
         self._stream = stream
         self._stall_s = stall_s
@@ -38,11 +47,14 @@ class Outflow:
         self._timer: asyncio.TimerHandle | None = None
         self._room: asyncio.Future[None] | None = None  # for all who wait now
         self._written_bytes = 0
+        self._counts = counts or SessionCounts()
 
     def write(self, data: bytes) -> None:
         """Queue bytes on the stream."""
         # Counted first: the write itself may find the queue full and look at the count.
-        self._written_bytes += len(data)
+        size_bytes = len(data)
+        self._written_bytes += size_bytes
+        self._counts.sent_bytes += size_bytes
         self._stream.write(data)
 
     async def wait_for_room(self) -> None:

@@ -16,6 +16,7 @@ from typing import TypeAlias
 from synapse_p2p.background import TaskScope
 from synapse_p2p.config import ServerConfig
 from synapse_p2p.messages import Code, Refusal, RPCRequest
+from synapse_p2p.protocol.counts import SessionCounts
 from synapse_p2p.protocol.plain import GiveUp, PlainExchange, Reply, Serve, Wait
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport.base import ByteStream, format_address
@@ -54,7 +55,9 @@ class PlainConnections:
         take_session: TakeSession,
         runtime: Runtime,
         config: ServerConfig,
+        counts: SessionCounts | None = None,
     ) -> None:
+        self.counts = counts or SessionCounts()
         self.make_exchange = make_exchange
         self.respond = respond
         self.refusal_for = refusal_for
@@ -174,6 +177,7 @@ class PlainConnection:
         if is_first and data[0] == SESSION_FIRST_BYTE and self._owner.take_session(stream, data):
             self._leave()
             return
+        self._owner.counts.received_bytes += len(data)
         if is_first and (refusal := self._owner.refusal_for(stream.peer_address)) is not None:
             exchange.refuse(refusal)
         exchange.receive_data(data, self._owner.now())
@@ -232,6 +236,7 @@ class PlainConnection:
         if fault:
             logger.debug("plain request from %s refused: %.*s", self._stream.peer_address, MAX_LOGGED_CHARS, fault)
         self._has_replied = True
+        self._owner.counts.sent_bytes += len(frame)
         self._stream.write(frame)
         if is_early:
             # Closing on unread bytes resets the connection, and the caller may lose the answer with it.

@@ -25,6 +25,7 @@ from synapse_p2p.exceptions import (
     Timeout,
 )
 from synapse_p2p.identity import Identity, NodeID
+from synapse_p2p.metrics import Metrics
 from synapse_p2p.peers import KnownPeer, ProvedPeer
 from synapse_p2p.protocol.handshake import INSTANCE_SIZE_BYTES, Parameters
 from synapse_p2p.protocol.pool_policy import DialBackoff, SessionFacts, Survivor, choose_survivor
@@ -65,6 +66,7 @@ class SessionPool:
         drop_stranger: Callable[[], bool] = lambda: False,
         config: PoolConfig | None = None,
         session_config: SessionConfig | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._own_id = identity.node_id
         self._runtime = runtime
@@ -80,6 +82,7 @@ class SessionPool:
             listen_port=listen_port,
             dial_timeout_s=config.dial_timeout_s,
             session_config=session_config or SessionConfig(),
+            metrics=metrics,
         )
         self._backoff = DialBackoff(
             pause_s=config.redial_pause_s,

@@ -1,4 +1,6 @@
 import contextlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -11,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import FrameTooLarge, InvalidMessageError, ProtocolViolation
 from synapse_p2p.protocol.channel import SecureChannel
+from synapse_p2p.protocol.counts import Ends, SessionCounts
 from synapse_p2p.protocol.noise import CipherState
 from synapse_p2p.protocol.session import (
     CallAnswered,
@@ -44,9 +47,14 @@ from synapse_p2p.protocol.wire import (
 SMALL = SessionConfig(max_calls_served=2, max_calls_queued=2, idle_ping_s=10.0, ping_timeout_s=5.0)
 
 
-def pair(config: SessionConfig = SMALL) -> tuple[Session, Session]:
+def pair(
+    config: SessionConfig = SMALL, counts: Sequence[SessionCounts | None] = (None, None)
+) -> tuple[Session, Session]:
     """The dialer and the listener of one session, opened at 0."""
-    return Session(is_dialer=True, now=0.0, config=config), Session(is_dialer=False, now=0.0, config=config)
+    return (
+        Session(is_dialer=True, now=0.0, config=config, counts=counts[0]),
+        Session(is_dialer=False, now=0.0, config=config, counts=counts[1]),
+    )
 
 
 def pump(one: Session, other: Session, now: float = 0.0) -> None:
@@ -79,12 +87,15 @@ class TwoSessions(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.sessions = pair()
         self.wires = [b"", b""]  # from each side, written and not yet read
         self.open: list[dict[int, float | None]] = [{}, {}]  # calls of each side that must still end: deadline
         self.asked: list[dict[int, list[Any]]] = [{}, {}]
         self.running: list[dict[int, str]] = [{}, {}]
         self.arrived: list[set[int]] = [set(), set()]
+        self.asked_ends: list[Counter[str]] = [Counter(), Counter()]  # of calls of each side, as its events tell
+        self.served_ends: list[Counter[str]] = [Counter(), Counter()]  # of calls to each side, as its handlers end
+        self.counts = [SessionCounts(), SessionCounts()]
+        self.sessions = pair(counts=self.counts)
         self.is_lost = False
 
     @initialize(is_started=st.booleans())
@@ -113,6 +124,7 @@ class TwoSessions(RuleBasedStateMachine):
         if self.running[side]:
             call_id = list(self.running[side])[pick % len(self.running[side])]
             del self.running[side][call_id]
+            self.served_ends[side]["ok" if returns else "failed"] += 1
             if returns:
                 self.sessions[side].answer(call_id, self.asked[1 - side][call_id])
             else:
@@ -122,7 +134,9 @@ class TwoSessions(RuleBasedStateMachine):
     def cancel(self, side: int, pick: int) -> None:
         if self.asked[side]:
             call_id = list(self.asked[side])[pick % len(self.asked[side])]
-            self.open[side].pop(call_id, None)
+            if call_id in self.open[side]:
+                del self.open[side][call_id]
+                self.asked_ends[side]["cancelled"] += 1
             self.sessions[side].cancel(call_id)
 
     @rule(side=st.integers(0, 1))
@@ -174,6 +188,12 @@ class TwoSessions(RuleBasedStateMachine):
             tasks = [endpoint for endpoint in self.running[side].values() if not endpoint.startswith("_dht.")]
             assert len(tasks) <= SMALL.max_calls_served
             assert session.calls_served >= len(self.running[side])
+            counts = self.counts[side]
+            assert all_ends(counts.asked, counts.overlay_asked) == self.asked_ends[side]
+            served = all_ends(counts.served, counts.overlay_served)
+            assert all(served[end] == self.served_ends[side][end] for end in ("ok", "failed"))
+            count = served.total() + session.calls_served
+            assert len(self.arrived[side]) <= count <= len(self.asked[1 - side])
 
     def note(self, side: int, event: Event) -> None:
         match event:
@@ -187,14 +207,17 @@ class TwoSessions(RuleBasedStateMachine):
                 del self.running[side][id]  # a KeyError: it had ended, or never ran
             case CallAnswered(id, value):
                 del self.open[side][id]
+                self.asked_ends[side]["ok"] += 1
                 assert value == self.asked[side][id]
                 assert id in self.arrived[1 - side]
             case CallFailed(id, code, _, _, may_have_started):
                 del self.open[side][id]
+                self.asked_ends[side][code] += 1
                 assert code in (Code.FAILED, Code.BUSY, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
                 assert may_have_started or id not in self.arrived[1 - side]
             case CallExpired(id):
                 deadline = self.open[side].pop(id)
+                self.asked_ends[side]["deadline_exceeded"] += 1
                 assert deadline is not None
                 assert deadline <= self.now
             case PeerClosed() | PeerSilent():
@@ -223,6 +246,15 @@ class TwoSessions(RuleBasedStateMachine):
         assert self.open == [{}, {}]
         assert self.running == [{}, {}]
         assert [session.calls_served for session in self.sessions] == [0, 0]
+
+
+def all_ends(*kinds: Ends) -> Counter[str]:
+    """How many ended in which way; only the ways that there were."""
+    ends = Counter[str]()
+    for kind in kinds:
+        ends.update({"ok": kind.ok} if kind.ok else {})
+        ends.update(kind.failed)
+    return ends
 
 
 def session_is_over(session: Session) -> bool:
