@@ -72,6 +72,10 @@ def test_status_tells_how_the_node_here_is(rita: Up, olga: Up):
     assert found["agent"]["capabilities"] == ["python", "code-review"]
     assert (found["network"], found["mode"], found["contacts"]) == ("lab", "node", 1)
     assert found["pid"] == rita.popen.pid
+    assert re.search(r"^calls       \d+ served; \d+ run or wait now$", shown.out, re.MULTILINE)
+    assert re.search(r"^traffic     \d+\.\d kB in, \d+\.\d kB out$", shown.out, re.MULTILINE)
+    assert found["stats"]["sessions"]["accepted"] >= 1  # at least this one
+    assert found["stats"]["tasks"]["max_tasks"] == found["agent"]["max_tasks"]
 
 
 def test_with_several_nodes_the_newest_is_meant_and_the_others_are_named(rita: Up, olga: Up):
@@ -224,7 +228,7 @@ async def test_call_reaches_a_server_that_speaks_the_plain_wire_alone():
 
 
 def test_operator_endpoints_are_closed_to_others(rita: Up):
-    for name in ("_swarm.status", "_swarm.peers", "_swarm.agents", "_swarm.events"):
+    for name in ("_swarm.status", "_swarm.peers", "_swarm.agents", "_swarm.events", "_synapse.stats"):
         refused = typed("call", rita.seed, name, "--network", "lab")
 
         assert refused.code == 6, refused

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from dht.results import SwarmMode, SwarmStatus
+from synapse_p2p import HandshakeFailed
 from synapse_p2p.apps.cli.blocks import plain_text
-from synapse_p2p.apps.cli.views import Started, span, view_of_start
+from synapse_p2p.apps.cli.views import Started, span, view_of_start, view_of_status
+from synapse_p2p.metrics import Metrics
 
 STATUS = SwarmStatus(
     id=b"\xab" * 32,
@@ -84,3 +87,43 @@ def test_a_client_and_a_node_that_nobody_has_seen_say_so():
 )
 def test_a_span_is_told_in_its_largest_unit(seconds: float, text: str):
     assert span(seconds) == text
+
+
+def told(metrics: Metrics) -> list[str]:
+    """The lines of a status that speak of what was counted."""
+    status: dict[str, Any] = dict.fromkeys(
+        ("uptime_s", "contacts", "suspects", "sessions", "records_held", "own_values", "calls_served"), 0
+    ) | {
+        "id": "ab" * 32,
+        "version": "3.0.0",
+        "network": "",
+        "has_network_key": False,
+        "listening": [],
+        "advertised": [],
+        "seeds_joined": 0,
+        "seeds_tried": 0,
+        "is_connected": True,
+        "size_estimate": None,
+        "agent": None,
+        "record": None,
+        "stats": dataclasses.asdict(metrics.snapshot()),
+    }
+    lines = plain_text(view_of_status(status)).splitlines()
+    return lines[[line.startswith("calls") for line in lines].index(True) :]
+
+
+def test_a_status_tells_of_bytes_and_of_trouble_where_there_is_any():
+    metrics = Metrics()
+    metrics.loop_lag.note(0.01, now=0.0)
+    metrics.counts.received_bytes, metrics.counts.sent_bytes = 999, 20_000_000
+    quiet = told(metrics)
+    for reason, count in (("network", 1), ("busy", 3)):
+        for _ in range(count):
+            metrics.on_handshake_refused(HandshakeFailed("refused", "no", refusal=reason))
+    metrics.loop_lag.note(1.25, now=1.0)
+
+    assert quiet == ["calls       0 served; 0 run or wait now", "traffic     999 B in, 20.0 MB out"]
+    assert told(metrics)[2:] == [
+        "refused     connections: busy 3, network 1",
+        "event loop  was 1.2 s late in the last minutes",
+    ]

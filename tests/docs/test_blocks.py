@@ -51,6 +51,8 @@ RUN_BY = {
     ("docs/how-to/streaming.md", "# tail.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/streaming.md", "# progress.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/streaming.md", "# upload.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/observe.md", "# numbers.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
+    ("docs/how-to/observe.md", "# traces.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/values.md", "# values.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
 }
 """The test beside this file that runs a block; it names the program."""

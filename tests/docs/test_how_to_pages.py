@@ -22,6 +22,8 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
         ("how-to/access.md", "doors.py"),
         ("how-to/access.md", "busy.py"),
         ("how-to/values.md", "values.py"),
+        ("how-to/observe.md", "numbers.py"),
+        ("how-to/observe.md", "traces.py"),
         ("how-to/find.md", "market.py"),
         ("how-to/nat.md", "client_only.py"),
         ("how-to/persistence.md", "twice.py"),

@@ -17,6 +17,7 @@ from synapse_p2p.transport.base import format_address, is_loopback, parse_addres
 
 SHORT_ID_CHARS = 16
 LABEL_WIDTH = 12
+LATE_S = 0.2  # of the event loop: people feel it, and calls on the same machine take longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,8 @@ def view_of_start(started: Started, program: str) -> list[Block]:
 
 
 def view_of_status(status: Mapping[str, Any]) -> list[Block]:
-    """One node, from `_swarm.status`."""
-    agent, record = status["agent"], status["record"]
+    """One node, from `_swarm.status` and `_synapse.stats`."""
+    agent, record, stats = status["agent"], status["record"], status["stats"]
     size = status["size_estimate"]
     blocks: list[Block] = [] if agent is None else [_labelled("agent", f"{agent['name']} ({agent['role']})")]
     blocks += [
@@ -111,7 +112,9 @@ def view_of_status(status: Mapping[str, Any]) -> list[Block]:
         ),
         _labelled("network of", "not yet known" if size is None else f"about {max(1, round(size))} nodes"),
         _labelled("keeps", f"{status['records_held']} records for others, and has put {status['own_values']} values"),
-        _labelled("calls", f"{status['calls_served']} served"),
+        _labelled("calls", f"{status['calls_served']} served; {stats['calls_in']['in_flight']} run or wait now"),
+        _labelled("traffic", f"{_size(stats['received_bytes'])} in, {_size(stats['sent_bytes'])} out"),
+        *_trouble_lines(stats),
     ]
     if agent is not None:
         blocks += [
@@ -274,6 +277,27 @@ def _capability_commands(capability: str) -> list[str]:
 def _network_text(status: Mapping[str, Any]) -> str:
     name = status["network"] or "the open one without a name"
     return f"{name}, {'with a key' if status['has_network_key'] else 'without a key'}"
+
+
+def _trouble_lines(stats: Mapping[str, Any]) -> list[Block]:
+    """What has gone wrong lately, or at the door; nothing where nothing has."""
+    blocks: list[Block] = []
+    refused = sorted(stats["handshakes_refused"].items(), key=lambda each: -each[1])
+    reasons = ", ".join(f"{reason} {count}" for reason, count in refused if count)
+    if reasons:
+        blocks.append(_labelled("refused", f"connections: {reasons}"))
+    lag = stats["loop_lag"]
+    if lag is not None and lag["max_s"] >= LATE_S:
+        blocks.append(_labelled("event loop", f"was {lag['max_s']:.1f} s late in the last minutes", Tone.WARNING))
+    return blocks
+
+
+def _size(size_bytes: int) -> str:
+    """In its largest unit: `512 B`, `1.5 kB`, `20.0 MB`."""
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size_bytes >= size:
+            return f"{size_bytes / size:.1f} {unit}"
+    return f"{size_bytes} B"
 
 
 def _record_text(record: Mapping[str, Any]) -> tuple[str, Tone]:
