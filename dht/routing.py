@@ -47,6 +47,7 @@ NEXT_BITS = 3
 """After those that tell a k-bucket from others: eight parts of it, none of which may fill it."""
 
 NEVER = float("-inf")
+STALE_PART = 0.5  # of the time for which a contact has answered: silent for so long, it is asked whether it lives
 """When a contact was last seen that came from the waiting."""
 
 
@@ -299,13 +300,29 @@ class RoutingTable:
         return self._refusal(index, kbucket, contact) is None
 
     def stale_contacts(self, now: float) -> list[Contact]:
-        """Of each k-bucket the least recently seen contact, where that was over `stale_after_s` ago."""
+        """Of each k-bucket the contact that is most overdue, if any is.
+
+        Due is who is silent for half of the time that it was there, but within `stale_after_s` and `max_stale_after_s`;
+        a suspect after `stale_after_s`. Nodes that were there for long stay for longer (Kademlia section 2.1), so most
+        of those who have gone are asked soon, and most of those who stay seldom.
+        """
         stale: list[Contact] = []
         for kbucket in self._farthest_first():
-            oldest = min(kbucket.seen_at)
-            if now - oldest > self._config.stale_after_s:
-                stale.append(kbucket.contacts[kbucket.seen_at.index(oldest)])
+            if now - min(kbucket.seen_at) <= self._config.stale_after_s:
+                continue  # mostly, and in a moment
+            overdue_s = [self._overdue_s(kbucket, place, now) for place in range(len(kbucket.contacts))]
+            longest_s = max(overdue_s)
+            if longest_s > 0:
+                stale.append(kbucket.contacts[overdue_s.index(longest_s)])
         return stale
+
+    def _overdue_s(self, kbucket: _KBucket, place: int, now: float) -> float:
+        seen_at, config = kbucket.seen_at[place], self._config
+        patience_s = config.stale_after_s
+        if seen_at != NEVER and kbucket.contacts[place].id not in kbucket.failures:
+            lived_s = seen_at - kbucket.since[place]
+            patience_s = min(max(patience_s, STALE_PART * lived_s), config.max_stale_after_s)
+        return now - seen_at - patience_s
 
     def stale_buckets(self, now: float, age_s: float) -> list[int]:
         """Indexes from 0 to the deepest k-bucket that no lookup went through for `age_s`, ascending.

@@ -156,6 +156,28 @@ def test_stale_contacts_are_each_buckets_least_recently_seen():
     assert table.stale_contacts(902.5) == [contact_in(0, 0), contact_in(3, 0)]
 
 
+def test_who_was_there_for_long_is_asked_later_and_a_suspect_is_not():
+    old, new = contact_in(0, 0), contact_in(0, 1)
+    table = table_of(old, new)
+    table.observe(old, 4000.0)
+    table.observe(new, 4000.0)
+    table.remove(new.id, 4000.0)
+    table.observe(new, 4010.0)
+
+    assert table.stale_contacts(4905.0) == []
+    assert table.stale_contacts(4911.0) == [new]
+    table.observe(new, 5900.0)
+    assert table.stale_contacts(5995.0) == []
+    assert table.stale_contacts(6001.0) == [old]
+    table.on_failure(old.id, 6001.0)
+    assert table.stale_contacts(4901.0) == [old]
+
+    table.observe(old, 100_000.0)
+    table.observe(new, 103_500.0)
+    assert table.stale_contacts(103_600.0) == []
+    assert table.stale_contacts(103_601.0) == [old]
+
+
 def test_stale_buckets_reach_to_the_deepest_one_and_include_empty_ones():
     table = table_of(contact_in(1), contact_in(3))
     table.mark_refreshed(0, 100.0)
@@ -491,6 +513,7 @@ class ModelContact:
     contact: Contact
     seen_at: float
     failures: int = 0
+    since: float = 0.0
 
     @property
     def index(self) -> int:
@@ -522,6 +545,7 @@ class RoutingModel(RuleBasedStateMachine):
             k=self.K,
             max_failures=self.MAX_FAILURES,
             stale_after_s=10,
+            max_stale_after_s=30,
             max_per_next_bits=self.max_bits,
             max_group_per_bucket=self.MAX_IN_BUCKET,
             max_group=self.MAX_GROUP,
@@ -594,7 +618,7 @@ class RoutingModel(RuleBasedStateMachine):
         for other in reversed(line):
             if self.refusal(other) is None:
                 self.waiting.remove(other)
-                self.held.append(ModelContact(other.contact, float("-inf")))
+                self.held.append(ModelContact(other.contact, float("-inf"), since=self.now))
                 return
         if not any(other.index == item.index for other in self.held):
             self.waiting = [other for other in self.waiting if other.index != item.index]
@@ -603,7 +627,7 @@ class RoutingModel(RuleBasedStateMachine):
     def observe(self, node_id: bytes, host: str) -> None:
         self.now += 1
         contact = Contact(node_id, (f"{host}:9000",))
-        new = ModelContact(contact, self.now)
+        new = ModelContact(contact, self.now, since=self.now)
         item = self.item_of(self.held, node_id)
         has_room = False
         if item is None:
@@ -616,6 +640,7 @@ class RoutingModel(RuleBasedStateMachine):
                 self.wait(new)
         else:
             expected = Observation.SEEN
+            new.since = item.since
             place = self.held.index(item)
             old, now_at = self.host_of(item), host
             groups = [(NARROW[each], WIDE[each]) if each in self.counted else None for each in (old, now_at)]
@@ -702,12 +727,16 @@ class RoutingModel(RuleBasedStateMachine):
         assert len(self.table) == len(self.held)
         stale = []
         for bucket in sorted({item.index for item in self.held}):
-            oldest = next(item for item in order if item.index == bucket)
-            if self.now - oldest.seen_at > 10:
-                stale.append((bucket, oldest.seen_at))
+            latest = max((item for item in order if item.index == bucket), key=self.overdue_s)
+            if self.overdue_s(latest) > 0:
+                stale.append((bucket, self.overdue_s(latest)))
         named = [self.item_of(self.held, contact.id) for contact in self.table.stale_contacts(self.now)]
-        # Of two that were never seen since they waited, either may be the oldest.
-        assert [(item.index, item.seen_at) for item in named if item is not None] == stale
+        # Of two that were never seen since they waited, either may be the latest.
+        assert [(item.index, self.overdue_s(item)) for item in named if item is not None] == stale
+
+    def overdue_s(self, item: ModelContact) -> float:
+        lived_s = 0.0 if item.failures or item.seen_at == float("-inf") else item.seen_at - item.since
+        return self.now - item.seen_at - min(max(10, 0.5 * lived_s), 30)
 
 
 TestRoutingModel = RoutingModel.TestCase
