@@ -588,12 +588,14 @@ class SessionConnection:
         else:
             self._pump_when_due()
 
-    def _on_served(self, had_to_wait: bool) -> None:
-        assert self._session is not None
-        if had_to_wait or self._session.calls_served == 0:
+    def _on_served(self) -> None:
+        assert self._session is not None and self._outflow is not None
+        if self._session.calls_served == 0:
             self._pump()
         else:
             self._pump_when_due()
+        if self._outflow.is_full:
+            self._note_held()
 
     def _on_item_queued(self) -> None:
         self._pump_when_due()

@@ -749,7 +749,7 @@ def test_an_idle_session_with_a_peer_that_is_there_stays():
 # A peer that reads too little
 
 
-def test_results_nobody_reads_are_not_made_into_bytes():
+def test_results_nobody_reads_stay_out_of_the_stream():
     async def big(number: int) -> bytes:
         await asyncio.sleep(number / 100)
         return b"x" * 200_000
@@ -766,6 +766,55 @@ def test_results_nobody_reads_are_not_made_into_bytes():
             return unsent_bytes
 
     assert HIGH_WATER_BYTES < virtually(main()) < HIGH_WATER_BYTES + 210_000
+
+
+def test_calls_of_a_peer_that_reads_nothing_start_when_it_reads():
+    started = 0
+
+    async def large() -> bytes:
+        nonlocal started
+        started += 1
+        return b"x" * 200_000
+
+    async def main() -> int:
+        async with session(MemoryTransport(), listener=Handlers(large=large)) as (ours, _):
+            ours.stream.pause_reading()
+            calls = [asyncio.create_task(ours.call("large", [], {}, timeout_s=None)) for _ in range(60)]
+            await asyncio.sleep(5)
+            started_unread = started
+            ours.stream.resume_reading()
+            assert [len(answer) for answer in await asyncio.gather(*calls)] == [200_000] * 60
+            return started_unread
+
+    assert virtually(main()) <= 3  # a queue of 256 KiB is full with the second
+
+
+def test_results_that_nobody_reads_are_dropped_when_the_process_holds_too_much(monkeypatch: pytest.MonkeyPatch):
+    budget = byte_budget.ByteBudget(max_bytes=2_000_000)
+    monkeypatch.setattr(byte_budget, "PROCESS", budget)
+
+    async def large() -> bytes:
+        await asyncio.sleep(1)
+        return b"x" * 200_000
+
+    async def main() -> tuple[int, list[Any]]:
+        async with session(MemoryTransport(), listener=Handlers(large=large)) as (ours, theirs):
+            ours.stream.pause_reading()
+            calls = [asyncio.create_task(ours.call("large", [], {}, timeout_s=None)) for _ in range(60)]
+            await asyncio.sleep(5)
+            assert theirs._session is not None
+            held_bytes = theirs._session.outbox.queued_bytes
+            ours.stream.resume_reading()
+            return held_bytes, await asyncio.gather(*calls, return_exceptions=True)
+
+    held_bytes, answers = virtually(main())
+
+    assert 1_500_000 < held_bytes < 2_500_000
+    dropped = [answer for answer in answers if isinstance(answer, RemoteError)]
+    assert {answer.code for answer in dropped} == {Code.BUSY}
+    assert 40 < len(dropped) < 60
+    assert all(len(answer) == 200_000 for answer in answers if answer not in dropped)
+    assert not budget.is_over
 
 
 def test_a_peer_that_never_reads_is_cut_off_after_the_stall():
