@@ -35,7 +35,7 @@ from synapse_p2p.protocol.wire import Call
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport import byte_budget
 from synapse_p2p.transport.base import HIGH_WATER_BYTES, ByteStream, Receiver, Transport, parse_address
-from synapse_p2p.transport.connection import SessionConnection
+from synapse_p2p.transport.connection import MESSAGES_A_TURN, MESSAGES_A_TURN_BEHIND, SessionConnection
 from synapse_p2p.transport.memory import MemoryTransport
 from synapse_p2p.transport.tcp import TcpTransport
 from synapse_p2p.uploads import Upload
@@ -321,27 +321,25 @@ async def test_answers_come_in_the_order_in_which_handlers_end(transport: Transp
 
 @pytest.mark.parametrize("max_calls_served", [64, 256])
 async def test_two_hundred_calls_are_in_flight_at_once(transport: Transport, max_calls_served: int):
-    running, most_running, in_flight = 0, 0, []
+    running = most_running = 0
     gate = asyncio.Event()
 
     async def wait(number: int) -> int:
         nonlocal running, most_running
         running += 1
         most_running = max(most_running, running)
-        if running == min(200, max_calls_served):
-            in_flight.append((ours.calls_in_flight, theirs.calls_in_flight))
-            gate.set()
         await gate.wait()
         running -= 1
         return number
 
     config = SessionConfig(max_calls_served=max_calls_served)
     async with session(transport, listener=Handlers(wait=wait), listener_config=config) as (ours, theirs):
-        calls = (ours.call("wait", [number], {}, timeout_s=5) for number in range(200))
-        answers = await asyncio.gather(*calls)
+        calls = [asyncio.create_task(ours.call("wait", [number], {}, timeout_s=5)) for number in range(200)]
+        await until(lambda: theirs.calls_in_flight == 200 and running == min(200, max_calls_served))
+        assert ours.calls_in_flight == 200
+        gate.set()
 
-        assert answers == list(range(200))
-        assert in_flight[0] == (200, 200)
+        assert await asyncio.gather(*calls) == list(range(200))
         assert most_running == min(200, max_calls_served)
 
 
@@ -928,6 +926,47 @@ async def test_an_overlay_call_is_answered_while_the_peer_reads_a_long_result_sl
         assert await ours.call("_dht.ping", [], {}, timeout_s=PATIENCE_S) == "pong"
         assert not long.done()
         assert await long == bytes(3 * MIB)
+
+
+async def test_a_peer_that_says_much_at_once_leaves_the_loop_to_others(transport: Transport):
+    looked_at = 0
+    most_in_a_turn = 0
+
+    def note() -> None:
+        nonlocal looked_at
+        looked_at += 1
+
+    async def watch() -> None:
+        nonlocal most_in_a_turn
+        while True:
+            before = looked_at
+            await asyncio.sleep(0)
+            most_in_a_turn = max(most_in_a_turn, looked_at - before)
+
+    async with session(transport, listener=Handlers(_dht_note=note)) as (ours, theirs):
+        watching = asyncio.create_task(watch())
+        calls = [asyncio.create_task(ours.call("_dht.note", [], {}, timeout_s=PATIENCE_S)) for _ in range(1000)]
+        await asyncio.gather(*calls)
+        watching.cancel()
+        assert await ours.call("_dht.note", [], {}, timeout_s=PATIENCE_S) is None
+        assert not theirs._is_reading_paused
+
+    assert looked_at == 1001
+    assert most_in_a_turn <= MESSAGES_A_TURN + MESSAGES_A_TURN_BEHIND  # the last of one reading, the first of the next
+
+
+async def test_what_a_peer_said_before_it_died_is_looked_at(transport: Transport):
+    looked_at: list[int] = []
+
+    async with session(transport, listener=Handlers(_dht_note=lambda value: looked_at.append(value))) as (ours, theirs):
+        count = MESSAGES_A_TURN + 2 * MESSAGES_A_TURN_BEHIND
+        calls = [asyncio.create_task(ours.call("_dht.note", [], {"value": n}, timeout_s=None)) for n in range(count)]
+        await until(lambda: looked_at)
+        ours.abort()
+        await theirs.wait_closed()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    assert looked_at == list(range(count))
 
 
 async def test_uploads_that_nobody_takes_stop_the_reading_and_let_it_go_on():
