@@ -11,7 +11,6 @@ from collections.abc import Callable
 from synapse_p2p.protocol.counts import SessionCounts
 from synapse_p2p.transport.base import ByteStream
 
-
 LOOKS_A_STALL = 4  # in each stall's time: who stops reading just after a look has a quarter of it more, not all of it
 
 

@@ -43,7 +43,8 @@ class PlainConnections:
     """The connections of one listener that are no sessions, oldest first.
 
     Invariant: at most `max_plain_connections` of them. A newcomer beyond takes the place of the oldest that has not
-    sent its request yet, so that callers who connect and say nothing keep nobody out.
+    sent its request yet, so that callers who connect and say nothing keep nobody out; where there is none, of the
+    oldest that has still to read its answer.
     """
 
     def __init__(
@@ -87,8 +88,10 @@ class PlainConnections:
         return True
 
     def drop_oldest(self) -> bool:
-        """Close the connection that has waited longest without a handler at work for it; false when there is none."""
+        """Close the oldest connection without a handler at work for it; false when there is none."""
         oldest = next((held for held in self._connections if not held.is_serving), None)
+        if oldest is None:
+            oldest = next((held for held in self._connections if held.has_replied), None)
         if oldest is None:
             return False
         self.forget(oldest)
@@ -141,13 +144,13 @@ class PlainConnection:
 
     def __init__(self, owner: PlainConnections) -> None:
         self.task: asyncio.Task[None] | None = None  # runs the handler
+        self.has_replied = False  # and has perhaps still to send the answer
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._stream: ByteStream | None = None
         self._exchange: PlainExchange | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._counted_bytes = 0
-        self._has_replied = False
         self._is_lost = False
 
     @property
@@ -173,21 +176,21 @@ class PlainConnection:
         stream, exchange = self._stream, self._exchange
         if stream is None or exchange is None:
             return
-        is_first = self._counted_bytes == 0 and not self.is_serving and not self._has_replied
+        is_first = self._counted_bytes == 0 and not self.is_serving and not self.has_replied
         if is_first and data[0] == SESSION_FIRST_BYTE and self._owner.take_session(stream, data):
             self._leave()
             return
         self._owner.counts.received_bytes += len(data)
         if is_first and (refusal := self._owner.refusal_for(stream.peer_address)) is not None:
             exchange.refuse(refusal)
+        self._refuse_if_much_is_held(exchange)  # a request that comes in one piece as well, for its answer may be large
         exchange.receive_data(data, self._owner.now())
-        self._count(exchange.buffered_bytes())
-        if self._owner.buffered_bytes > self._owner.config.max_plain_buffered_bytes:
-            exchange.refuse(Refusal(Code.BUSY, "too many large requests at once; try again later"))
+        self._count()
+        self._refuse_if_much_is_held(exchange)
         self._step()
 
     def eof_received(self) -> bool | None:
-        if self._exchange is None or self._has_replied:
+        if self._exchange is None or self.has_replied:
             return False
         self._exchange.receive_eof()
         self._step()
@@ -195,7 +198,6 @@ class PlainConnection:
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_lost = True
         self._leave()
         if self.task is not None:
             self.task.cancel()  # nobody is left to answer
@@ -211,7 +213,7 @@ class PlainConnection:
         assert self._exchange is not None
         match self._exchange.poll(self._owner.now()):
             case Wait(until):
-                if not self._has_replied:
+                if not self.has_replied:
                     self._set_timer(until - self._owner.now(), self._step)
             case Serve(request):
                 self._set_timer(math.inf, self._step)
@@ -220,7 +222,7 @@ class PlainConnection:
                 self._reply(frame, is_early, fault)
             case GiveUp(reason):
                 self.abort(reason)
-        self._count(self._exchange.buffered_bytes())
+        self._count()
 
     async def _serve(self, request: RPCRequest) -> None:
         assert self._exchange is not None
@@ -235,7 +237,7 @@ class PlainConnection:
         assert self._stream is not None
         if fault:
             logger.debug("plain request from %s refused: %.*s", self._stream.peer_address, MAX_LOGGED_CHARS, fault)
-        self._has_replied = True
+        self.has_replied = True
         self._owner.counts.sent_bytes += len(frame)
         self._stream.write(frame)
         if is_early:
@@ -255,6 +257,7 @@ class PlainConnection:
 
         def check_progress() -> None:
             assert self._stream is not None
+            self._count()
             if 0 < unsent_bytes <= self._stream.unsent_bytes():
                 self.abort("the caller reads nothing")
             else:
@@ -267,13 +270,22 @@ class PlainConnection:
             self._timer.cancel()
         self._timer = None if delay_s == math.inf else self._loop.call_later(max(0.0, delay_s), callback)
 
-    def _count(self, buffered_bytes: int) -> None:
-        self._owner.buffered_bytes += buffered_bytes - self._counted_bytes
-        self._counted_bytes = buffered_bytes
+    def _refuse_if_much_is_held(self, exchange: PlainExchange) -> None:
+        if self._owner.buffered_bytes > self._owner.config.max_plain_buffered_bytes:
+            exchange.refuse(Refusal(Code.BUSY, "too much is held for plain callers; try again later"))
+
+    def _count(self) -> None:
+        """Note what is held for this caller: of its request, or of its answer."""
+        held_bytes = 0
+        if not self._is_lost and self._exchange is not None and self._stream is not None:
+            held_bytes = self._exchange.buffered_bytes() + (self._stream.unsent_bytes() if self.has_replied else 0)
+        self._owner.buffered_bytes += held_bytes - self._counted_bytes
+        self._counted_bytes = held_bytes
 
     def _leave(self) -> None:
         self._set_timer(math.inf, self._step)
-        self._count(0)
+        self._is_lost = True
+        self._count()
         self._owner.forget(self)
 
 

@@ -221,6 +221,49 @@ def test_what_all_unfinished_requests_hold_is_bounded():
     assert b"try again later" in second.written
 
 
+def test_answers_that_nobody_reads_count_as_what_requests_hold():
+    async def main() -> tuple[list[FakeStream], int]:
+        owner = connections(max_plain_buffered_bytes=250, write_stall_s=10)
+        unread = [FakeStream(left_by=lambda now: 0) for _ in range(3)]
+        callers = [opened(owner, stream) for stream in unread]
+        for caller in callers:
+            caller.data_received(REQUEST)
+        await asyncio.sleep(1)
+        late = FakeStream()
+        opened(owner, late).data_received(REQUEST)
+        await asyncio.sleep(20)
+        for caller in callers:
+            caller.connection_lost(None)
+        return [*unread, late], owner.buffered_bytes
+
+    streams, held_bytes = run(main())
+
+    assert [stream.aborted_at for stream in streams[:3]] == [10, 10, 10]
+    assert b"try again later" in streams[3].written
+    assert held_bytes == 0
+
+
+def test_past_the_cap_who_has_not_asked_goes_first_then_who_does_not_read_and_nobody_whose_call_runs():
+    async def answer_two_of_three(request: RPCRequest, address: str) -> bytes:
+        if request.endpoint == "slow":
+            await asyncio.sleep(100)
+        return b"x" * 100
+
+    async def main() -> list[FakeStream]:
+        owner = connections(max_plain_connections=3, respond=answer_two_of_three)
+        streams = [FakeStream(left_by=lambda now: 0) for _ in range(6)]
+        slow = encode_frame(MessagePackRPCSerializer.serialize(RPCRequest(endpoint="slow")))
+        for stream, said in zip(streams, (slow, REQUEST, REQUEST[:2], slow, slow, slow), strict=True):
+            opened(owner, stream).data_received(said)
+            await asyncio.sleep(1)
+        return streams
+
+    streams = run(main())
+
+    # The fourth takes the place of one that had not asked, the fifth of one that did not read; there is none for more.
+    assert [stream.aborted_at for stream in streams] == [None, 4, 3, None, None, 5]
+
+
 def test_bytes_of_connections_that_are_gone_are_not_counted():
     async def main() -> int:
         owner = connections()
