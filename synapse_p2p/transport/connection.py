@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 # Messages of one peer that are looked at before the loop has its turn, and with it all others: a call for each of its
 # 64 places and a few more, for answers to these share records and writes; then fewer, for what is left is a flood.
 MESSAGES_A_TURN = 80
-MESSAGES_A_TURN_BEHIND = 16
+MESSAGES_A_TURN_BEHIND = 8
 MUCH_BYTES = 64 * 1024  # that are queued, before they are written at once: about one record
 
 
