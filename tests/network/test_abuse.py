@@ -83,6 +83,7 @@ def felt(**changes: list[float] | list[str]) -> Felt:
         ({"attacked": felt(connects_s=[1.1] * 20)}, "the p99 of its connects is 1.10 s"),
         ({"attacked": felt(failures=["late"])}, "the client failed: ['late']"),
         ({"attacked": felt(connects_s=[])}, "the client did nothing"),
+        ({"made": 8}, "only 8 were made: the machine is busy"),
         ({"growth_bytes": 33 * MIB}, "the node grew by 33 MiB"),
         ({"gone_s": 2.6}, "they were gone after 2.6 s"),
         ({"gone_s": None}, "they were gone after None s"),
