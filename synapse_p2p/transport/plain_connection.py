@@ -19,7 +19,7 @@ from synapse_p2p.messages import Code, Refusal, RPCRequest
 from synapse_p2p.protocol.counts import SessionCounts
 from synapse_p2p.protocol.plain import GiveUp, PlainExchange, Reply, Serve, Wait
 from synapse_p2p.runtime import Runtime
-from synapse_p2p.transport.base import ByteStream, format_address
+from synapse_p2p.transport.base import ByteStream, counted_host, format_address
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class PlainConnections:
 
     Invariant: at most `max_plain_connections` of them. A newcomer beyond takes the place of the oldest that has not
     sent its request yet, so that callers who connect and say nothing keep nobody out; where there is none, of the
-    oldest that has still to read its answer.
+    oldest that has still to read its answer. One host crowds out itself alone: with as many as it may have, the oldest
+    of them that has not sent its request goes.
     """
 
     def __init__(
@@ -67,7 +68,8 @@ class PlainConnections:
         self.config = config
         self.scope = TaskScope("plain calls")
         self.buffered_bytes = 0
-        self._connections: dict[PlainConnection, None] = {}
+        self._connections: dict[PlainConnection, str | None] = {}  # with its host; None: one that is not counted
+        self._of_host: dict[str, dict[PlainConnection, None]] = {}
         self._is_draining = False
         self._has_changed = asyncio.Event()
 
@@ -78,13 +80,20 @@ class PlainConnections:
         """The receiver of a new connection."""
         return PlainConnection(self)
 
-    def admit(self, connection: PlainConnection) -> bool:
-        """Whether a new connection may stay."""
+    def admit(self, connection: PlainConnection, address: str) -> bool:
+        """Whether a new connection from there may stay."""
         if self._is_draining:
             return False
+        host = counted_host(address, self.config.trust)
+        if host is not None:
+            siblings = self._of_host.get(host, {})
+            if len(siblings) >= self.config.max_plain_connections_per_address:
+                self._drop(next((held for held in siblings if not held.is_serving), None))
         if len(self._connections) >= self.config.max_plain_connections and not self.drop_oldest():
             return False
-        self._connections[connection] = None
+        self._connections[connection] = host
+        if host is not None:
+            self._of_host.setdefault(host, {})[connection] = None
         return True
 
     def drop_oldest(self) -> bool:
@@ -92,15 +101,16 @@ class PlainConnections:
         oldest = next((held for held in self._connections if not held.is_serving), None)
         if oldest is None:
             oldest = next((held for held in self._connections if held.has_replied), None)
-        if oldest is None:
-            return False
-        self.forget(oldest)
-        oldest.abort("made room for a newer connection")
-        return True
+        return self._drop(oldest)
 
     def forget(self, connection: PlainConnection) -> None:
         """It is closed, or has become a session."""
-        self._connections.pop(connection, None)
+        host = self._connections.pop(connection, None)
+        if host is not None:
+            siblings = self._of_host[host]
+            del siblings[connection]
+            if not siblings:
+                del self._of_host[host]
         self._has_changed.set()
 
     def drain(self) -> None:
@@ -128,6 +138,13 @@ class PlainConnections:
                 await self._wait_until_empty()
         except TimeoutError:
             logger.warning("%d handlers ignore that they were cancelled; stopping without them", len(self.scope))
+
+    def _drop(self, connection: PlainConnection | None) -> bool:
+        if connection is None:
+            return False
+        self.forget(connection)
+        connection.abort("made room for a newer connection")
+        return True
 
     async def _wait_until_empty(self) -> None:
         while self._others():
@@ -166,7 +183,7 @@ class PlainConnection:
 
     def connection_made(self, stream: ByteStream) -> None:
         self._stream = stream
-        if not self._owner.admit(self):
+        if not self._owner.admit(self, stream.peer_address):
             self.abort("no room for another connection")
             return
         self._exchange = self._owner.make_exchange(stream.peer_address)

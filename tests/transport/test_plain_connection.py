@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from simulations.virtual_loop import run
-from synapse_p2p.config import ServerConfig
+from synapse_p2p.config import PoolConfig, ServerConfig
 from synapse_p2p.messages import Code, Refusal, RPCError, RPCRequest, RPCResponse
 from synapse_p2p.protocol.plain import PlainExchange, PlainLimits, encode_frame
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.serializers import MessagePackRPCSerializer
 from synapse_p2p.transport.plain_connection import PlainConnection, PlainConnections
+from synapse_p2p.trust import TrustConfig
 
 LIMITS = PlainLimits(max_request_bytes=1000, header_timeout_s=10.0, body_grace_s=5.0, min_body_bytes_per_s=100)
 REQUEST = encode_frame(MessagePackRPCSerializer.serialize(RPCRequest(endpoint="any")))
@@ -219,6 +220,29 @@ def test_what_all_unfinished_requests_hold_is_bounded():
     assert held_bytes == 604
     assert first.written == b""
     assert b"try again later" in second.written
+
+
+def test_a_host_that_connects_and_does_not_ask_crowds_out_itself_alone():
+    async def main() -> tuple[list[FakeStream], list[FakeStream], FakeStream]:
+        trust = TrustConfig(loopback=False, networks=("192.0.2.0/24",))
+        owner = connections(max_plain_connections_per_address=3, pool=PoolConfig(trust=trust))
+        other, exempt, crowd = FakeStream(), [FakeStream() for _ in range(5)], [FakeStream() for _ in range(6)]
+        other.peer_address = "127.0.0.9:1"
+        opened(owner, other)
+        for stream in exempt:
+            stream.peer_address = "192.0.2.7:1"
+            opened(owner, stream)
+        for stream in crowd:
+            await asyncio.sleep(1)
+            opened(owner, stream)
+            if stream is crowd[0]:
+                opened(owner, FakeStream()).connection_lost(None)
+        return crowd, exempt, other
+
+    crowd, exempt, other = run(main())
+
+    assert [stream.aborted_at for stream in crowd] == [4, 5, 6, None, None, None]
+    assert [stream.aborted_at for stream in (*exempt, other)] == [None] * 6
 
 
 def test_answers_that_nobody_reads_count_as_what_requests_hold():
