@@ -19,8 +19,10 @@ wire, for any number of calls at once. An id that was never in use is a violatio
 from __future__ import annotations
 
 import heapq
+import itertools
+import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum, StrEnum
 from typing import Any, TypeAlias
 
@@ -204,6 +206,7 @@ class Session:
 
     __slots__ = (
         "_arrived_bytes",
+        "_arriving",
         "_config",
         "_counts",
         "_deadlines",
@@ -252,6 +255,7 @@ class Session:
         self._reader = FrameReader(
             max_control_frame_bytes=config.max_control_frame_bytes, max_task_frame_bytes=config.max_task_frame_bytes
         )
+        self._arriving: Iterator[tuple[FrameKind, bytes]] | None = None  # what has still to be looked at
         self.outbox = Outbox()  # its `queued_bytes` say how much waits to be written
         self.happened: list[Event] = []  # of which `events()` has not told
         self._last_received = now
@@ -384,23 +388,33 @@ class Session:
 
     # What happens
 
-    def receive_data(self, plaintext: bytes, now: float) -> None:
+    def receive_data(self, plaintext: bytes, now: float, *, max_messages: int = sys.maxsize) -> None:
         """Bytes of the channel. Raises ProtocolViolation where the peer broke the rules; events before that stand.
 
-        What arrives once the session is closing is not read any more.
+        So many messages are looked at; the session `is_behind` where that may leave others, and looks at these when it
+        is next given bytes, be it none. What arrives once the session is closing is not read any more.
         """
         if self.is_closing:
             return
         self._last_received = now
         self._pinged_at = None
-        for kind, body in self._reader.feed(plaintext):
-            if self.is_closing:
-                return
+        arriving = self._reader.feed(plaintext)
+        if self._arriving is not None:
+            arriving = itertools.chain(self._arriving, arriving)
+            self._arriving = None
+        left = max_messages
+        for kind, body in arriving:
             if kind is _PART:
                 self._on_part(body, now)
-                continue
-            self._arrived_bytes = len(body)
-            self._on_message(decode_message(body, kind), kind, now)
+            else:
+                self._arrived_bytes = len(body)
+                self._on_message(decode_message(body, kind), kind, now)
+            left -= 1
+            if self.is_closing:
+                return
+            if not left:
+                self._arriving = arriving
+                return
 
     def poll(self, now: float) -> None:
         """Let time pass: deadlines, and silence."""
@@ -465,6 +479,11 @@ class Session:
     def has_control_to_send(self) -> bool:
         """Whether something waits that is not held up by a peer that reads slowly."""
         return self.outbox.has_control()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that arrived may have to be looked at yet."""
+        return self._arriving is not None
 
     @property
     def held_bytes(self) -> int:
@@ -700,6 +719,7 @@ class Session:
         if self.is_closing:
             return
         self.is_closing = True
+        self._arriving = None
         for call_id in list(self._ours):
             never_left = self.outbox.take_back(call_id) is Taken.WHOLE
             self._end_ours(call_id).note(Code.UNAVAILABLE)

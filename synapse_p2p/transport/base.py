@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from synapse_p2p.exceptions import ConfigError
+from synapse_p2p.trust import TrustConfig, machine_of
 
 HIGH_WATER_BYTES = 256 * 1024
 """More unsent bytes than this on one stream, and its receiver is told to pause; to resume at a quarter of it."""
@@ -171,6 +172,12 @@ def is_literal_address(text: str) -> bool:
 
 
 @functools.lru_cache(maxsize=256)  # asked for every plain connection, about few hosts
+def counted_host(address: str, trust: TrustConfig) -> str | None:
+    """The host that a connection from there counts against; None for one whose connections are not counted."""
+    host = parse_address(address)[0]
+    return None if trust.is_exempt(host) else machine_of(host)
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host names this machine alone: `localhost`, 127.0.0.0/8, ::1, or the last two as an IPv4-mapped
     IPv6.

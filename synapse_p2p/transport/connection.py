@@ -48,6 +48,10 @@ from synapse_p2p.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
+# Messages of one peer that are looked at before the loop has its turn, and with it all others: a call for each of its
+# 64 places and a few more, for answers to these share records and writes; then fewer, for what is left is a flood.
+MESSAGES_A_TURN = 80
+MESSAGES_A_TURN_BEHIND = 8
 MUCH_BYTES = 64 * 1024  # that are queued, before they are written at once: about one record
 
 
@@ -460,13 +464,27 @@ class SessionConnection:
         try:
             now = self._received_at = self._runtime.now()
             session.may_let_wait = not byte_budget.PROCESS.is_over
-            session.receive_data(self._channel.open(data), now)
+            max_messages = MESSAGES_A_TURN_BEHIND if session.is_behind else MESSAGES_A_TURN
+            session.receive_data(self._channel.open(data), now, max_messages=max_messages)
         finally:
             # What came before a fault stands; what it caused is sent after all of it was looked at.
             self._pump()
             self._watch_the_time()
-            if session.held_bytes or (self._outflow is not None and self._outflow.is_full):
+            if session.is_behind:
+                self._loop.call_soon(self._catch_up)
+            if session.is_behind or session.held_bytes or (self._outflow is not None and self._outflow.is_full):
                 self._pause_if_much_is_held()
+
+    def _catch_up(self) -> None:
+        """Look at more of what has arrived; nothing new is read before all of it was."""
+        assert self._session is not None
+        if self._session.is_behind:
+            try:
+                self._receive(b"")
+            except ProtocolViolation as error:
+                self._fail(error)
+            else:
+                self._read_on()
 
     def _pump(self) -> None:
         """Tell what happened, then send what there is to send."""
@@ -507,7 +525,8 @@ class SessionConnection:
             outflow.write(self._channel.seal(outbox.take_control()))
 
     def _pause_if_much_is_held(self) -> None:
-        """Stop reading while the peer reads too little of what its messages cause, or nobody here takes its items.
+        """Stop reading while the peer reads too little of what its messages cause, nobody here takes its items, or not
+        all of its messages were looked at.
 
         The stall timer bounds the first, its own patience the second.
         """
@@ -525,6 +544,8 @@ class SessionConnection:
 
     def _holds_too_much(self) -> bool:
         assert self._stream is not None and self._session is not None
+        if self._session.is_behind:
+            return True
         unsent_bytes = self._stream.unsent_bytes() + self._session.outbox.queued_bytes
         config = self._config
         if unsent_bytes > config.max_unsent_bytes or self._session.streams.unread_bytes > config.max_unread_bytes:
@@ -588,12 +609,14 @@ class SessionConnection:
         else:
             self._pump_when_due()
 
-    def _on_served(self, had_to_wait: bool) -> None:
-        assert self._session is not None
-        if had_to_wait or self._session.calls_served == 0:
+    def _on_served(self) -> None:
+        assert self._session is not None and self._outflow is not None
+        if self._session.calls_served == 0:
             self._pump()
         else:
             self._pump_when_due()
+        if self._outflow.is_full:
+            self._note_held()
 
     def _on_item_queued(self) -> None:
         self._pump_when_due()
@@ -627,6 +650,9 @@ class SessionConnection:
     def _on_end_of_stream(self) -> None:
         if self.failure is None and not self.is_established:
             self.failure = HandshakeFailed("closed", f"{self.address} closed the connection during the handshake")
+        if self._session is not None and self._session.is_behind:
+            with contextlib.suppress(ProtocolViolation):
+                self._session.receive_data(b"", self._runtime.now())  # an answer that is here already is one
         self._end_waiting()
 
     def _end_waiting(self) -> None:

@@ -25,6 +25,11 @@ from synapse_p2p.transport.reasons import cannot_listen
 NOT_ON_THIS_MACHINE = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 """What a name's IPv6 address fails with where there is no IPv6; its other addresses do."""
 
+ACCEPTS_A_TURN = 16
+"""Callers let in before the loop has its turn. asyncio would take all that wait, and nobody is served meanwhile; nor is
+anybody heard, so of a thousand the first would have to go for the last before a word of theirs was read.
+"""
+
 MakeRoom: TypeAlias = Callable[[], bool]
 """Frees a descriptor by the next turn of the loop; false when there is none to free."""
 
@@ -50,15 +55,18 @@ class ListeningSocket(socket.socket):
         return self.fileno() < 0
 
     def accept(self) -> tuple[socket.socket, object]:
-        """The next caller. Raises BlockingIOError when there is none to be had now."""
+        """The next caller. Raises BlockingIOError when there is none to be had in this turn of the loop."""
+        if len(self._just_accepted) >= ACCEPTS_A_TURN:
+            raise BlockingIOError
         try:
             accepted = super().accept()
         except OSError as error:
             if not is_out_of_descriptors(error):
                 raise
         else:
-            # In the next turn of the loop, and before asyncio makes a transport of it there.
-            asyncio.get_running_loop().call_soon(self._just_accepted.clear)
+            if not self._just_accepted:
+                # In the next turn of the loop, and before asyncio makes transports of them there.
+                asyncio.get_running_loop().call_soon(self._just_accepted.clear)
             self._just_accepted.append(accepted[0])
             return accepted
         # Asked, for the kernel looks for a descriptor before it looks for a caller.

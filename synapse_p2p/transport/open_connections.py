@@ -21,11 +21,10 @@ from synapse_p2p.protocol.pool_policy import (
     sessions_to_close,
 )
 from synapse_p2p.runtime import Runtime
-from synapse_p2p.transport.base import ByteStream, parse_address
+from synapse_p2p.transport.base import ByteStream, counted_host
 from synapse_p2p.transport.connection import SessionConnection
 from synapse_p2p.transport.descriptors import DescriptorShortage, descriptor_limit
 from synapse_p2p.transport.dialing import SessionDialer
-from synapse_p2p.trust import machine_of
 
 SETTLE_S = 1.0  # how long a session that we dialed counts as used though no call is in flight yet
 
@@ -83,7 +82,7 @@ class OpenConnections:
                 self._dialer.metrics.on_handshake_refused(full)
                 connection.close("busy", str(full))
 
-        host = self._counted_host(stream.peer_address)
+        host = counted_host(stream.peer_address, self._trust)
         if self._accepted.is_host_full(host) or not self._has_place():
             connection = self._dialer.refused(stream, scope=scope, on_closed=on_closed)
         else:
@@ -151,11 +150,6 @@ class OpenConnections:
     def _others(self) -> list[SessionConnection]:
         """All but one on which the task that asks is a call: to wait for that one would be to wait for ourselves."""
         return [connection for connection in self._held if not connection.serves_current_task]
-
-    def _counted_host(self, address: str) -> str | None:
-        """The host that a connection counts against; None for one whose connections are not counted."""
-        host = parse_address(address)[0]
-        return None if self._trust.is_exempt(host) else machine_of(host)
 
     def _has_place(self) -> bool:
         # With room for all of them nobody has to be looked at, and mostly there is: strangers at the door are cheap.

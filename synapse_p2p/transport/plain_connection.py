@@ -19,7 +19,7 @@ from synapse_p2p.messages import Code, Refusal, RPCRequest
 from synapse_p2p.protocol.counts import SessionCounts
 from synapse_p2p.protocol.plain import GiveUp, PlainExchange, Reply, Serve, Wait
 from synapse_p2p.runtime import Runtime
-from synapse_p2p.transport.base import ByteStream, format_address
+from synapse_p2p.transport.base import ByteStream, counted_host, format_address
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,9 @@ class PlainConnections:
     """The connections of one listener that are no sessions, oldest first.
 
     Invariant: at most `max_plain_connections` of them. A newcomer beyond takes the place of the oldest that has not
-    sent its request yet, so that callers who connect and say nothing keep nobody out.
+    sent its request yet, so that callers who connect and say nothing keep nobody out; where there is none, of the
+    oldest that has still to read its answer. One host crowds out itself alone: with as many as it may have, the oldest
+    of them that has not sent its request goes.
     """
 
     def __init__(
@@ -66,7 +68,8 @@ class PlainConnections:
         self.config = config
         self.scope = TaskScope("plain calls")
         self.buffered_bytes = 0
-        self._connections: dict[PlainConnection, None] = {}
+        self._connections: dict[PlainConnection, str | None] = {}  # with its host; None: one that is not counted
+        self._of_host: dict[str, dict[PlainConnection, None]] = {}
         self._is_draining = False
         self._has_changed = asyncio.Event()
 
@@ -77,27 +80,37 @@ class PlainConnections:
         """The receiver of a new connection."""
         return PlainConnection(self)
 
-    def admit(self, connection: PlainConnection) -> bool:
-        """Whether a new connection may stay."""
+    def admit(self, connection: PlainConnection, address: str) -> bool:
+        """Whether a new connection from there may stay."""
         if self._is_draining:
             return False
+        host = counted_host(address, self.config.trust)
+        if host is not None:
+            siblings = self._of_host.get(host, {})
+            if len(siblings) >= self.config.max_plain_connections_per_address:
+                self._drop(next((held for held in siblings if not held.is_serving), None))
         if len(self._connections) >= self.config.max_plain_connections and not self.drop_oldest():
             return False
-        self._connections[connection] = None
+        self._connections[connection] = host
+        if host is not None:
+            self._of_host.setdefault(host, {})[connection] = None
         return True
 
     def drop_oldest(self) -> bool:
-        """Close the connection that has waited longest without a handler at work for it; false when there is none."""
+        """Close the oldest connection without a handler at work for it; false when there is none."""
         oldest = next((held for held in self._connections if not held.is_serving), None)
         if oldest is None:
-            return False
-        self.forget(oldest)
-        oldest.abort("made room for a newer connection")
-        return True
+            oldest = next((held for held in self._connections if held.has_replied), None)
+        return self._drop(oldest)
 
     def forget(self, connection: PlainConnection) -> None:
         """It is closed, or has become a session."""
-        self._connections.pop(connection, None)
+        host = self._connections.pop(connection, None)
+        if host is not None:
+            siblings = self._of_host[host]
+            del siblings[connection]
+            if not siblings:
+                del self._of_host[host]
         self._has_changed.set()
 
     def drain(self) -> None:
@@ -126,6 +139,13 @@ class PlainConnections:
         except TimeoutError:
             logger.warning("%d handlers ignore that they were cancelled; stopping without them", len(self.scope))
 
+    def _drop(self, connection: PlainConnection | None) -> bool:
+        if connection is None:
+            return False
+        self.forget(connection)
+        connection.abort("made room for a newer connection")
+        return True
+
     async def _wait_until_empty(self) -> None:
         while self._others():
             self._has_changed.clear()
@@ -141,13 +161,13 @@ class PlainConnection:
 
     def __init__(self, owner: PlainConnections) -> None:
         self.task: asyncio.Task[None] | None = None  # runs the handler
+        self.has_replied = False  # and has perhaps still to send the answer
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._stream: ByteStream | None = None
         self._exchange: PlainExchange | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._counted_bytes = 0
-        self._has_replied = False
         self._is_lost = False
 
     @property
@@ -163,7 +183,7 @@ class PlainConnection:
 
     def connection_made(self, stream: ByteStream) -> None:
         self._stream = stream
-        if not self._owner.admit(self):
+        if not self._owner.admit(self, stream.peer_address):
             self.abort("no room for another connection")
             return
         self._exchange = self._owner.make_exchange(stream.peer_address)
@@ -173,21 +193,21 @@ class PlainConnection:
         stream, exchange = self._stream, self._exchange
         if stream is None or exchange is None:
             return
-        is_first = self._counted_bytes == 0 and not self.is_serving and not self._has_replied
+        is_first = self._counted_bytes == 0 and not self.is_serving and not self.has_replied
         if is_first and data[0] == SESSION_FIRST_BYTE and self._owner.take_session(stream, data):
             self._leave()
             return
         self._owner.counts.received_bytes += len(data)
         if is_first and (refusal := self._owner.refusal_for(stream.peer_address)) is not None:
             exchange.refuse(refusal)
+        self._refuse_if_much_is_held(exchange)  # a request that comes in one piece as well, for its answer may be large
         exchange.receive_data(data, self._owner.now())
-        self._count(exchange.buffered_bytes())
-        if self._owner.buffered_bytes > self._owner.config.max_plain_buffered_bytes:
-            exchange.refuse(Refusal(Code.BUSY, "too many large requests at once; try again later"))
+        self._count()
+        self._refuse_if_much_is_held(exchange)
         self._step()
 
     def eof_received(self) -> bool | None:
-        if self._exchange is None or self._has_replied:
+        if self._exchange is None or self.has_replied:
             return False
         self._exchange.receive_eof()
         self._step()
@@ -195,7 +215,6 @@ class PlainConnection:
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_lost = True
         self._leave()
         if self.task is not None:
             self.task.cancel()  # nobody is left to answer
@@ -211,7 +230,7 @@ class PlainConnection:
         assert self._exchange is not None
         match self._exchange.poll(self._owner.now()):
             case Wait(until):
-                if not self._has_replied:
+                if not self.has_replied:
                     self._set_timer(until - self._owner.now(), self._step)
             case Serve(request):
                 self._set_timer(math.inf, self._step)
@@ -220,7 +239,7 @@ class PlainConnection:
                 self._reply(frame, is_early, fault)
             case GiveUp(reason):
                 self.abort(reason)
-        self._count(self._exchange.buffered_bytes())
+        self._count()
 
     async def _serve(self, request: RPCRequest) -> None:
         assert self._exchange is not None
@@ -235,7 +254,7 @@ class PlainConnection:
         assert self._stream is not None
         if fault:
             logger.debug("plain request from %s refused: %.*s", self._stream.peer_address, MAX_LOGGED_CHARS, fault)
-        self._has_replied = True
+        self.has_replied = True
         self._owner.counts.sent_bytes += len(frame)
         self._stream.write(frame)
         if is_early:
@@ -255,6 +274,7 @@ class PlainConnection:
 
         def check_progress() -> None:
             assert self._stream is not None
+            self._count()
             if 0 < unsent_bytes <= self._stream.unsent_bytes():
                 self.abort("the caller reads nothing")
             else:
@@ -267,13 +287,22 @@ class PlainConnection:
             self._timer.cancel()
         self._timer = None if delay_s == math.inf else self._loop.call_later(max(0.0, delay_s), callback)
 
-    def _count(self, buffered_bytes: int) -> None:
-        self._owner.buffered_bytes += buffered_bytes - self._counted_bytes
-        self._counted_bytes = buffered_bytes
+    def _refuse_if_much_is_held(self, exchange: PlainExchange) -> None:
+        if self._owner.buffered_bytes > self._owner.config.max_plain_buffered_bytes:
+            exchange.refuse(Refusal(Code.BUSY, "too much is held for plain callers; try again later"))
+
+    def _count(self) -> None:
+        """Note what is held for this caller: of its request, or of its answer."""
+        held_bytes = 0
+        if not self._is_lost and self._exchange is not None and self._stream is not None:
+            held_bytes = self._exchange.buffered_bytes() + (self._stream.unsent_bytes() if self.has_replied else 0)
+        self._owner.buffered_bytes += held_bytes - self._counted_bytes
+        self._counted_bytes = held_bytes
 
     def _leave(self) -> None:
         self._set_timer(math.inf, self._step)
-        self._count(0)
+        self._is_lost = True
+        self._count()
         self._owner.forget(self)
 
 

@@ -24,6 +24,7 @@ from synapse_p2p.protocol.wire import Call
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.schema import dump
 from synapse_p2p.traceparent import is_traceparent, take_up, with_new_parent
+from synapse_p2p.transport import byte_budget
 from synapse_p2p.transport.failures import unsendable_result
 from synapse_p2p.transport.outflow import Outflow
 from synapse_p2p.transport.sending import ItemSender
@@ -58,8 +59,9 @@ class CallServer(Protocol):
 class ServedCalls:
     """The calls of one peer that run here. Each ends with an answer, a failure, or by being withdrawn.
 
-    `on_answered` is told when a task has queued an answer that is still to be sent, and whether it waited for room;
-    `on_taken` when a handler took an item of an upload.
+    `on_answered` is told when a task has queued an answer that is still to be sent, `on_taken` when a handler took an
+    item of an upload. No call starts while the peer reads too little; results of those that run by then are queued, as
+    long as the byte budget of the process lasts.
     """
 
     __slots__ = (
@@ -87,7 +89,7 @@ class ServedCalls:
         scope: TaskScope,
         runtime: Runtime,
         context: CallContext,
-        on_answered: Callable[[bool], None],
+        on_answered: Callable[[], None],
         sender: ItemSender,
         on_taken: Callable[[], None],
     ) -> None:
@@ -162,20 +164,21 @@ class ServedCalls:
         return CallContext(own.peer, own.address, own.listen_address, own.network, deadline, traceparent, delegation)
 
     async def _run(self, call: Call, context: CallContext) -> None:
-        had_to_wait = False
         if context.traceparent is not None:
             take_up(with_new_parent(context.traceparent, self._rng))
         try:
+            # A peer that reads too little of what it asked for waits with the rest: results of calls that run are held
+            # here until it does.
+            while self._outflow.is_full:
+                await self._outflow.wait_for_room()
             for reader in self._session.streams.readers(call.id) if call.options else ():
                 self._put_upload(call, reader)
             value = await self._server.serve_session_call(call, context)
             if type(value) is Items:
                 await self._send_items(call, value)
                 return
-            # Results that nobody reads stay what they are: serialised, they would pile up at the stream.
-            while self._outflow.is_full:
-                had_to_wait = True
-                await self._outflow.wait_for_room()
+            if self._outflow.is_full and byte_budget.PROCESS.is_over:
+                raise RemoteError(Code.BUSY, "too many results wait here until they are read; yours was dropped")
         except RemoteError as error:
             self._fail(call, error)
         except asyncio.CancelledError:
@@ -184,7 +187,7 @@ class ServedCalls:
             # SystemExit and its like end the program, maybe; the caller is told all the same.
             self._session.fail(call.id, Code.INTERNAL_ERROR, f"{call.endpoint} was torn down")
             if not self._session.is_closing:
-                self._on_answered(had_to_wait)
+                self._on_answered()
             raise
         else:
             self._answer(call, value)
@@ -193,7 +196,7 @@ class ServedCalls:
             if self._readers:
                 self._wake_readers(call.id)
         if not self._session.is_closing:
-            self._on_answered(had_to_wait)
+            self._on_answered()
 
     async def _send_items(self, call: Call, items: Items) -> None:
         """Send what a stream gives, at the pace of its reader, and its end. Raises RemoteError for its failure."""

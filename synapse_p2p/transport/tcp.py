@@ -6,7 +6,11 @@ Small writes leave at once: asyncio sets TCP_NODELAY on every connection, opened
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import os
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -14,6 +18,7 @@ from synapse_p2p.transport.base import HIGH_WATER_BYTES, ByteStream, Receiver, f
 from synapse_p2p.transport.listening import ListeningSocket, MakeRoom, bound_sockets
 
 LISTEN_BACKLOG = 1024
+RESET_AT_CLOSE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # what the system holds of ours is dropped
 
 
 class TcpStream:
@@ -42,6 +47,10 @@ class TcpStream:
         self._transport.close()
 
     def abort(self) -> None:
+        if self.unsent_bytes():
+            # Else the system would go on to offer what it has taken from us, megabytes, to a peer that does not read.
+            with contextlib.suppress(OSError):  # closed already
+                self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
         self._transport.abort()
 
     def pause_reading(self) -> None:

@@ -561,6 +561,23 @@ async def test_past_the_cap_the_oldest_idle_caller_makes_room():
 
 
 @pytest.mark.linux
+async def test_a_crowd_that_came_while_the_loop_was_busy_pushes_out_nobody_who_asks():
+    config = ServerConfig(max_plain_connections=50)
+
+    async with serving(Server(port=0, config=config)) as server:
+        # The loop does not run meanwhile: all of them wait at the port.
+        *before, asking = [socket.create_connection((server.address, server.port)) for _ in range(10)]
+        asking.sendall(PING)
+        after = [socket.create_connection((server.address, server.port)) for _ in range(100)]
+        asking.setblocking(False)
+        answer = await asyncio.get_running_loop().sock_recv(asking, 1000)
+        for caller in (*before, asking, *after):
+            caller.close()
+
+    assert response_in(answer) == PONG
+
+
+@pytest.mark.linux
 async def test_stop_does_not_wait_for_a_hundred_silent_callers():
     server = Server(port=0)
     await server.start()

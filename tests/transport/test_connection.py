@@ -35,7 +35,7 @@ from synapse_p2p.protocol.wire import Call
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport import byte_budget
 from synapse_p2p.transport.base import HIGH_WATER_BYTES, ByteStream, Receiver, Transport, parse_address
-from synapse_p2p.transport.connection import SessionConnection
+from synapse_p2p.transport.connection import MESSAGES_A_TURN, MESSAGES_A_TURN_BEHIND, SessionConnection
 from synapse_p2p.transport.memory import MemoryTransport
 from synapse_p2p.transport.tcp import TcpTransport
 from synapse_p2p.uploads import Upload
@@ -321,27 +321,25 @@ async def test_answers_come_in_the_order_in_which_handlers_end(transport: Transp
 
 @pytest.mark.parametrize("max_calls_served", [64, 256])
 async def test_two_hundred_calls_are_in_flight_at_once(transport: Transport, max_calls_served: int):
-    running, most_running, in_flight = 0, 0, []
+    running = most_running = 0
     gate = asyncio.Event()
 
     async def wait(number: int) -> int:
         nonlocal running, most_running
         running += 1
         most_running = max(most_running, running)
-        if running == min(200, max_calls_served):
-            in_flight.append((ours.calls_in_flight, theirs.calls_in_flight))
-            gate.set()
         await gate.wait()
         running -= 1
         return number
 
     config = SessionConfig(max_calls_served=max_calls_served)
     async with session(transport, listener=Handlers(wait=wait), listener_config=config) as (ours, theirs):
-        calls = (ours.call("wait", [number], {}, timeout_s=5) for number in range(200))
-        answers = await asyncio.gather(*calls)
+        calls = [asyncio.create_task(ours.call("wait", [number], {}, timeout_s=5)) for number in range(200)]
+        await until(lambda: theirs.calls_in_flight == 200 and running == min(200, max_calls_served))
+        assert ours.calls_in_flight == 200
+        gate.set()
 
-        assert answers == list(range(200))
-        assert in_flight[0] == (200, 200)
+        assert await asyncio.gather(*calls) == list(range(200))
         assert most_running == min(200, max_calls_served)
 
 
@@ -749,7 +747,7 @@ def test_an_idle_session_with_a_peer_that_is_there_stays():
 # A peer that reads too little
 
 
-def test_results_nobody_reads_are_not_made_into_bytes():
+def test_results_nobody_reads_stay_out_of_the_stream():
     async def big(number: int) -> bytes:
         await asyncio.sleep(number / 100)
         return b"x" * 200_000
@@ -766,6 +764,55 @@ def test_results_nobody_reads_are_not_made_into_bytes():
             return unsent_bytes
 
     assert HIGH_WATER_BYTES < virtually(main()) < HIGH_WATER_BYTES + 210_000
+
+
+def test_calls_of_a_peer_that_reads_nothing_start_when_it_reads():
+    started = 0
+
+    async def large() -> bytes:
+        nonlocal started
+        started += 1
+        return b"x" * 200_000
+
+    async def main() -> int:
+        async with session(MemoryTransport(), listener=Handlers(large=large)) as (ours, _):
+            ours.stream.pause_reading()
+            calls = [asyncio.create_task(ours.call("large", [], {}, timeout_s=None)) for _ in range(60)]
+            await asyncio.sleep(5)
+            started_unread = started
+            ours.stream.resume_reading()
+            assert [len(answer) for answer in await asyncio.gather(*calls)] == [200_000] * 60
+            return started_unread
+
+    assert virtually(main()) <= 3  # a queue of 256 KiB is full with the second
+
+
+def test_results_that_nobody_reads_are_dropped_when_the_process_holds_too_much(monkeypatch: pytest.MonkeyPatch):
+    budget = byte_budget.ByteBudget(max_bytes=2_000_000)
+    monkeypatch.setattr(byte_budget, "PROCESS", budget)
+
+    async def large() -> bytes:
+        await asyncio.sleep(1)
+        return b"x" * 200_000
+
+    async def main() -> tuple[int, list[Any]]:
+        async with session(MemoryTransport(), listener=Handlers(large=large)) as (ours, theirs):
+            ours.stream.pause_reading()
+            calls = [asyncio.create_task(ours.call("large", [], {}, timeout_s=None)) for _ in range(60)]
+            await asyncio.sleep(5)
+            assert theirs._session is not None
+            held_bytes = theirs._session.outbox.queued_bytes
+            ours.stream.resume_reading()
+            return held_bytes, await asyncio.gather(*calls, return_exceptions=True)
+
+    held_bytes, answers = virtually(main())
+
+    assert 1_500_000 < held_bytes < 2_500_000
+    dropped = [answer for answer in answers if isinstance(answer, RemoteError)]
+    assert {answer.code for answer in dropped} == {Code.BUSY}
+    assert 40 < len(dropped) < 60
+    assert all(len(answer) == 200_000 for answer in answers if answer not in dropped)
+    assert not budget.is_over
 
 
 def test_a_peer_that_never_reads_is_cut_off_after_the_stall():
@@ -879,6 +926,47 @@ async def test_an_overlay_call_is_answered_while_the_peer_reads_a_long_result_sl
         assert await ours.call("_dht.ping", [], {}, timeout_s=PATIENCE_S) == "pong"
         assert not long.done()
         assert await long == bytes(3 * MIB)
+
+
+async def test_a_peer_that_says_much_at_once_leaves_the_loop_to_others(transport: Transport):
+    looked_at = 0
+    most_in_a_turn = 0
+
+    def note() -> None:
+        nonlocal looked_at
+        looked_at += 1
+
+    async def watch() -> None:
+        nonlocal most_in_a_turn
+        while True:
+            before = looked_at
+            await asyncio.sleep(0)
+            most_in_a_turn = max(most_in_a_turn, looked_at - before)
+
+    async with session(transport, listener=Handlers(_dht_note=note)) as (ours, theirs):
+        watching = asyncio.create_task(watch())
+        calls = [asyncio.create_task(ours.call("_dht.note", [], {}, timeout_s=PATIENCE_S)) for _ in range(1000)]
+        await asyncio.gather(*calls)
+        watching.cancel()
+        assert await ours.call("_dht.note", [], {}, timeout_s=PATIENCE_S) is None
+        assert not theirs._is_reading_paused
+
+    assert looked_at == 1001
+    assert most_in_a_turn <= MESSAGES_A_TURN + MESSAGES_A_TURN_BEHIND  # the last of one reading, the first of the next
+
+
+async def test_what_a_peer_said_before_it_died_is_looked_at(transport: Transport):
+    looked_at: list[int] = []
+
+    async with session(transport, listener=Handlers(_dht_note=lambda value: looked_at.append(value))) as (ours, theirs):
+        count = MESSAGES_A_TURN + 2 * MESSAGES_A_TURN_BEHIND
+        calls = [asyncio.create_task(ours.call("_dht.note", [], {"value": n}, timeout_s=None)) for n in range(count)]
+        await until(lambda: looked_at)
+        ours.abort()
+        await theirs.wait_closed()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    assert looked_at == list(range(count))
 
 
 async def test_uploads_that_nobody_takes_stop_the_reading_and_let_it_go_on():

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from synapse_p2p.transport.base import ByteStream, parse_address
-from synapse_p2p.transport.listening import bound_sockets
+from synapse_p2p.transport.listening import ACCEPTS_A_TURN, bound_sockets
 from synapse_p2p.transport.tcp import TcpListener, TcpTransport
 
 resource = pytest.importorskip("resource")
@@ -143,6 +143,26 @@ async def test_where_nobody_can_go_the_caller_is_turned_away_and_the_listener_li
     assert turned_away == [b""] * 5
     assert asked_count == 5  # once for each: the loop did not spin
     assert (still_served, answer) == (b"again", b"later")
+
+
+async def test_a_crowd_at_the_port_comes_in_a_few_at_a_time():
+    accepted: list[ByteStream] = []
+    listener = await TcpTransport().listen(HOST, 0, lambda: Echo(accepted))
+    crowd = [caller(listener) for _ in range(5 * ACCEPTS_A_TURN)]
+    most = 0
+    async with asyncio.timeout(PATIENCE_S):
+        while len(accepted) < len(crowd):
+            before = len(accepted)
+            await asyncio.sleep(0)
+            most = max(most, len(accepted) - before)
+    listener.close()
+    for calling in crowd:
+        calling.close()
+    for stream in accepted:
+        stream.abort()
+    await asyncio.sleep(0)
+
+    assert most <= ACCEPTS_A_TURN
 
 
 async def test_a_listener_leaves_no_descriptor_behind():

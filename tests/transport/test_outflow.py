@@ -18,6 +18,10 @@ class SlowStream:
     def write(self, data: bytes) -> None:
         self._unsent_bytes = self.unsent_bytes() + len(data)
 
+    def stop(self) -> None:
+        self.unsent_bytes()
+        self._rate = 0
+
     def unsent_bytes(self) -> int:
         now = asyncio.get_running_loop().time()
         self._unsent_bytes = max(0.0, self._unsent_bytes - self._rate * (now - self._at))
@@ -53,6 +57,22 @@ def test_a_peer_that_reads_slowly_does_not_stall_while_it_reads():
         return stalled_at
 
     assert run(main()) == [110]
+
+
+def test_one_who_stops_reading_early_in_a_period_has_no_second_one():
+    async def main() -> list[float]:
+        stalled_at: list[float] = []
+        loop = asyncio.get_running_loop()
+        stream: Any = SlowStream(10)
+        outflow = Outflow(stream, stall_s=10, on_stall=lambda: stalled_at.append(loop.time()))
+        outflow.write(b"x" * 1000)
+        outflow.pause()
+        await asyncio.sleep(1)
+        stream.stop()
+        await asyncio.sleep(100)
+        return stalled_at
+
+    assert run(main()) == [12.5]  # looked at in quarters: progress was seen last after 2.5 s
 
 
 def test_what_is_written_in_the_meantime_is_no_progress():

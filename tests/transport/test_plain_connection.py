@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from simulations.virtual_loop import run
-from synapse_p2p.config import ServerConfig
+from synapse_p2p.config import PoolConfig, ServerConfig
 from synapse_p2p.messages import Code, Refusal, RPCError, RPCRequest, RPCResponse
 from synapse_p2p.protocol.plain import PlainExchange, PlainLimits, encode_frame
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.serializers import MessagePackRPCSerializer
 from synapse_p2p.transport.plain_connection import PlainConnection, PlainConnections
+from synapse_p2p.trust import TrustConfig
 
 LIMITS = PlainLimits(max_request_bytes=1000, header_timeout_s=10.0, body_grace_s=5.0, min_body_bytes_per_s=100)
 REQUEST = encode_frame(MessagePackRPCSerializer.serialize(RPCRequest(endpoint="any")))
@@ -219,6 +220,72 @@ def test_what_all_unfinished_requests_hold_is_bounded():
     assert held_bytes == 604
     assert first.written == b""
     assert b"try again later" in second.written
+
+
+def test_a_host_that_connects_and_does_not_ask_crowds_out_itself_alone():
+    async def main() -> tuple[list[FakeStream], list[FakeStream], FakeStream]:
+        trust = TrustConfig(loopback=False, networks=("192.0.2.0/24",))
+        owner = connections(max_plain_connections_per_address=3, pool=PoolConfig(trust=trust))
+        other, exempt, crowd = FakeStream(), [FakeStream() for _ in range(5)], [FakeStream() for _ in range(6)]
+        other.peer_address = "127.0.0.9:1"
+        opened(owner, other)
+        for stream in exempt:
+            stream.peer_address = "192.0.2.7:1"
+            opened(owner, stream)
+        for stream in crowd:
+            await asyncio.sleep(1)
+            opened(owner, stream)
+            if stream is crowd[0]:
+                opened(owner, FakeStream()).connection_lost(None)
+        return crowd, exempt, other
+
+    crowd, exempt, other = run(main())
+
+    assert [stream.aborted_at for stream in crowd] == [4, 5, 6, None, None, None]
+    assert [stream.aborted_at for stream in (*exempt, other)] == [None] * 6
+
+
+def test_answers_that_nobody_reads_count_as_what_requests_hold():
+    async def main() -> tuple[list[FakeStream], int]:
+        owner = connections(max_plain_buffered_bytes=250, write_stall_s=10)
+        unread = [FakeStream(left_by=lambda now: 0) for _ in range(3)]
+        callers = [opened(owner, stream) for stream in unread]
+        for caller in callers:
+            caller.data_received(REQUEST)
+        await asyncio.sleep(1)
+        late = FakeStream()
+        opened(owner, late).data_received(REQUEST)
+        await asyncio.sleep(20)
+        for caller in callers:
+            caller.connection_lost(None)
+        return [*unread, late], owner.buffered_bytes
+
+    streams, held_bytes = run(main())
+
+    assert [stream.aborted_at for stream in streams[:3]] == [10, 10, 10]
+    assert b"try again later" in streams[3].written
+    assert held_bytes == 0
+
+
+def test_past_the_cap_who_has_not_asked_goes_first_then_who_does_not_read_and_nobody_whose_call_runs():
+    async def answer_two_of_three(request: RPCRequest, address: str) -> bytes:
+        if request.endpoint == "slow":
+            await asyncio.sleep(100)
+        return b"x" * 100
+
+    async def main() -> list[FakeStream]:
+        owner = connections(max_plain_connections=3, respond=answer_two_of_three)
+        streams = [FakeStream(left_by=lambda now: 0) for _ in range(6)]
+        slow = encode_frame(MessagePackRPCSerializer.serialize(RPCRequest(endpoint="slow")))
+        for stream, said in zip(streams, (slow, REQUEST, REQUEST[:2], slow, slow, slow), strict=True):
+            opened(owner, stream).data_received(said)
+            await asyncio.sleep(1)
+        return streams
+
+    streams = run(main())
+
+    # The fourth takes the place of one that had not asked, the fifth of one that did not read; there is none for more.
+    assert [stream.aborted_at for stream in streams] == [None, 4, 3, None, None, 5]
 
 
 def test_bytes_of_connections_that_are_gone_are_not_counted():

@@ -416,6 +416,20 @@ async def test_small_tcp_writes_are_not_held_back():
             assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+async def test_what_a_tcp_peer_has_not_read_is_dropped_by_the_system_too_when_it_is_cut_off():
+    async with listening(TcpTransport()) as place:
+        ours, theirs = await place.pair()
+        theirs.stream.pause_reading()
+        ours.stream.write(b"x" * 16 * 1024 * 1024)
+        ours.stream.abort()
+        await ours.until("lost")
+        theirs.stream.resume_reading()
+        await theirs.until("lost")
+
+        # An end in good order would come behind all that the system had taken from us, and kept.
+        assert isinstance(theirs.error, ConnectionResetError)
+
+
 async def test_a_tcp_peer_that_closes_only_its_half_still_gets_an_answer():
     async with listening(TcpTransport(), keeps_half_open=True) as place:
         reader, writer = await asyncio.open_connection(HOST, place.port)
