@@ -4,7 +4,9 @@ Run by the interpreter in whose environment that system is installed, so it impo
 module of the system, from `rpc_systems/`: `serve()` returns the place where it listens, `connect(place)` a function
 that calls and one that closes; `loop_factory` makes its event loop, where that is not asyncio's own.
 
-    rpc_worker.py server SYSTEM CORE          prints where it listens; then for each line read `CPU_S RSS_BYTES` so far
+    rpc_worker.py server SYSTEM CORE          prints where it listens; then for each line read what it asks for:
+        cpu_s                                 CPU seconds so far
+        rss_bytes                             memory, after a collection of garbage, whose time is no call's
     rpc_worker.py client SYSTEM CORE PLACE    for each line read does as it says, and prints the seconds that took, and
                                               of them its CPU seconds:
         call IN_FLIGHT COUNT BYTES            so many calls of `echo`, over one connection
@@ -29,10 +31,13 @@ sys.path.append(str(Path(__file__).with_name("rpc_systems")))
 
 async def run_server(system: Any) -> None:
     print(await system.serve(), flush=True)
-    while await _next_line():
-        gc.collect()
-        beside_s = system.beside_cpu_s() if hasattr(system, "beside_cpu_s") else 0.0
-        print(time.process_time() + beside_s, _rss_bytes(), flush=True)
+    while line := await _next_line():
+        if line == "rss_bytes\n":
+            gc.collect()
+            print(_rss_bytes(), flush=True)
+        else:
+            beside_s = system.beside_cpu_s() if hasattr(system, "beside_cpu_s") else 0.0
+            print(time.process_time() + beside_s, flush=True)
     if hasattr(system, "end"):
         system.end()
 
