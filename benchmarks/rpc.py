@@ -1,4 +1,4 @@
-"""What a call costs: this package beside earlier releases, gRPC, NATS, A2A and a bare asyncio Protocol.
+"""What a call costs: this package beside earlier releases, gRPC, NATS, A2A, py-libp2p and a bare Protocol.
 
     python -m benchmarks.rpc [--rounds 7] [--systems NAME ...] [--json]
 
@@ -98,6 +98,7 @@ OTHERS = (
         ("starlette", "sse-starlette", "uvicorn"),
         rarity=20,
     ),
+    System("py-libp2p, a stream for each call", "libp2p_requests", "0.8.1", "libp2p", rarity=10),
 )
 LASTING = (
     System(OURS, "session"),
@@ -105,6 +106,7 @@ LASTING = (
     System(OURS_FAST, "session_uvloop"),
     System("2.5.0, a connection for each call", "plain_wire", "2.5.0", rarity=10),  # it has no other way
     *OTHERS,
+    System("py-libp2p, streams kept", "libp2p_streams", "0.8.1", "libp2p", rarity=4),
     System(BARE, "bare"),
 )
 LARGE = tuple(system for system in LASTING if not system.name.startswith("2.5.0"))  # which takes 4 KiB
