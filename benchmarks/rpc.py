@@ -1,4 +1,4 @@
-"""What a call costs: this package beside earlier releases, gRPC, NATS, A2A and a bare asyncio Protocol.
+"""What a call costs: this package beside earlier releases, gRPC, NATS, A2A, py-libp2p and a bare Protocol.
 
     python -m benchmarks.rpc [--rounds 7] [--systems NAME ...] [--json]
 
@@ -98,6 +98,7 @@ OTHERS = (
         ("starlette", "sse-starlette", "uvicorn"),
         rarity=20,
     ),
+    System("py-libp2p, a stream for each call", "libp2p_requests", "0.8.1", "libp2p", rarity=10),
 )
 LASTING = (
     System(OURS, "session"),
@@ -105,6 +106,7 @@ LASTING = (
     System(OURS_FAST, "session_uvloop"),
     System("2.5.0, a connection for each call", "plain_wire", "2.5.0", rarity=10),  # it has no other way
     *OTHERS,
+    System("py-libp2p, streams kept", "libp2p_streams", "0.8.1", "libp2p", rarity=4),
     System(BARE, "bare"),
 )
 LARGE = tuple(system for system in LASTING if not system.name.startswith("2.5.0"))  # which takes 4 KiB
@@ -129,16 +131,16 @@ class Pair:
     def measure(self, load: Load) -> Sample:
         """Make the calls of one round."""
         line, count = load.lines(self._rarity)
-        before_s, _ = self._server_now()
+        before_s = float(_ask(self._server, "cpu_s"))
         wall_s, client_s = map(float, _ask(self._client, line).split())
-        server_s = self._server_now()[0] - before_s
+        server_s = float(_ask(self._server, "cpu_s")) - before_s
         return Sample(client_s / count * 1e6, server_s / count * 1e6, count / wall_s)
 
     def bytes_per_session(self, count: int) -> float:
         """What so many more idle sessions take of the server's memory, each."""
-        _, before = self._server_now()
+        before = int(_ask(self._server, "rss_bytes"))
         _ask(self._client, f"hold {count}")
-        return (self._server_now()[1] - before) / count
+        return (int(_ask(self._server, "rss_bytes")) - before) / count
 
     def close(self) -> None:
         """End both processes."""
@@ -152,10 +154,6 @@ class Pair:
                 process.wait()
             assert process.stdout is not None
             process.stdout.close()
-
-    def _server_now(self) -> tuple[float, int]:
-        cpu_s, rss_bytes = _ask(self._server, "now").split()
-        return float(cpu_s), int(rss_bytes)
 
 
 class Comparison:
@@ -185,15 +183,17 @@ class Comparison:
                 for load in LOADS:
                     playing = [system for system in load.systems if system in pairs]
                     for system in playing:
-                        pairs[system].measure(WARM_UP if load.in_flight else load)
+                        pairs[system].measure(_warm_up(load))
                     for system in playing:
                         self.samples[load.name].setdefault(system.name, []).append(pairs[system].measure(load))
             with contextlib.closing(Pair(LASTING[0], core)) as pair:
-                pair.measure(WARM_UP)
+                pair.measure(_warm_up(LOADS[1]))
                 self.bytes_per_session.append(pair.bytes_per_session(SESSIONS_HELD))
 
 
-WARM_UP = Load("warm-up", 1, 200, ())
+def _warm_up(load: Load) -> Load:
+    """As many in flight, for a system may open something for each that is."""
+    return Load("warm-up", load.in_flight, 200, ()) if load.in_flight else load
 
 
 def summary(samples: dict[str, dict[str, list[Sample]]]) -> list[dict[str, Any]]:

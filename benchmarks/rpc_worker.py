@@ -2,9 +2,12 @@
 
 Run by the interpreter in whose environment that system is installed, so it imports nothing of this repository but the
 module of the system, from `rpc_systems/`: `serve()` returns the place where it listens, `connect(place)` a function
-that calls and one that closes; `loop_factory` makes its event loop, where that is not asyncio's own.
+that calls and one that closes; `loop_factory` makes its event loop, where that is not asyncio's own; `loop` has the
+methods of `AsyncioLoop`, where it lives on another loop than asyncio's.
 
-    rpc_worker.py server SYSTEM CORE          prints where it listens; then for each line read `CPU_S RSS_BYTES` so far
+    rpc_worker.py server SYSTEM CORE          prints where it listens; then for each line read what it asks for:
+        cpu_s                                 CPU seconds so far
+        rss_bytes                             memory, after a collection of garbage, whose time is no call's
     rpc_worker.py client SYSTEM CORE PLACE    for each line read does as it says, and prints the seconds that took, and
                                               of them its CPU seconds:
         call IN_FLIGHT COUNT BYTES            so many calls of `echo`, over one connection
@@ -21,25 +24,49 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).with_name("rpc_systems")))
 
 
-async def run_server(system: Any) -> None:
+class AsyncioLoop:
+    """All that a worker asks of a loop."""
+
+    def __init__(self, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None) -> None:
+        self._loop_factory = loop_factory
+
+    def run(self, main: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Until `main` ends."""
+        with asyncio.Runner(loop_factory=self._loop_factory) as runner:
+            runner.run(main(*args))
+
+    async def in_thread(self, function: Callable[[], Any]) -> Any:
+        """What a function returns that may block."""
+        return await asyncio.get_running_loop().run_in_executor(None, function)
+
+    async def at_once(self, count: int, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Let so many tasks do the same."""
+        await asyncio.gather(*(function(*args) for _ in range(count)))
+
+
+async def run_server(system: Any, loop: Any) -> None:
     print(await system.serve(), flush=True)
-    while await _next_line():
-        gc.collect()
-        beside_s = system.beside_cpu_s() if hasattr(system, "beside_cpu_s") else 0.0
-        print(time.process_time() + beside_s, _rss_bytes(), flush=True)
+    while line := await loop.in_thread(sys.stdin.readline):
+        if line == "rss_bytes\n":
+            gc.collect()
+            print(_rss_bytes(), flush=True)
+        else:
+            beside_s = system.beside_cpu_s() if hasattr(system, "beside_cpu_s") else 0.0
+            print(time.process_time() + beside_s, flush=True)
     if hasattr(system, "end"):
         system.end()
 
 
-async def run_client(system: Any, place: str) -> None:
-    client = _Client(system, place)
-    while line := await _next_line():
+async def run_client(system: Any, loop: Any, place: str) -> None:
+    client = _Client(system, loop, place)
+    while line := await loop.in_thread(sys.stdin.readline):
         action, *numbers = line.split()
         wall_s, cpu_s = time.perf_counter(), time.process_time()
         await getattr(client, action)(*map(int, numbers))
@@ -49,8 +76,9 @@ async def run_client(system: Any, place: str) -> None:
 class _Client:
     """Does what a line says. The connection that calls share is opened by the first of them."""
 
-    def __init__(self, system: Any, place: str) -> None:
+    def __init__(self, system: Any, loop: Any, place: str) -> None:
         self._system = system
+        self._loop = loop
         self._place = place
         self._call: Any = None
         self._held: list[Any] = []
@@ -58,8 +86,7 @@ class _Client:
     async def call(self, in_flight: int, count: int, size_bytes: int) -> None:
         if self._call is None:
             self._call, _ = await self._system.connect(self._place)
-        payload = _payload(size_bytes)
-        await asyncio.gather(*(_call_in_turn(self._call, payload, count // in_flight) for _ in range(in_flight)))
+        await self._loop.at_once(in_flight, _call_in_turn, self._call, _payload(size_bytes), count // in_flight)
 
     async def dial(self, count: int, size_bytes: int) -> None:
         payload = _payload(size_bytes)
@@ -92,10 +119,6 @@ def _rss_bytes() -> int:
     return pages * resource.getpagesize()
 
 
-async def _next_line() -> str:
-    return await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
-
-
 def main() -> None:
     role, name, core, *place = sys.argv[1:]
     if hasattr(os, "sched_setaffinity"):
@@ -103,8 +126,8 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     system = importlib.import_module(name)
-    with asyncio.Runner(loop_factory=getattr(system, "loop_factory", None)) as runner:
-        runner.run(run_server(system) if role == "server" else run_client(system, *place))
+    loop = getattr(system, "loop", None) or AsyncioLoop(getattr(system, "loop_factory", None))
+    loop.run(run_server if role == "server" else run_client, system, loop, *place)
 
 
 if __name__ == "__main__":

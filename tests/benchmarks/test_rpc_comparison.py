@@ -1,10 +1,15 @@
 """What a call costs is measured on real processes; what is wanted of it is judged by a pure table."""
 
+import ast
 import contextlib
+import runpy
+import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from benchmarks.rpc import LASTING, LOADS, Load, Pair, Sample, summary, verdicts
+from benchmarks.rpc import LASTING, LOADS, WORKER, Load, Pair, Sample, summary, verdicts
 from benchmarks.rpc_targets import BARE, GRPC, MANY, ONE, OURS, TARGETS, Figures
 
 
@@ -52,3 +57,81 @@ def test_every_load_with_a_target_is_played_by_those_that_it_compares():
 
     assert asked <= played
     assert len(asked) >= 6
+
+
+def names_in(module: str) -> set[str]:
+    tree = ast.parse(WORKER.with_name("rpc_systems").joinpath(f"{module}.py").read_text(encoding="utf-8"))
+    imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return imported | {node.name for node in tree.body if isinstance(node, ast.AsyncFunctionDef)}
+
+
+def test_every_system_serves_and_connects():
+    modules = {system.module for load in LOADS for system in load.systems}
+
+    assert len(modules) >= 10
+    assert all({"serve", "connect"} <= names_in(module) for module in modules)
+
+
+class StepLoop:
+    """Reads the lines that it was given, and lets tasks run one after another."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = list(lines)
+
+    async def in_thread(self, function: Any) -> str:
+        return self.lines.pop(0) if self.lines else ""
+
+    async def at_once(self, count: int, function: Any, *args: Any) -> None:
+        for _ in range(count):
+            await function(*args)
+
+
+class CountingSystem:
+    """Counts what it was asked for."""
+
+    def __init__(self) -> None:
+        self.calls = self.opened = self.closed = 0
+
+    async def serve(self) -> str:
+        return "here"
+
+    async def connect(self, place: str) -> tuple[Any, Any]:
+        assert place == "here"
+        self.opened += 1
+        return self.call, self.close
+
+    async def call(self, value: bytes) -> bytes:
+        self.calls += 1
+        return value
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    pytest.importorskip("resource")
+    monkeypatch.setattr(sys, "path", [*sys.path])  # it adds to it
+    return SimpleNamespace(**runpy.run_path(str(WORKER)))
+
+
+def test_a_client_needs_no_loop_but_that_of_its_system(worker: SimpleNamespace, capsys: pytest.CaptureFixture[str]):
+    system = CountingSystem()
+    loop = StepLoop("call 4 40 32\n", "call 1 5 32\n", "dial 3 32\n", "hold 2\n")
+
+    with pytest.raises(StopIteration):  # it ran to its end, and no event loop was there
+        worker.run_client(system, loop, "here").send(None)
+
+    assert system.calls == 40 + 5 + 3 + 2
+    assert (system.opened, system.closed) == (1 + 3 + 2, 3)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_a_server_tells_what_it_is_asked_for(worker: SimpleNamespace, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(StopIteration):
+        worker.run_server(CountingSystem(), StepLoop("cpu_s\n", "rss_bytes\n", "cpu_s\n")).send(None)
+
+    place, before_s, rss_bytes, after_s = capsys.readouterr().out.split()
+    assert place == "here"
+    assert 0 < float(before_s) <= float(after_s)
+    assert int(rss_bytes) == 0 or int(rss_bytes) > 1_000_000  # 0 where the system does not tell
