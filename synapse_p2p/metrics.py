@@ -185,6 +185,8 @@ class Metrics:
         overlay_asked = sum(session.overlay_calls_asked for session in open_sessions)
         served = sum(session.calls_served for session in open_sessions) + self.plain_calls_running
         counts = self.counts
+        # Not a list of items: it makes a tuple for each, which may start a collection, and in that the other thread runs.
+        endpoints = self.endpoints.copy()
         return MetricsSnapshot(
             sessions=self._session_stats(open_sessions),
             handshakes_refused=dict(self._handshakes_refused),
@@ -194,7 +196,7 @@ class Metrics:
             overlay_in=_call_stats(counts.overlay_served, 0),  # they take no time
             overlay_out=_call_stats(counts.overlay_asked, overlay_asked),
             calls_waiting=sum(session.calls_waiting for session in open_sessions),
-            endpoints={name: _endpoint_stats(ends) for name, ends in list(self.endpoints.items())},
+            endpoints={name: _endpoint_stats(ends) for name, ends in endpoints.items()},
             received_bytes=counts.received_bytes,
             sent_bytes=counts.sent_bytes,
             loop_lag=self.loop_lag.stats(),

@@ -1,5 +1,5 @@
-"""What all tests share: hypothesis without deadlines, for the machines that run them are shared and slow at times; and
-a folder for keys, so that no test and no process of one writes to the home of whoever runs them.
+"""What all tests share: hypothesis without deadlines and with few examples, for the machines that run them are shared
+and slow at times; and a folder for keys, so that no test and no process of one writes to the home of whoever runs them.
 """
 
 import gc
@@ -7,14 +7,19 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from synapse_p2p.transport.spoken import SPOKEN
 
-settings.register_profile("project", deadline=None, print_blob=True)
+# A model that needs more examples says so itself. `pytest --hypothesis-profile thorough` is for a night.
+settings.register_profile("project", deadline=None, print_blob=True, max_examples=50)
+settings.register_profile("thorough", settings.get_profile("project"), max_examples=1000)
 settings.load_profile("project")
+
+BYTECODE = Path(__file__).parents[1] / "build" / "bytecode"
 
 _state_folder = pytest.StashKey[tempfile.TemporaryDirectory]()
 
@@ -25,6 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_state_folder] = tempfile.TemporaryDirectory(prefix="synapse-tests-")
     os.environ["XDG_STATE_HOME"] = config.stash[_state_folder].name  # heard on every system
+    # Hundreds of tests start processes: where nothing compiled is kept, each compiles all that it imports, for 0.3 s.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(BYTECODE)
 
 
 @pytest.fixture(autouse=True)
