@@ -185,7 +185,7 @@ class Metrics:
         overlay_asked = sum(session.overlay_calls_asked for session in open_sessions)
         served = sum(session.calls_served for session in open_sessions) + self.plain_calls_running
         counts = self.counts
-        # Not a list of items: it makes a tuple for each, which may start a collection, and in that the other thread runs.
+        # Not a list of items: a tuple for each may start a collection, and in that the other thread runs.
         endpoints = self.endpoints.copy()
         return MetricsSnapshot(
             sessions=self._session_stats(open_sessions),
