@@ -464,21 +464,9 @@ class Session:
         data = self.outbox.take()
         return data if not self.outbox else data + b"".join(iter(self.outbox.take, b""))
 
-    def block_to_send(self) -> bytes:
-        """The frames to write next: control frames, and some 64 KiB of others."""
-        return self.outbox.take()
-
-    def control_to_send(self) -> bytes:
-        """The control frames alone, for a peer that reads slowly."""
-        return self.outbox.take_control()
-
     def has_data_to_send(self) -> bool:
         """Whether anything waits to be written."""
         return bool(self.outbox)
-
-    def has_control_to_send(self) -> bool:
-        """Whether something waits that is not held up by a peer that reads slowly."""
-        return self.outbox.has_control()
 
     @property
     def is_behind(self) -> bool:

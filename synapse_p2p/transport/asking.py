@@ -144,7 +144,7 @@ class AskedCalls:
         call_id = self._begin(endpoint, args, kwargs, deadline=deadline, options=options, uploads=uploads)
         answer = self._waiting[call_id] = self._loop.create_future()
         self._start_uploads(call_id, endpoint, uploads)
-        self._on_asked(self._session.calls_in_flight == 1)
+        self._on_asked(len(self._waiting) == 1)
         try:
             return await answer
         except asyncio.CancelledError:
@@ -177,7 +177,7 @@ class AskedCalls:
             withdraw=self._withdraw,
         )
         self._start_uploads(call_id, endpoint, uploads)
-        self._on_asked(self._session.calls_in_flight == 1)
+        self._on_asked(len(self._waiting) == 1)
         return stream
 
     def on_items(self, call_id: int) -> None:
@@ -194,7 +194,7 @@ class AskedCalls:
 
     def end(self, call_id: int, outcome: Any) -> None:
         """The call returned this."""
-        future = self._pop(call_id) if self._uploading else self._waiting.pop(call_id, None)
+        future = self._pop(call_id)
         if future is not None and not future.done():
             future.set_result(outcome)
 

@@ -64,7 +64,7 @@ def pump(one: Session, other: Session, now: float = 0.0) -> None:
     """Bring what both have to say to the other until neither has more."""
     while one.has_data_to_send() or other.has_data_to_send():
         for speaker, hearer in ((one, other), (other, one)):
-            hearer.receive_data(speaker.block_to_send(), now)
+            hearer.receive_data(speaker.outbox.take(), now)
             hearer.check_invariants()
             speaker.check_invariants()
 
@@ -199,7 +199,7 @@ class StreamsOfTwo(RuleBasedStateMachine):
 
     @rule(side=st.integers(0, 1))
     def flush(self, side: int) -> None:
-        self.wires[side] += self.sessions[side].block_to_send()
+        self.wires[side] += self.sessions[side].outbox.take()
 
     @rule(side=st.integers(0, 1), size_bytes=st.sampled_from([1, 5, 1000, 50_000, 500_000]))
     def deliver(self, side: int, size_bytes: int) -> None:
@@ -675,7 +675,7 @@ def test_calls_of_any_sizes_arrive_whole_however_the_bytes_are_split(sizes: list
     ids = {dialer.call("echo", [bytes(size)], {}, now=0.0): size for size in sizes}
     arrived: dict[int, int] = {}
     while dialer.has_data_to_send():
-        data = dialer.block_to_send()
+        data = dialer.outbox.take()
         dialer.check_invariants()
         assert len(data) <= 3 * MAX_WHOLE_BYTES
         for start in range(0, len(data), piece):
@@ -689,11 +689,11 @@ def test_calls_of_any_sizes_arrive_whole_however_the_bytes_are_split(sizes: list
 def test_control_frames_and_short_calls_do_not_wait_for_a_long_one():
     dialer, _ = pair()
     dialer.call("long", [bytes(2 * MIB)], {}, now=0.0)
-    dialer.block_to_send()
+    dialer.outbox.take()
     dialer.call("short", [], {}, now=0.0)
     dialer.call("_dht.ping", [], {}, now=0.0)
 
-    block = frames_in(dialer.block_to_send())
+    block = frames_in(dialer.outbox.take())
 
     assert [kind for kind, _ in block][:2] == [FrameKind.CONTROL, FrameKind.TASK]
     assert {kind for kind, _ in block[2:]} == {FrameKind.PART}
@@ -715,7 +715,7 @@ def test_what_the_other_end_has_to_put_together_is_bounded():
         dialer.call("long", [bytes(MIB)], {}, now=0.0)
     held = 0
     while dialer.has_data_to_send():
-        listener.receive_data(dialer.block_to_send(), 0.0)
+        listener.receive_data(dialer.outbox.take(), 0.0)
         listener.check_invariants()
         dialer.check_invariants()
         held = max(held, listener.held_bytes)
@@ -783,7 +783,7 @@ def test_a_long_call_that_is_cancelled_takes_its_parts_with_it(blocks: int):
     dialer, listener = pair()
     call_id = dialer.call("echo", [bytes(MIB)], {}, now=0.0)
     for _ in range(blocks):
-        listener.receive_data(dialer.block_to_send(), 0.0)
+        listener.receive_data(dialer.outbox.take(), 0.0)
 
     dialer.cancel(call_id)
     data = dialer.data_to_send()
@@ -803,7 +803,7 @@ def test_a_long_answer_for_which_nobody_waits_any_more_stays_where_it_is():
     call_id = dialer.call("echo", [], {}, now=0.0)
     pump(dialer, listener)
     listener.answer(call_id, bytes(2 * MIB))
-    dialer.receive_data(listener.block_to_send(), 0.0)
+    dialer.receive_data(listener.outbox.take(), 0.0)
     assert dialer.held_bytes > 0
 
     dialer.cancel(call_id)
@@ -818,7 +818,7 @@ def test_parts_of_an_item_that_cross_the_end_of_the_call_are_late():
     call_id = dialer.call("total", [None], {}, now=0.0, uploads=[0])
     pump(dialer, listener)
     dialer.send_item(call_id, bytes(500_000))
-    first, rest = dialer.block_to_send(), dialer.data_to_send()
+    first, rest = dialer.outbox.take(), dialer.data_to_send()
     listener.receive_data(first, 0.0)
     listener.answer(call_id, "enough")
 
