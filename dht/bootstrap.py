@@ -142,11 +142,16 @@ class Bootstrap:
         )
         return JoinReport(tuple(reports), len(self._table), self._remembered)
 
-    async def refresh(self, index: int, mode: LookupMode = LookupMode.STRICT) -> None:
-        """Look through one k-bucket's part of the key space."""
-        runtime = self._host.runtime
-        self._table.mark_refreshed(index, runtime.now())
-        await self._look_through(random_key_in_bucket(self._host.identity.node_id, index, runtime.rng), mode)
+    async def refresh(self) -> None:
+        """Look through the k-buckets that no lookup went through for `refresh_s`: one lookup for each that is far, and
+        our own id for all others.
+
+        Source: Kademlia section 2.3. Cost: about log2(n) - 3 strict lookups.
+        """
+        depth = self._depth_of_neighbours()
+        if any(index >= depth for index in self._stale_buckets()):
+            await self._look_through(self._host.identity.node_id, LookupMode.STRICT)
+        await self._look_through_stale(LookupMode.STRICT)
 
     async def announce(self) -> None:
         """Look for our own id: those near it hear of us, and check where we are. Cost: one guarded lookup."""
@@ -184,12 +189,19 @@ class Bootstrap:
         size = self._estimate.size
         is_large = size is not None and size > LARGE_FACTOR * self._config.lookup.k
         mode = LookupMode.EARLY if is_large else LookupMode.STRICT
-        now = self._host.runtime.now()
-        for index in self._table.stale_buckets(now, self._config.refresh_s):
+        await self._look_through_stale(mode)
+
+    async def _look_through_stale(self, mode: LookupMode) -> None:
+        """Look for a random key in each stale k-bucket that a lookup of our own id, just made, did not see."""
+        runtime = self._host.runtime
+        for index in self._stale_buckets():
+            self._table.mark_refreshed(index, runtime.now())
             if index < self._depth_of_neighbours():
-                await self.refresh(index, mode)
-            else:
-                self._table.mark_refreshed(index, now)
+                key = random_key_in_bucket(self._host.identity.node_id, index, runtime.rng)
+                await self._look_through(key, mode)
+
+    def _stale_buckets(self) -> list[int]:
+        return self._table.stale_buckets(self._host.runtime.now(), self._config.refresh_s)
 
     def _depth_of_neighbours(self) -> int:
         """The first k-bucket whose whole part of the key space the lookup of our own id saw: our k nearest are in

