@@ -1,7 +1,7 @@
 """Both ends that `abuse.py` measures, each a process of its own: the node that is attacked, and an honest client of it.
 
     python -m benchmarks.abuse_ends victim CONFIG     CONFIG: fields of ServerConfig as JSON; prints where it listens
-        look              prints its CPU seconds, its resident bytes, their peak since `begin`, and its descriptors
+        look              prints its CPU seconds, its resident bytes, and their peak since `begin`
         begin             forgets the peak
         descriptors N     may open so many from now on
     python -m benchmarks.abuse_ends client PLACE      calls at a steady pace, and connects anew now and then
@@ -13,7 +13,6 @@ All of it as JSON, a line for each line read. The node exempts no address from a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import resource
@@ -59,7 +58,6 @@ async def victim(said: str) -> None:
             "cpu_s": time.process_time(),
             "rss_bytes": int(fields["VmRSS"].split()[0]) * 1024,
             "peak_bytes": int(fields["VmHWM"].split()[0]) * 1024,
-            "descriptors": sum(map(_is_open, range(int(fields["FDSize"])))),
         }
 
     def begin() -> dict[str, Any]:
@@ -142,13 +140,6 @@ async def _answer(answers: dict[str, Callable[..., dict[str, Any]]]) -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := (await reader.readline()).decode().split():
         _say(answers[line[0]](*line[1:]))
-
-
-def _is_open(descriptor: int) -> bool:
-    with contextlib.suppress(OSError):
-        os.fstat(descriptor)
-        return True
-    return False
 
 
 def _say(said: dict[str, Any]) -> None:

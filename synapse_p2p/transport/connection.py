@@ -49,7 +49,8 @@ from synapse_p2p.uploads import Uploads
 logger = logging.getLogger(__name__)
 
 # Messages of one peer that are looked at before the loop has its turn, and with it all others: a call for each of its
-# 64 places and a few more, for answers to these share records and writes; then fewer, for what is left is a flood.
+# 64 places and a few more, for answers to these share records and writes. What is left then is a flood: fewer are looked
+# at, and of what is read next as well, until a reading holds no more than that.
 MESSAGES_A_TURN = 80
 MESSAGES_A_TURN_BEHIND = 8
 MUCH_BYTES = 64 * 1024  # that are queued, before they are written at once: about one record
@@ -76,6 +77,7 @@ class SessionConnection:
         "_idle",
         "_is_counted",
         "_is_ending",
+        "_is_flood",
         "_is_pump_scheduled",
         "_is_reading_paused",
         "_is_refused",
@@ -146,6 +148,7 @@ class SessionConnection:
         self._is_reading_paused = False
         self._is_counted = False  # in the byte budget of the process
         self._alarm = Alarm(runtime.now)
+        self._is_flood = False
         self._is_pump_scheduled = False
         self._had_many_events = False  # at the last look: of many answers come many calls
         self._is_refused = False  # the peer takes no new calls here
@@ -464,9 +467,12 @@ class SessionConnection:
         try:
             now = self._received_at = self._runtime.now()
             session.may_let_wait = not byte_budget.PROCESS.is_over
-            max_messages = MESSAGES_A_TURN_BEHIND if session.is_behind else MESSAGES_A_TURN
+            is_flood = session.is_behind or self._is_flood
+            max_messages = MESSAGES_A_TURN_BEHIND if is_flood else MESSAGES_A_TURN
             session.receive_data(self._channel.open(data), now, max_messages=max_messages)
         finally:
+            if data:
+                self._is_flood = session.is_behind
             # What came before a fault stands; what it caused is sent after all of it was looked at.
             self._pump()
             self._watch_the_time()

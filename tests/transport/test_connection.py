@@ -955,6 +955,30 @@ async def test_a_peer_that_says_much_at_once_leaves_the_loop_to_others(transport
     assert most_in_a_turn <= MESSAGES_A_TURN + MESSAGES_A_TURN_BEHIND  # the last of one reading, the first of the next
 
 
+async def test_while_a_flood_lasts_no_reading_of_it_is_looked_at_at_once(transport: Transport):
+    looked_at, most_in_turns = 0, []
+
+    def note(padding: bytes) -> None:
+        nonlocal looked_at
+        looked_at += 1
+
+    async def watch() -> None:
+        while True:
+            before = looked_at
+            await asyncio.sleep(0)
+            most_in_turns.append(looked_at - before)
+
+    async with session(transport, listener=Handlers(_dht_note=note)) as (ours, _):
+        watching = asyncio.create_task(watch())
+        flood = {"padding": bytes(1000)}
+        calls = [asyncio.create_task(ours.call("_dht.note", [], flood, timeout_s=PATIENCE_S)) for _ in range(2000)]
+        await asyncio.gather(*calls)
+        watching.cancel()
+
+    assert looked_at == 2000
+    assert sum(count > 2 * MESSAGES_A_TURN_BEHIND for count in most_in_turns) <= 5
+
+
 async def test_what_a_peer_said_before_it_died_is_looked_at(transport: Transport):
     looked_at: list[int] = []
 
