@@ -49,8 +49,8 @@ from synapse_p2p.uploads import Uploads
 logger = logging.getLogger(__name__)
 
 # Messages of one peer that are looked at before the loop has its turn, and with it all others: a call for each of its
-# 64 places and a few more, for answers to these share records and writes. What is left then is a flood: fewer are looked
-# at, and of what is read next as well, until a reading holds no more than that.
+# 64 places and a few more, for answers to these share records and writes. What is left then is a flood: fewer of it are
+# looked at, and of what is read next as well, until a reading holds no more than that.
 MESSAGES_A_TURN = 80
 MESSAGES_A_TURN_BEHIND = 8
 MUCH_BYTES = 64 * 1024  # that are queued, before they are written at once: about one record

@@ -26,9 +26,9 @@ NOT_ON_THIS_MACHINE = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 """What a name's IPv6 address fails with where there is no IPv6; its other addresses do."""
 
 ACCEPTS_A_TURN = 1
-"""Callers let in before the loop has its turn, which costs little beside what a caller does. asyncio would take all that
-wait, and nobody is served meanwhile; nor is anybody heard, so of a thousand the first would have to go for the last before
-a word of theirs was read.
+"""Callers let in before the loop has its turn, which costs little beside what a caller does. asyncio would take all
+that wait, and nobody is served meanwhile; nor is anybody heard, so of a thousand the first would have to go for the
+last before a word of theirs was read.
 """
 
 MakeRoom: TypeAlias = Callable[[], bool]
