@@ -27,7 +27,7 @@ from synapse_p2p.exceptions import (
 )
 from synapse_p2p.identity import NODE_ID_SIZE_BYTES, NodeID
 from synapse_p2p.peers import Host
-from synapse_p2p.protocol.session import Code
+from synapse_p2p.protocol.code import Code
 
 SeedAddress: TypeAlias = PeerAddress
 """An address to join through. With an id, whoever else answers there is not joined."""

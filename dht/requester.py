@@ -47,7 +47,7 @@ from synapse_p2p.exceptions import (
 )
 from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host, ProvedPeer
-from synapse_p2p.protocol.session import Code
+from synapse_p2p.protocol.code import Code
 
 T = TypeVar("T")
 Naming = TypeVar("Naming", FindNodeAnswer, FindValueAnswer, StoreAnswer, ExchangeAnswer)  # answers that name contacts

@@ -27,8 +27,9 @@ from synapse_p2p.exceptions import (
 )
 from synapse_p2p.identity import Identity, NodeID, network_id_of
 from synapse_p2p.peers import ProvedPeer
+from synapse_p2p.protocol.code import Code
 from synapse_p2p.protocol.pool_policy import SessionFacts
-from synapse_p2p.protocol.session import CONTROL_PREFIX, NODE_IS_STOPPING, Code
+from synapse_p2p.protocol.session import CONTROL_PREFIX, NODE_IS_STOPPING
 from synapse_p2p.protocol.wire import (
     Call,
     Fail,

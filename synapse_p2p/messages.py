@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from synapse_p2p.exceptions import RemoteError
-from synapse_p2p.protocol.session import Code
+from synapse_p2p.protocol.code import Code
 from synapse_p2p.protocol.wire import quick_value
 
 

@@ -23,12 +23,26 @@ import itertools
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from enum import IntEnum, StrEnum
-from typing import Any, TypeAlias
+from enum import IntEnum
+from typing import Any
 
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import FrameTooLarge, ProtocolViolation
+from synapse_p2p.protocol.code import Code
 from synapse_p2p.protocol.counts import Ends, SessionCounts
+from synapse_p2p.protocol.events import (
+    CallAnswered,
+    CallArrived,
+    CallExpired,
+    CallFailed,
+    CallWithdrawn,
+    CreditArrived,
+    Event,
+    ItemsArrived,
+    PeerClosed,
+    PeerSilent,
+    StreamEnded,
+)
 from synapse_p2p.protocol.outbox import Outbox, Taken
 from synapse_p2p.protocol.parts import PartJoiner
 from synapse_p2p.protocol.streams import FIRST_CREDIT_BYTES, MAX_ITEM_BYTES, StreamReader, StreamTable
@@ -57,7 +71,6 @@ from synapse_p2p.protocol.wire import (
     encode_item,
     encode_message,
     encode_result,
-    quick_value,
 )
 
 CONTROL_PREFIX = "_dht."  # calls to these endpoints travel as control frames
@@ -79,122 +92,6 @@ class Place(IntEnum):  # of ints, for they are keys: to hash a member of another
     OVERLAY = 0
     QUESTION = 1
     TASK = 2
-
-
-class Code(StrEnum):
-    """How a call may fail. A code of a later release reads as `internal_error`."""
-
-    BAD_REQUEST = "bad_request"
-    NOT_FOUND = "not_found"
-    FORBIDDEN = "forbidden"
-    BUSY = "busy"
-    TOO_LARGE = "too_large"
-    DEADLINE_EXCEEDED = "deadline_exceeded"
-    CANCELLED = "cancelled"
-    UNAVAILABLE = "unavailable"
-    FAILED = "failed"
-    INTERNAL_ERROR = "internal_error"
-    LOOP = "loop"
-    EXHAUSTED = "exhausted"
-
-    @classmethod
-    def read(cls, text: str) -> Code:
-        """The code that a text names; `internal_error` for one that this release does not know."""
-        return cls(text) if text in _CODES else cls.INTERNAL_ERROR
-
-
-_CODES = frozenset(Code)
-
-
-@quick_value
-class CallArrived:
-    """Run this; answer with `answer` or `fail`. `deadline` is on our clock, None for no limit."""
-
-    call: Call
-    deadline: float | None
-
-
-@quick_value
-class CallWithdrawn:
-    """Stop running call `id`: it was cancelled or its time is up. It takes no answer any more."""
-
-    id: int
-
-
-@quick_value
-class CallAnswered:
-    """Our call `id` returned."""
-
-    id: int
-    value: Any
-
-
-@quick_value
-class CallFailed:
-    """Our call `id` did not return. `may_have_started` matters for `unavailable` alone."""
-
-    id: int
-    code: Code
-    message: str
-    details: Mapping[str, Any]
-    may_have_started: bool = True
-
-
-@quick_value
-class CallExpired:
-    """The deadline of our call `id` passed; the peer was told to stop."""
-
-    id: int
-
-
-@quick_value
-class StreamEnded:
-    """Our call `id`, whose result is a stream, has sent its last item."""
-
-    id: int
-
-
-@quick_value
-class ItemsArrived:
-    """There is something to read where nothing was: items, or the end of an upload."""
-
-    id: int
-    part: int
-
-
-@quick_value
-class CreditArrived:
-    """Whoever was refused by `may_send_item` may send again."""
-
-    id: int
-    part: int
-
-
-@quick_value
-class PeerClosed:
-    """The peer said goodbye. Close the connection."""
-
-    code: str
-    text: str
-
-
-@quick_value
-class PeerSilent:
-    """The peer answered no ping. Close the connection."""
-
-
-Event: TypeAlias = (
-    CallArrived
-    | CallWithdrawn
-    | CallAnswered
-    | CallFailed
-    | CallExpired
-    | StreamEnded
-    | ItemsArrived
-    | CreditArrived
-    | PeerClosed
-    | PeerSilent
-)
 
 
 class Session:

@@ -18,22 +18,22 @@ from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import HandshakeFailed, PeerUnavailable, ProtocolViolation
 from synapse_p2p.metrics import Metrics
 from synapse_p2p.protocol.channel import SecureChannel
-from synapse_p2p.protocol.handshake import Established, Handshake, PeerProof
-from synapse_p2p.protocol.session import (
+from synapse_p2p.protocol.code import Code
+from synapse_p2p.protocol.events import (
     CallAnswered,
     CallArrived,
     CallExpired,
     CallFailed,
     CallWithdrawn,
-    Code,
     CreditArrived,
     Event,
     ItemsArrived,
     PeerClosed,
     PeerSilent,
-    Session,
     StreamEnded,
 )
+from synapse_p2p.protocol.handshake import Established, Handshake, PeerProof
+from synapse_p2p.protocol.session import Session
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport import byte_budget
 from synapse_p2p.transport.alarm import Alarm

@@ -8,7 +8,8 @@ from typing import Any
 
 from synapse_p2p.exceptions import ConfigError, FrameTooLarge, PeerUnavailable, RemoteError, Timeout
 from synapse_p2p.messages import RPCRequest, RPCResponse
-from synapse_p2p.protocol.session import CallFailed, Code
+from synapse_p2p.protocol.code import Code
+from synapse_p2p.protocol.events import CallFailed
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
 from synapse_p2p.schema import dump
 from synapse_p2p.serializers import why_unsendable

@@ -18,7 +18,8 @@ from synapse_p2p.background import TaskScope
 from synapse_p2p.context import CallContext, MountedHandler
 from synapse_p2p.exceptions import ConfigError, FrameTooLarge, PeerUnavailable, RemoteError
 from synapse_p2p.messages import Items, Refusal
-from synapse_p2p.protocol.session import NODE_IS_STOPPING, Code, Session
+from synapse_p2p.protocol.code import Code
+from synapse_p2p.protocol.session import NODE_IS_STOPPING, Session
 from synapse_p2p.protocol.streams import StreamReader
 from synapse_p2p.protocol.wire import Call
 from synapse_p2p.runtime import Runtime

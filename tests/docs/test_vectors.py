@@ -47,9 +47,10 @@ from synapse_p2p.exceptions import HandshakeFailed
 from synapse_p2p.identity import Identity, network_id_of, node_id_of
 from synapse_p2p.messages import Refusal as CallRefusal
 from synapse_p2p.protocol.channel import RECORDS_PER_KEY, SecureChannel
+from synapse_p2p.protocol.events import CallAnswered, CallArrived, StreamEnded
 from synapse_p2p.protocol.handshake import Established, Handshake, HandshakeKeys, Parameters, Refusal, Role
 from synapse_p2p.protocol.noise import CipherState, NoiseXX
-from synapse_p2p.protocol.session import CallAnswered, CallArrived, Session, StreamEnded
+from synapse_p2p.protocol.session import Session
 from synapse_p2p.protocol.wire import CONTROL_LIMITS, Call, FrameKind, decode_message, encode_message, pack, unpack
 from synapse_p2p.traceparent import carrying
 

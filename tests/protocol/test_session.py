@@ -13,20 +13,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.exceptions import FrameTooLarge, InvalidMessageError, ProtocolViolation
 from synapse_p2p.protocol.channel import SecureChannel
+from synapse_p2p.protocol.code import Code
 from synapse_p2p.protocol.counts import Ends, SessionCounts
-from synapse_p2p.protocol.noise import CipherState
-from synapse_p2p.protocol.session import (
+from synapse_p2p.protocol.events import (
     CallAnswered,
     CallArrived,
     CallExpired,
     CallFailed,
     CallWithdrawn,
-    Code,
     Event,
     PeerClosed,
     PeerSilent,
-    Session,
 )
+from synapse_p2p.protocol.noise import CipherState
+from synapse_p2p.protocol.session import Session
 from synapse_p2p.protocol.wire import (
     Call,
     Cancel,

@@ -13,20 +13,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from synapse_p2p.config import KIB, MIB, SessionConfig
 from synapse_p2p.exceptions import FrameTooLarge, ProtocolViolation
-from synapse_p2p.protocol.outbox import MAX_UNFINISHED, MAX_UNFINISHED_BYTES
-from synapse_p2p.protocol.session import (
+from synapse_p2p.protocol.code import Code
+from synapse_p2p.protocol.events import (
     CallAnswered,
     CallArrived,
     CallExpired,
     CallFailed,
     CallWithdrawn,
-    Code,
     CreditArrived,
     Event,
     ItemsArrived,
-    Session,
     StreamEnded,
 )
+from synapse_p2p.protocol.outbox import MAX_UNFINISHED, MAX_UNFINISHED_BYTES
+from synapse_p2p.protocol.session import Session
 from synapse_p2p.protocol.streams import FIRST_CREDIT_BYTES, MAX_ITEM_BYTES, StreamReader
 from synapse_p2p.protocol.wire import (
     MAX_CREDIT_BYTES,

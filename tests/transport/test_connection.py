@@ -29,8 +29,8 @@ from synapse_p2p.identity import Identity, network_id_of
 from synapse_p2p.messages import Refusal
 from synapse_p2p.protocol import channel
 from synapse_p2p.protocol.channel import LENGTH_BYTES
+from synapse_p2p.protocol.code import Code
 from synapse_p2p.protocol.handshake import Handshake, HandshakeKeys, Parameters, Role
-from synapse_p2p.protocol.session import Code
 from synapse_p2p.protocol.wire import Call
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport import byte_budget
