@@ -26,6 +26,11 @@ MAX_PROBES = 128
 """Found agents that are asked at once whether they live: storers' answers decide how many there are."""
 
 
+def sought_for(limit: int) -> int:
+    """How many are looked for where so many are wanted, as some may not answer."""
+    return max(2 * limit, MIN_PROBES)
+
+
 class Searching:
     """One swarm's searches. `started` gives its node, or raises where there is none; `caller` is whose agents call."""
 
@@ -58,7 +63,7 @@ class Searching:
             is_old = max_age is not None and unix_ms - record.issued_ms > max_age * 1000
             return record.owner != own_id and not is_old
 
-        sought = None if limit is None else max(2 * limit, MIN_PROBES)
+        sought = None if limit is None else sought_for(limit)
 
         def on_taken(record: AgentRecord) -> None:
             if on_found is not None:

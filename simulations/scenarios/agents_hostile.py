@@ -13,6 +13,7 @@ from dht.agents.index import capability_key, capability_root
 from dht.lookup import LookupMode
 from dht.messages import FindValueAnswer, Store, StoreAnswer
 from dht.node import DHTNode
+from dht.searching import sought_for
 from simulations import sabotage
 from simulations.network import LISTEN_PORT, VirtualHost
 from simulations.oracle import fill_tables
@@ -41,7 +42,7 @@ LATE_PART = 0.2
 """Of the honest providers; they announce themselves when the flood is there."""
 LIMIT = 30
 HONEST_WANTED = 5
-SMALL_LIMIT = 5
+SMALL_LIMIT = 5  # of `find(limit=5)`
 LYING_PART = 0.1
 WRONG_DEPTHS = (0, 40)
 LIE = {"count": 10**6, "depth": 40, "full": True, "estimate": 10**9}
@@ -244,7 +245,7 @@ class _Swarm:
 
         async def search_one() -> None:
             nonlocal full
-            found = await search(self._any_node(), SKILL, limit=SMALL_LIMIT)
+            found = await search(self._any_node(), SKILL, limit=sought_for(SMALL_LIMIT))
             full += len(found.found.records) >= SMALL_LIMIT
             lookups.append(found.lookups)
             self._progress("searches", len(lookups), self._settings.lookups)
