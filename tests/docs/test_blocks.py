@@ -36,6 +36,8 @@ RUN_BY = {
     ("docs/how-to/find.md", "# market.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/tutorial/first_swarm.md", "# alone.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/tutorial/first_swarm.md", "# cook.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
+    ("docs/tutorial/first_swarm.md", "# kitchen.py"): "test_readme.py::test_two_terminals_of_the_tutorial",
+    ("docs/tutorial/first_swarm.md", "# table.py"): "test_readme.py::test_two_terminals_of_the_tutorial",
     ("docs/tutorial/first_swarm.md", "# nobody.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/tutorial/ten_agents.md", "# ten.py"): "test_how_to_pages.py::test_program_prints_what_the_page_says",
     ("docs/how-to/deploy.md", "# worker.py"): "test_deploy_page.py::machines",

@@ -1,4 +1,4 @@
-"""The programs of README.md and docs/how-to/rpc.md, run as a reader would type them, on free ports.
+"""The programs of README.md, docs/how-to/rpc.md and the tutorial's two terminals, run as a reader would, on free ports.
 
 What a program prints is compared with the text block that follows it on the page.
 """
@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README, RPC_PAGE = ROOT / "README.md", ROOT / "docs" / "how-to" / "rpc.md"
+TUTORIAL = ROOT / "docs" / "tutorial" / "first_swarm.md"
 FIXED_PORTS = ("9999", "9998", "9997")
 PROGRAM = re.compile(r"```python\n# (\S+\.py)\n(.*?)```", re.DOTALL)
 OUTPUT = re.compile(r"```text\n(.*?)```", re.DOTALL)
@@ -94,6 +95,15 @@ def test_two_agents_and_a_question(tmp_path: Path):
         "found Rita ('python', 'code-review')",
         "Rita answered: Reviewed: Review this diff",
     ]
+
+
+def test_two_terminals_of_the_tutorial(tmp_path: Path):
+    write_programs(TUTORIAL, tmp_path)
+
+    with running(tmp_path / "kitchen.py", until="joined"):
+        output = output_of(tmp_path / "table.py")
+
+    assert output == promised_output(TUTORIAL, "table.py")
 
 
 def test_functions_over_tcp(tmp_path: Path):
