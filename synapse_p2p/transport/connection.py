@@ -445,8 +445,7 @@ class SessionConnection:
             sender=self._sender,
             on_taken=self._on_item_taken,
         )
-        self._alarm.cancel()
-        self._watch_the_time()
+        self._alarm.set(self._config.idle_ping_s, self._on_time)  # in the place of the handshake's time
         self._on_established(self)
         del self._on_established  # some bytes less for each session that is held
         if self._established is not None and not self._established.done():

@@ -1,4 +1,6 @@
 import asyncio
+import contextvars
+from unittest.mock import patch
 
 import pytest
 
@@ -72,6 +74,33 @@ def test_who_is_rung_may_set_the_alarm_anew():
         return rung.times
 
     assert run(main()) == [1.0, 4.0]
+
+
+def test_an_alarm_that_is_put_off_needs_no_other_timer():
+    async def main() -> tuple[list[float], int]:
+        rung = Rung()
+        loop = asyncio.get_running_loop()
+        with patch.object(loop, "call_later", wraps=loop.call_later) as begun:
+            for delay_s in (1.0, 2.0, 3.0):
+                rung.alarm.set(delay_s, rung.ring)
+        await asyncio.sleep(5.0)
+        return rung.times, begun.call_count
+
+    assert run(main()) == ([3.0], 1)
+
+
+def test_an_alarm_rings_in_the_context_in_which_it_was_made():
+    call = contextvars.ContextVar("call", default="none")
+
+    async def main() -> str:
+        rung = Rung()
+        heard: list[str] = []
+        call.set("of another")
+        rung.alarm.set(1.0, lambda: heard.append(call.get()))
+        await asyncio.sleep(5.0)
+        return heard[0]
+
+    assert run(main()) == "none"
 
 
 def test_a_cancelled_alarm_does_not_ring():
