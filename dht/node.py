@@ -38,7 +38,8 @@ from dht.responder import Responder
 from dht.results import SwarmMode
 from dht.routing import Change, RoutingTable
 from dht.status import NodeStatus
-from dht.store import RecordStore, StoredRecord
+from dht.store import RecordStore
+from dht.stored_record import StoredRecord
 from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.identity import NodeID

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from dht.config import RecordConfig
 from dht.records import Refusal
+from dht.stored_record import RECORD_OVERHEAD_BYTES, StoredRecord
 from synapse_p2p.identity import NodeID
 
-if TYPE_CHECKING:
-    from dht.store import StoredRecord
-
-RECORD_OVERHEAD_BYTES = 1024
-"""What a record takes beside its own bytes, counted with them; measured, in memory: 920."""
 OWN_GROUP = "own"
 """The group of the storer's own records: they take nobody's share, and only all room there is bounds them."""
 

@@ -23,7 +23,8 @@ from dht.region_memory import RegionMemory
 from dht.requester import UNREACHABLE, Requester
 from dht.round_trips import Pauses
 from dht.routing import RoutingTable
-from dht.store import RecordStore, Slot, StoredRecord
+from dht.store import RecordStore
+from dht.stored_record import Slot, StoredRecord
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host

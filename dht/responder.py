@@ -40,7 +40,8 @@ from dht.reading import Record, RecordReader
 from dht.records import Envelope, RecordKind, Refusal, Verdicts, open_envelope
 from dht.region import REGION_FACTOR, GroupOf, RegionEstimate, answer, every_one_alone
 from dht.routing import RoutingTable
-from dht.store import ANY_OWNER, RecordStore, StoredRecord
+from dht.store import RecordStore
+from dht.stored_record import ANY_OWNER, StoredRecord
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import CallError
 from synapse_p2p.identity import NodeID

@@ -27,7 +27,8 @@ from dht.config import RecordConfig
 from dht.exceptions import StoreDamaged
 from dht.keyspace import Key
 from dht.records import RecordKind
-from dht.store import MemoryRecordStore, Slot, StoredRecord, life_left_s
+from dht.store import MemoryRecordStore, life_left_s
+from dht.stored_record import Slot, StoredRecord
 from synapse_p2p.protocol.wire import pack
 from synapse_p2p.runtime import Runtime
 

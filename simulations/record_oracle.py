@@ -21,7 +21,7 @@ from dht.config import DHTConfig
 from dht.keyspace import Key
 from dht.node import DHTNode
 from dht.quotas import OWN_GROUP
-from dht.store import StoredRecord
+from dht.stored_record import StoredRecord
 from simulations.network import EPOCH_S
 from simulations.oracle import nearest_points
 from simulations.population import Population, Resident

@@ -8,7 +8,8 @@ from typing import Any
 from dht.config import RecordConfig
 from dht.keyspace import Key
 from dht.records import Refusal
-from dht.store import MemoryRecordStore, StoredRecord
+from dht.store import MemoryRecordStore
+from dht.stored_record import StoredRecord
 from simulations.history import Accepted, History
 from synapse_p2p.config import ServerConfig
 from synapse_p2p.context import CallContext

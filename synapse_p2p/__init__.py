@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from synapse_p2p.messages import RPCRequest as RPCRequest
     from synapse_p2p.messages import RPCResponse as RPCResponse
     from synapse_p2p.metrics import Metrics as Metrics
-    from synapse_p2p.metrics import MetricsSnapshot as MetricsSnapshot
+    from synapse_p2p.metrics_snapshot import MetricsSnapshot as MetricsSnapshot
     from synapse_p2p.server import Server as Server
     from synapse_p2p.traceparent import current_traceparent as current_traceparent
     from synapse_p2p.traceparent import traced as traced
@@ -96,7 +96,7 @@ _HOMES = {
     "InvalidMessageError": "synapse_p2p.exceptions",
     "KeyFileError": "synapse_p2p.keyfile",
     "Metrics": "synapse_p2p.metrics",
-    "MetricsSnapshot": "synapse_p2p.metrics",
+    "MetricsSnapshot": "synapse_p2p.metrics_snapshot",
     "NodeID": "synapse_p2p.identity",
     "PeerUnavailable": "synapse_p2p.exceptions",
     "ProtocolViolation": "synapse_p2p.exceptions",

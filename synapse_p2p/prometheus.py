@@ -6,10 +6,9 @@ Pure. Source: the text exposition format, version 0.0.4 (Content-Type `text/plai
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-if TYPE_CHECKING:
-    from synapse_p2p.metrics import CallStats, MetricsSnapshot
+from synapse_p2p.metrics_snapshot import CallStats, MetricsSnapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -26,7 +26,8 @@ from dht.events import (
 )
 from dht.presence import Loss, Presence
 from dht.routing import RoutingTable
-from dht.store import MemoryRecordStore, StoredRecord
+from dht.store import MemoryRecordStore
+from dht.stored_record import StoredRecord
 from synapse_p2p.runtime import Runtime
 
 CONFIG = HealthConfig()

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.config import RecordConfig
-from dht.quotas import OWN_GROUP, RECORD_OVERHEAD_BYTES, Quotas
+from dht.quotas import OWN_GROUP, Quotas
 from dht.records import Refusal
-from dht.store import StoredRecord
+from dht.stored_record import RECORD_OVERHEAD_BYTES, StoredRecord
 
 SMALL = RecordConfig(
     max_records=6, max_records_per_owner=3, max_records_per_group=4, max_bytes=7 * RECORD_OVERHEAD_BYTES,

@@ -20,7 +20,8 @@ from dht.node import DHTNode
 from dht.records import LABELS, MAX_INT, Gone, RecordKind, Refusal
 from dht.responder import Responder
 from dht.sqlite_store import SqliteRecordStore
-from dht.store import ANY_OWNER, MemoryRecordStore, StoredRecord
+from dht.store import MemoryRecordStore
+from dht.stored_record import ANY_OWNER, StoredRecord
 from dht.values import ImmutableRecord, MutableRecord
 from simulations.network import EPOCH_S, ConstantLatency, Digest, VirtualHost, VirtualNetwork
 from simulations.virtual_loop import run

@@ -24,7 +24,7 @@ import pytest
 from dht.config import RecordConfig
 from dht.records import RecordKind
 from dht.sqlite_store import RETRY_S, SqliteRecordStore
-from dht.store import StoredRecord
+from dht.stored_record import StoredRecord
 from synapse_p2p.runtime import Runtime, system_runtime
 
 OWNERS = [bytes([100 + index]) * 32 for index in range(4)]

@@ -18,10 +18,11 @@ from dht.agents.claim import CapabilityClaim
 from dht.agents.record import AgentRecord, Reach
 from dht.config import RecordConfig
 from dht.exceptions import StoreDamaged
-from dht.quotas import OWN_GROUP, RECORD_OVERHEAD_BYTES
+from dht.quotas import OWN_GROUP
 from dht.records import LAST_SEQ, RecordKind, Refusal
 from dht.sqlite_store import SqliteRecordStore
-from dht.store import MemoryRecordStore, StoredRecord, life_left_s
+from dht.store import MemoryRecordStore, life_left_s
+from dht.stored_record import RECORD_OVERHEAD_BYTES, StoredRecord
 from synapse_p2p.identity import Identity
 from synapse_p2p.runtime import Runtime
 

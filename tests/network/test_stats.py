@@ -34,7 +34,7 @@ from synapse_p2p import (
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.framing import encode_frame
 from synapse_p2p.loop_beat import BEAT_S
-from synapse_p2p.metrics import CallStats
+from synapse_p2p.metrics_snapshot import CallStats
 from synapse_p2p.serializers import MessagePackRPCSerializer
 from tests.network.cancellation import until
 

@@ -12,7 +12,8 @@ from dht.agents.record import AgentRecord, Reach
 from dht.agents.renewal import Renewal, with_renewal
 from dht.config import RecordConfig
 from dht.records import RENEWAL_LABEL
-from dht.store import MemoryRecordStore, StoredRecord
+from dht.store import MemoryRecordStore
+from dht.stored_record import StoredRecord
 from simulations.checkers import (
     GRACE_S,
     AtMostOnce,

@@ -21,7 +21,8 @@ from dht.config import MAX_AGENT_RECORD_SIZE_BYTES, RecordConfig
 from dht.exceptions import RecordRefused
 from dht.reading import RecordReader
 from dht.records import LAST_SEQ, RecordKind, Refusal, Verdicts, open_envelope
-from dht.store import MemoryRecordStore, StoredRecord
+from dht.store import MemoryRecordStore
+from dht.stored_record import StoredRecord
 from dht.values import ImmutableRecord
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.identity import Identity, network_id_of, verify
