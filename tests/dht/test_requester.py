@@ -18,7 +18,14 @@ from dht.requester import Requester
 from dht.routing import RoutingTable
 from simulations.network import ConstantLatency, Digest, VirtualHost, VirtualNetwork
 from simulations.virtual_loop import run
-from synapse_p2p.exceptions import CallError, InvalidMessageError, PeerUnavailable, RemoteError, Timeout
+from synapse_p2p.exceptions import (
+    CallError,
+    HandshakeFailed,
+    InvalidMessageError,
+    PeerUnavailable,
+    RemoteError,
+    Timeout,
+)
 from synapse_p2p.trust import TrustConfig
 
 
@@ -150,6 +157,29 @@ def test_a_busy_contact_keeps_its_place():
 
         assert contact.id in asker.table
         assert not asker.is_suspect(contact)
+
+    run(main())
+
+
+def test_one_who_comes_back_as_somebody_else_leaves_no_ghost_at_its_address():
+    async def main() -> None:
+        asker = Asker()
+        host, before = asker.peer()
+        await asker.requester.ping(before)
+        host.crash()
+        asker.network.remove(host)
+        again = asker.network.host(ip="10.0.0.2")
+        again.mount("_dht.", {"_dht.ping": lambda request, context: {"unix_ms": 5}})
+        after = Contact(again.id, again.advertised_addresses)
+        assert after.addresses == before.addresses
+
+        for _ in range(2):
+            with pytest.raises((PeerUnavailable, Timeout, HandshakeFailed)):
+                await asker.requester.ping(before)
+            await asyncio.sleep(60)
+        await asker.requester.ping(after)
+
+        assert list(asker.table) == [after]
 
     run(main())
 
