@@ -79,6 +79,21 @@ def test_what_nobody_has_is_asked_for_once():
     run(main())
 
 
+def test_a_search_in_which_nobody_answered_is_made_again():
+    async def main() -> None:
+        world = await grown(14, config=SMALL_K)
+        key = (await world.nodes[0].put(b"there")).key
+        reader = next(node for node in world.nodes if node not in holders(world, key))
+        cut = world.network.links.cut([reader.id])
+
+        assert await reader.get(key) is None
+        world.network.links.heal(cut)
+        assert await reader.get(key) == b"there"
+        await world.stop()
+
+    run(main())
+
+
 def test_the_newest_version_is_read_and_those_who_lag_behind_are_given_it():
     async def main() -> None:
         world = await grown(40, config=SMALL_K)

@@ -13,11 +13,19 @@ from dht.config import DHTConfig, DialConfig, LookupConfig
 from dht.contact import Contact, encode_contact
 from dht.dial_policy import DialPolicy
 from dht.lookup import Lookup, LookupMode
+from dht.outcome import TraceEvent
 from dht.requester import Requester
 from dht.routing import RoutingTable
 from simulations.network import ConstantLatency, Digest, VirtualHost, VirtualNetwork
 from simulations.virtual_loop import run
-from synapse_p2p.exceptions import CallError, InvalidMessageError, PeerUnavailable, RemoteError, Timeout
+from synapse_p2p.exceptions import (
+    CallError,
+    HandshakeFailed,
+    InvalidMessageError,
+    PeerUnavailable,
+    RemoteError,
+    Timeout,
+)
 from synapse_p2p.trust import TrustConfig
 
 
@@ -153,6 +161,29 @@ def test_a_busy_contact_keeps_its_place():
     run(main())
 
 
+def test_one_who_comes_back_as_somebody_else_leaves_no_ghost_at_its_address():
+    async def main() -> None:
+        asker = Asker()
+        host, before = asker.peer()
+        await asker.requester.ping(before)
+        host.crash()
+        asker.network.remove(host)
+        again = asker.network.host(ip="10.0.0.2")
+        again.mount("_dht.", {"_dht.ping": lambda request, context: {"unix_ms": 5}})
+        after = Contact(again.id, again.advertised_addresses)
+        assert after.addresses == before.addresses
+
+        for _ in range(2):
+            with pytest.raises((PeerUnavailable, Timeout, HandshakeFailed)):
+                await asker.requester.ping(before)
+            await asyncio.sleep(60)
+        await asker.requester.ping(after)
+
+        assert list(asker.table) == [after]
+
+    run(main())
+
+
 def test_a_host_without_a_node_is_no_contact():
     async def main() -> None:
         asker = Asker()
@@ -269,12 +300,14 @@ def test_a_contact_that_falls_silent_in_the_middle_of_a_lookup_becomes_suspect_e
         {"contacts": [[b"short", []]]},
         {"contacts": [[bytes(32), ["host.example:1"]]]},
         {"contacts": [[bytes(32), ["10.0.0.1:1"]]] * 65},
+        {"contacts": [[bytes(32), ["10.0.0.1:1"] * 1000]]},
+        {"contacts": [[bytes(32), ["10.0.0.1:0"]]]},
         refuse(CallError("no", "not today")),
     ],
 )
 def test_a_lookup_survives_answers_of_any_kind(answer: Any):
     async def main() -> None:
-        asker = Asker()
+        asker = Asker(trust=NOBODY_EXEMPT)
         _, bad = asker.peer({"_dht.find_node": answer})
         _, good = asker.peer()
         asker.know(bad)
@@ -509,6 +542,23 @@ def test_what_nobody_may_name_is_dialed_in_no_lookup():
 
         assert [step.contact_id for step in outcome.trace if step.contact_id != informer.id] == []
         assert outcome.asked == 1
+
+    run(main())
+
+
+def test_whoever_is_named_twice_and_in_no_order_is_asked_once_and_we_never():
+    async def main() -> None:
+        asker = Asker(trust=NOBODY_EXEMPT)
+        peers = sorted((asker.peer()[1] for _ in range(6)), key=lambda contact: contact.point)
+        elsewhere = [Contact(peer.id, ("10.66.6.6:9000",)) for peer in peers]
+        informer = named_by(asker, *reversed(peers), *elsewhere, Contact(asker.host.id, ("10.66.6.7:9000",)))
+
+        outcome = await asker.requester.lookup(bytes(32), LookupMode.STRICT, seeds=[informer])
+
+        asked = [step.contact_id for step in outcome.trace if step.event is TraceEvent.ASKED]
+        assert sorted(asked) == sorted([informer.id, *(peer.id for peer in peers)])
+        assert list(outcome.closest) == sorted([informer, *peers], key=lambda contact: contact.point)
+        assert asker.host.id not in asker.table
 
     run(main())
 

@@ -18,13 +18,16 @@ from dht.node import DHTNode
 from dht.records import Refusal
 from simulations.network import EPOCH_S, ConstantLatency, Digest, VirtualHost, VirtualNetwork
 from simulations.virtual_loop import run
+from synapse_p2p.config import PoolConfig, ServerConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import RemoteError
 from synapse_p2p.identity import Identity, network_id_of
 from synapse_p2p.protocol.wire import CONTROL_LIMITS, pack, unpack
+from synapse_p2p.trust import TrustConfig
 
 ENDPOINTS = ("_dht.ping", "_dht.find_node", "_dht.find_value", "_dht.store", "_dht.renew", "_dht.exchange")
 OWNER = Identity.from_seed(b"o" * 32)
+NOBODY_EXEMPT = ServerConfig(pool=PoolConfig(trust=TrustConfig(loopback=False, private=False)))
 SKILL = "code-review"
 EPOCH_MS = round(EPOCH_S * 1000)
 
@@ -60,10 +63,12 @@ def sealed(identity: Identity = OWNER, **fields: Any) -> bytes:
 
 
 class Pair:
-    """A node that answers, and a host without an address that asks it."""
+    """A node that answers, and a host without an address that asks it; nobody is exempt from limits of place."""
 
     def __init__(self, config: DHTConfig | None = None) -> None:
-        self.network = VirtualNetwork(asyncio.get_running_loop(), random.Random(1), ConstantLatency(), Digest())
+        self.network = VirtualNetwork(
+            asyncio.get_running_loop(), random.Random(1), ConstantLatency(), Digest(), config=NOBODY_EXEMPT
+        )
         self.host = self.network.host()
         self.node = DHTNode(self.host, config=config)
         self.caller = self.network.client()
@@ -77,7 +82,7 @@ class Pair:
         return StoreAnswer.from_map(await self.ask("_dht.store", request))
 
     def know(self, *node_ids: bytes) -> list[Contact]:
-        contacts = [Contact(node_id, (f"10.7.0.{number + 1}:9000",)) for number, node_id in enumerate(node_ids)]
+        contacts = [Contact(node_id, (f"10.{number + 1}.0.7:9000",)) for number, node_id in enumerate(node_ids)]
         for contact in contacts:
             self.node.routing_table.observe(contact, self.host.runtime.now())
         return contacts

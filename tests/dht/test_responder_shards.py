@@ -19,19 +19,24 @@ from dht.messages import FindValue, FindValueAnswer, StoreAnswer
 from dht.node import DHTNode
 from simulations.network import EPOCH_S, ConstantLatency, Digest, VirtualNetwork
 from simulations.virtual_loop import run
+from synapse_p2p.config import PoolConfig, ServerConfig
 from synapse_p2p.exceptions import RemoteError
 from synapse_p2p.identity import Identity, network_id_of
+from synapse_p2p.trust import TrustConfig
 
 SKILL = "code-review"
 ROOT = capability_root(network_id_of(""), SKILL)
 EPOCH_MS = round(EPOCH_S * 1000)
+NOBODY_EXEMPT = ServerConfig(pool=PoolConfig(trust=TrustConfig(loopback=False, private=False)))
 
 
 class Storer:
     """A node that keeps records, and somebody who asks it."""
 
-    def __init__(self, **bounds: Any) -> None:
-        self.network = VirtualNetwork(asyncio.get_running_loop(), random.Random(1), ConstantLatency(), Digest())
+    def __init__(self, *, server: ServerConfig | None = None, **bounds: Any) -> None:
+        self.network = VirtualNetwork(
+            asyncio.get_running_loop(), random.Random(1), ConstantLatency(), Digest(), config=server
+        )
         self.host = self.network.host()
         self.node = DHTNode(self.host, config=DHTConfig(records=RecordConfig(**bounds)))
         self.caller = self.network.client()
@@ -204,7 +209,7 @@ def test_a_storer_of_none_that_match_proves_with_another_that_it_keeps_the_shard
 )
 def test_a_question_out_of_bounds_is_a_bad_request(wrong: dict[str, Any]):
     async def main() -> None:
-        storer = Storer()
+        storer = Storer(server=NOBODY_EXEMPT)
         await storer.fill(1)
 
         with pytest.raises(RemoteError) as refused:
@@ -234,7 +239,7 @@ def test_a_question_out_of_bounds_is_a_bad_request(wrong: dict[str, Any]):
 )
 def test_an_odd_question_gets_an_answer(odd: dict[str, Any]):
     async def main() -> None:
-        storer = Storer()
+        storer = Storer(server=NOBODY_EXEMPT)
         await storer.fill(3)
 
         answer = FindValueAnswer.from_map(await storer.ask("_dht.find_value", of_root().to_map() | odd))

@@ -25,6 +25,7 @@ from dht.stored_record import ANY_OWNER, StoredRecord
 from dht.values import ImmutableRecord, MutableRecord
 from simulations.network import EPOCH_S, ConstantLatency, Digest, VirtualHost, VirtualNetwork
 from simulations.virtual_loop import run
+from synapse_p2p.config import PoolConfig, ServerConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import RemoteError
 from synapse_p2p.identity import Identity, network_id_of
@@ -33,6 +34,7 @@ from synapse_p2p.trust import TrustConfig
 
 OWNER = Identity.from_seed(b"o" * 32)
 STRANGER = Identity.from_seed(b"s" * 32)
+NOBODY_EXEMPT = ServerConfig(pool=PoolConfig(trust=TrustConfig(loopback=False, private=False)))
 NETWORK = network_id_of("")
 NOW = round(EPOCH_S * 1000)
 DAY_MS = 86_400_000
@@ -40,10 +42,14 @@ SKILL = "code-review"
 
 
 class Pair:
-    """A node that answers, and a host without an address that asks it."""
+    """A node that answers, and a host without an address that asks it; nobody is exempt from limits of place."""
 
-    def __init__(self, config: DHTConfig | None = None, *, path: Path | None = None) -> None:
-        self.network = VirtualNetwork(asyncio.get_running_loop(), random.Random(1), ConstantLatency(), Digest())
+    def __init__(
+        self, config: DHTConfig | None = None, *, path: Path | None = None, server: ServerConfig = NOBODY_EXEMPT
+    ) -> None:
+        self.network = VirtualNetwork(
+            asyncio.get_running_loop(), random.Random(1), ConstantLatency(), Digest(), config=server
+        )
         self.host = self.network.host()
         records = (config or DHTConfig()).records
         self.store = MemoryRecordStore(records)
@@ -263,7 +269,7 @@ def test_a_value_far_from_us_is_not_close_and_costs_no_signature(monkeypatch: py
         pair = Pair(DHTConfig(lookup=LookupConfig(k=1)))
         key = mutable().key
         for number in (1, 2, 3):
-            contact = Contact(key[:-1] + bytes([key[-1] ^ number]), (f"10.7.0.{number}:9000",))
+            contact = Contact(key[:-1] + bytes([key[-1] ^ number]), (f"10.{number}.0.7:9000",))
             pair.node.routing_table.observe(contact, pair.host.runtime.now())
         monkeypatch.setattr("dht.records.verify", lambda *_: pytest.fail("a signature was checked"))
 
@@ -459,7 +465,7 @@ def test_records_are_charged_to_where_their_owner_was_seen_and_strangers_share_t
 
 def test_owners_on_one_exempt_machine_have_a_share_each():
     async def main() -> None:
-        pair = Pair()
+        pair = Pair(server=ServerConfig())
         context = CallContext(peer=OWNER.node_id, address="127.0.0.1:1234")
         endpoint = pair.host.mounted("_dht.store")
         assert endpoint is not None
@@ -516,7 +522,7 @@ def test_what_is_offered_far_from_us_is_not_wanted():
     async def main() -> None:
         pair = Pair(DHTConfig(lookup=LookupConfig(k=1)))
         for number in (1, 2, 3):
-            contact = Contact(bytes(31) + bytes([number]), (f"10.7.0.{number}:9000",))
+            contact = Contact(bytes(31) + bytes([number]), (f"10.{number}.0.7:9000",))
             pair.node.routing_table.observe(contact, pair.host.runtime.now())
 
         answer = await pair.put(None, offers=(Offer(RecordKind.IMMUTABLE, bytes(32), OWNER.node_id, 1),))

@@ -816,6 +816,30 @@ async def test_one_that_stops_in_good_order_is_found_no_more(world: World):
 
 
 @simulated
+async def test_one_that_stops_is_withdrawn_while_its_last_tasks_still_run_to_their_end(world: World):
+    first = await world.start(world.agent("first"))
+    agent = world.agent("slow", "x")
+
+    @agent.task_handler
+    async def handle(task: str, context: dict) -> str:
+        await asyncio.sleep(3)
+        return "done"
+
+    slow = await world.start(agent, bootstrap=[seed_of(first)])
+    asking = asyncio.ensure_future(first.ask("x", "work"))
+    await asyncio.sleep(1)
+    stopping = asyncio.ensure_future(slow.stop(grace=5))
+    await asyncio.sleep(1)
+
+    meanwhile = await first.find("x", probe=False)
+    is_running = not asking.done() and not stopping.done()
+    answer = await asking
+    await stopping
+
+    assert (names_of(meanwhile), is_running, answer.result) == ([], True, "done")
+
+
+@simulated
 async def test_a_stream_gives_each_agent_as_soon_as_it_has_answered_and_says_whether_all_were_there(world: World):
     first = await shops(world)
 

@@ -182,6 +182,12 @@ def test_a_missing_field_is_malformed(name: str):
         {"capabilities": [["Python", "", {}, b""]]},
         {"capabilities": [["", "", {}, b""]]},
         {"capabilities": [["a/b/c/d/e", "", {}, b""]]},
+        {"capabilities": [["c" * 129, "", {}, b""]]},
+        {"capabilities": [["pyth\0on", "", {}, b""]]},
+        {"capabilities": [["\x1b[2Jpython", "", {}, b""]]},
+        {"capabilities": [["\u202epython", "", {}, b""]]},  # it turns the writing round
+        {"capabilities": [["\u0440ython", "", {}, b""]]},  # a Cyrillic letter that looks like p
+        {"capabilities": [["\uff50ython", "", {}, b""]]},  # a full-width p: another spelling of one name
         {"capabilities": [["python", "v" * 33, {}, b""]]},
         {"capabilities": [["python", "", {}, bytes(31)]]},
         {"capabilities": [["python", "", {"a": None}, b""]]},
