@@ -24,7 +24,7 @@ test: check types
 gates: $(VENV)/.dev
 	$(PY) -m pytest -n 2 -m gates
 	$(PY) -m simulations.gates --page docs/explanation/simulation_results.md
-	$(PY) -m simulations.agent_gates --page docs/explanation/agent_index_results.md
+	$(PY) -m simulations.agent_gates
 
 # What users write against the wheel as they install it; apart from the rest, which runs in parallel.
 types: $(VENV)/.dev

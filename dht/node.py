@@ -44,6 +44,7 @@ from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host
+from synapse_p2p.transport.base import parse_address
 
 MAX_CHECK_DIALS_AT_ONCE = 4
 CLOCK_SAMPLE = 4
@@ -161,6 +162,12 @@ class DHTNode:
     def id(self) -> NodeID:
         """Who this node is."""
         return self._host.identity.node_id
+
+    @property
+    def port(self) -> int:
+        """Where others dial it; 0 for a client."""
+        addresses = self._host.advertised_addresses
+        return parse_address(addresses[0])[1] if addresses else 0
 
     @property
     def maintenance(self) -> Maintenance:

@@ -136,7 +136,7 @@ PAGE = PageText(
         "Real node code on a virtual network, hosts at public addresses, tables from global knowledge at the start.",
         "Requests are all calls that a search makes, to whoever; a session that is opened for one is not counted.",
     ),
-    "python -m simulations.agent_gates --page docs/explanation/agent_index_results.md",
+    "python -m simulations.agent_gates --page FILE",
 )
 
 

@@ -273,7 +273,13 @@ GATES = (
         budget_s=450,
     ),
     _hostile("30 % collude, tables poisoned 4x", "poisoned-30", 0.99),
-    _hostile("50 % collude, tables poisoned 4x", "poisoned-50", 0.90),
+    _hostile(
+        "50 % collude, tables poisoned 4x",
+        "poisoned-50",
+        0.90,
+        sabotage="one-path",
+        is_short_sabotaged=False,  # of 200 nodes that find nearly everything, ten reads more or less are chance
+    ),
     _hostile(
         "20 % of 10,000 collude, tables poisoned 4x",
         "poisoned-20",
