@@ -242,6 +242,18 @@ def test_a_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
         typed("status")
 
 
+def test_a_flag_goes_over_the_environment_and_that_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "own.toml").write_text('network = "of the file"', encoding="utf-8")
+    monkeypatch.setenv("SYNAPSE_CONFIG", str(tmp_path / "own.toml"))
+    by_file = typed("id", "network", "--json").found
+    monkeypatch.setenv("SYNAPSE_NETWORK", "of the environment")
+    by_environment = typed("id", "network", "--json").found
+    by_flag = typed("id", "network", "--network", "of the flag", "--json").found
+
+    networks = [meant["network"] for meant in (by_file, by_environment, by_flag)]
+    assert networks == ["of the file", "of the environment", "of the flag"]
+
+
 def test_a_settings_file_that_is_wrong_is_exit_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "own.toml").write_text("network = 5", encoding="utf-8")
     monkeypatch.setenv("SYNAPSE_CONFIG", str(tmp_path / "own.toml"))
