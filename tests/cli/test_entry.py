@@ -242,6 +242,14 @@ def test_a_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
         typed("status")
 
 
+def test_a_context_file_that_is_no_text_is_exit_code_2(tmp_path: Path):
+    (tmp_path / "context.json").write_bytes(b'{"diff": "\xff"}')
+
+    shown = typed("ask", "python", "Review this", "--context-file", str(tmp_path / "context.json"))
+
+    assert (shown.code, shown.err) == (2, f"Error: {tmp_path}/context.json is no text in UTF-8\n")
+
+
 def test_a_flag_goes_over_the_environment_and_that_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "own.toml").write_text('network = "of the file"', encoding="utf-8")
     monkeypatch.setenv("SYNAPSE_CONFIG", str(tmp_path / "own.toml"))
