@@ -135,7 +135,10 @@ def doctor(
     from synapse_p2p.apps.cli.doctor import doctor as examine
 
     screen = _screen(ctx)
-    found = _wait(examine(_settings(seed, network, network_key_file, data_dir, timeout=timeout), screen))
+    settings = _settings(seed, network, network_key_file, data_dir, timeout=timeout)
+    source = ctx.get_parameter_source("seed")
+    is_typed = source is not None and source.name == "COMMANDLINE"
+    found = _wait(examine(settings, screen, are_seeds_meant=is_typed))
     _print(screen, found, views.view_of_checks, is_json=json)
     if not found["healthy"]:
         raise typer.Exit(1)
