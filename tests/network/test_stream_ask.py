@@ -230,6 +230,29 @@ async def test_a_found_agent_and_a_peer_take_what_the_caller_iterates():
             await found.call("total", numbers(fails=True))
 
 
+async def test_a_peer_is_called_for_as_long_as_it_is_given():
+    agent = Teller("Ann")
+
+    @agent.endpoint()
+    async def sleep() -> None:
+        await asyncio.sleep(30)
+
+    @agent.endpoint()
+    async def dots() -> AsyncIterator[str]:
+        yield "."
+        await asyncio.sleep(30)
+
+    async with swarm_of(agent) as swarm:
+        peer = swarm.peer((await swarm.find("counting"))[0].id, timeout=0.2)
+        with pytest.raises(Timeout):
+            await peer.call("sleep")
+        seen: list[str] = []
+        with pytest.raises(Timeout):
+            await read(peer.stream("dots"), seen)
+
+    assert seen == ["."]
+
+
 async def test_a_peer_tells_how_it_gets_on_for_as_long_as_it_is_given():
     agent = Teller("Ann", waits_after=2)
     async with swarm_of(agent) as swarm:
