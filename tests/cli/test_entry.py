@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 from synapse_p2p.apps.cli.blocks import Line, Table, Tone
-from synapse_p2p.apps.cli.entry import VERBS_OF_RELEASE_2, sn
+from synapse_p2p.apps.cli.entry import VERBS_OF_RELEASE_2, main, sn
 from synapse_p2p.apps.cli.program import program_name
 from synapse_p2p.apps.cli.screen import Screen
 from tests.cli.typing_commands import ROOT, typed
@@ -98,6 +100,14 @@ def test_every_name_under_which_we_are_called_is_the_one_that_is_printed():
     assert program_name("C:/Scripts/synapse-p2p.exe") == "synapse-p2p"
     assert program_name("/lib/synapse_p2p/__main__.py") == "python -m synapse_p2p"
     assert program_name("") == "synapse"
+
+
+def test_the_package_installs_the_commands_under_each_of_their_names():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+
+    called = {name: EntryPoint(name, place, "console_scripts").load() for name, place in scripts.items()}
+
+    assert called == {"synapse": main, "synapse-p2p": main, "sn": sn}
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
