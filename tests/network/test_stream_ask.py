@@ -164,10 +164,12 @@ async def test_a_provider_that_dies_at_work_is_an_error_after_its_items():
     async with swarm_of(seed, agent) as swarm:
         await seed.set_capabilities(["something-else"])
         seen: list[str] = []
+        stream = swarm.stream_ask("counting", "9")
         with pytest.raises(PeerUnavailable):
-            await read(swarm.stream_ask("counting", "9"), seen, on_second=agent.swarm.stop(grace=0))
+            await read(stream, seen, on_second=agent.swarm.stop(grace=0))
 
     assert seen == ["Ann 0", "Ann 1"]
+    assert stream.answer.agent.name == "Ann"
 
 
 async def test_silence_between_items_ends_with_a_timeout():
