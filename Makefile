@@ -62,7 +62,7 @@ $(VENV)/.core: pyproject.toml
 	@python=$$($(FIND_PYTHON)); \
 	test -n "$$python" || { echo "Python 3.11 or newer was not found on PATH: install it, then run make again."; exit 1; }; \
 	test -x $(PY) || "$$python" -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[cli]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core

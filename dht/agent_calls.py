@@ -11,6 +11,7 @@ from dht.contact import Contact
 from synapse_p2p.exceptions import RemoteError
 from synapse_p2p.messages import Code
 from synapse_p2p.server import Server
+from synapse_p2p.uploads import take_uploads
 
 
 class AgentCalls:
@@ -22,9 +23,13 @@ class AgentCalls:
     async def call_agent(
         self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float | None
     ) -> Any:
-        """One call to one agent, over the session with it or a new one. Raises RemoteError, Timeout,
-        PeerUnavailable.
+        """One call to one agent, over the session with it or a new one. Arguments that are asynchronous iterables are
+        uploads. Raises RemoteError, Timeout, PeerUnavailable, and what an upload raises.
         """
+        if uploads := take_uploads(args, kwargs):
+            return await self._server.sessions.call_uploading(
+                contact, endpoint, args, kwargs, uploads=uploads, timeout_s=timeout_s
+            )
         return await self._server.sessions.call_with(contact, endpoint, args, kwargs, timeout_s=timeout_s)
 
     async def ask_agent(self, contact: Contact, task: str, context: Mapping[str, Any], *, timeout_s: float) -> Any:
@@ -40,7 +45,10 @@ class AgentCalls:
         self, contact: Contact, endpoint: str, args: list[Any], kwargs: dict[str, Any], *, timeout_s: float
     ) -> AsyncGenerator[Any, None]:
         """What one agent's streaming endpoint yields, each item within `timeout_s`. Raises as `call_agent`."""
-        with await self._server.sessions.open_stream(contact, endpoint, args, kwargs, timeout_s=timeout_s) as stream:
+        uploads = take_uploads(args, kwargs)
+        with await self._server.sessions.open_stream(
+            contact, endpoint, args, kwargs, uploads=uploads, timeout_s=timeout_s
+        ) as stream:
             while await stream.wait(timeout_s):
                 yield stream.take()
 

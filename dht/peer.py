@@ -17,7 +17,7 @@ CALL_TIMEOUT_S = 30.0
 
 class Peer:
     """Calls one member, wherever it is. Nothing is sent before the first call; an id is then looked for, in one lookup
-    where it is not known.
+    where it is not known. `timeout_s` is for a call, and for each item of a stream.
     """
 
     def __init__(
@@ -25,20 +25,23 @@ class Peer:
         caller: AgentCaller,
         reach: Callable[[SeedAddress | NodeID], Awaitable[Contact]],
         place: SeedAddress | NodeID,
+        *,
+        timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         self._caller = caller
         self._reach = reach
         self._place = place
+        self._timeout_s = timeout_s
 
     async def call(self, endpoint: str, *args: Any, **kwargs: Any) -> Any:
-        """What its endpoint returns, within 30 s. Raises RemoteError, Timeout, PeerUnavailable."""
+        """What its endpoint returns, within `timeout_s`. Raises RemoteError, Timeout, PeerUnavailable."""
         contact = await self._reach(self._place)
-        return await self._caller.call_agent(contact, endpoint, list(args), kwargs, timeout_s=CALL_TIMEOUT_S)
+        return await self._caller.call_agent(contact, endpoint, list(args), kwargs, timeout_s=self._timeout_s)
 
     async def stream(self, endpoint: str, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        """What its streaming endpoint yields, each item within 30 s. Raises as `call`."""
+        """What its streaming endpoint yields, each item within `timeout_s`. Raises as `call`."""
         contact = await self._reach(self._place)
-        items = self._caller.stream_agent(contact, endpoint, list(args), kwargs, timeout_s=CALL_TIMEOUT_S)
+        items = self._caller.stream_agent(contact, endpoint, list(args), kwargs, timeout_s=self._timeout_s)
         async with contextlib.aclosing(items):
             async for item in items:
                 yield item

@@ -34,7 +34,7 @@ from dht.keyspace import Key
 from dht.lookup import LookupMode, LookupOutcome
 from dht.node import DHTNode
 from dht.operations import Operations
-from dht.peer import Peer, parse_place
+from dht.peer import CALL_TIMEOUT_S, Peer, parse_place
 from dht.publisher import Publisher
 from dht.results import Answer, Explanation, FindResult, FoundAgent, SwarmMode, SwarmStatus
 from dht.searching import Searching, probes_at_once
@@ -447,11 +447,12 @@ class Swarm:
             self._publisher.check()
             await self._publisher.publish(self._node)
 
-    def peer(self, place: str | NodeID) -> Peer:
+    def peer(self, place: str | NodeID, *, timeout: float = CALL_TIMEOUT_S) -> Peer:
         """One member, by its address (`host:port`, or `id@host:port` to be sure who answers) or by its id, as bytes or
-        64 hex digits. Raises ConfigError for what is neither.
+        64 hex digits. `timeout` is seconds for a call, and for each item of a stream. Raises ConfigError for what is
+        neither.
         """
-        return Peer(self._calls, self.reach, parse_place(place))
+        return Peer(self._calls, self.reach, parse_place(place), timeout_s=timeout)
 
     async def reach(self, place: SeedAddress | NodeID) -> Contact:
         """The contact at an address, or with an id. Raises PeerUnavailable where nobody is, and what a dial raises."""

@@ -26,7 +26,7 @@ from synapse_p2p.identity import NodeID, checked_node_id
 ANYONE: Literal["anyone"] = "anyone"
 OPERATORS: Literal["operators"] = "operators"
 PACKAGE_PREFIXES = ("_synapse.", "_agent.", "_node.", "_dht.", "_swarm.")
-TASK_ENDPOINTS = frozenset({"_agent.ask", "_node.ask"})  # what they run is the user's
+TASK_ENDPOINTS = frozenset({"_agent.ask", "_agent.stream_ask", "_node.ask"})  # what they run is the user's
 
 REFUSALS_LOGGED_AT_ONCE = 100  # one line each; after these a line at the rate below, with the count of the others
 REFUSALS_LOGGED_PER_S = 1.0  # under 20 MB a day, however many are refused

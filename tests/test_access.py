@@ -132,7 +132,7 @@ def test_what_others_need_to_find_a_node_is_open_whatever_the_server_allows(name
     assert is_allowed(access, server_rule=frozenset())
 
 
-@pytest.mark.parametrize("name", ["_agent.ask", "_node.ask"])
+@pytest.mark.parametrize("name", ["_agent.ask", "_agent.stream_ask", "_node.ask"])
 def test_asks_are_open_to_every_node_until_the_server_names_who(name: str):
     access = access_of(name, publish=False)
 

@@ -146,6 +146,34 @@ async def test_an_agents_rule_holds_for_asks_and_not_for_what_others_need_to_fin
             assert await call(agent, prefix + "capabilities", who=BOB) == []
 
 
+async def test_no_way_to_a_task_handler_goes_round_an_agents_rule():
+    agent = AgentNode(name="Rita", role="reviewer", address=EVERYWHERE, port=0, allow=[ANN.node_id])
+    tasks: list[str] = []
+
+    @agent.task_handler
+    async def handle(task: str, context: dict[str, Any]) -> str:
+        tasks.append(task)
+        return "done"
+
+    async def stream(name: str, task: str, who: Identity) -> list[Any]:
+        async with Client("127.0.0.1", agent.port, identity=who, timeout=10) as client:
+            return [item async for item in client.stream(name, task)]
+
+    names = [name for name in agent.endpoint_directory if name.startswith(("_agent.", "_node."))]
+    async with serving(agent):
+        for name in names:
+            for attempt in (call(agent, name, "Bob's", who=BOB), stream(name, "Bob's", BOB)):
+                with contextlib.suppress(RemoteError):
+                    await attempt
+        with pytest.raises(RemoteError) as caught:
+            await stream("_agent.stream_ask", "Bob's", BOB)
+        assert await stream("_agent.stream_ask", "Ann's", ANN) == ["done"]
+
+    assert {"_agent.ask", "_agent.stream_ask", "_node.ask"} <= set(names)
+    assert caught.value.code == "forbidden"
+    assert tasks == ["Ann's"]
+
+
 async def test_an_agent_without_a_rule_takes_tasks_from_every_node():
     agent = AgentNode(name="Rita", role="reviewer", address=EVERYWHERE, port=0)
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from synapse_p2p.apps.cli import running
 from synapse_p2p.apps.cli.blocks import Line, Tone
 from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
-from synapse_p2p.apps.cli.program import program_name
 from synapse_p2p.apps.cli.running import RunningNode
 from synapse_p2p.apps.cli.screen import Screen
 from synapse_p2p.apps.demo_worker import PROCESSES, PROFILES, Profile, Worker
@@ -302,7 +301,8 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the swarm running, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print what was measured, as one JSON object")
     options = parser.parse_args()
-    screen = Screen(program_name(sys.argv[0]))
+    # As it was called: after `make demo` no other `python` of the user's knows us.
+    screen = Screen(f"{shlex.quote(sys.orig_argv[0])} -m synapse_p2p")
     try:
         asyncio.run(demo(screen, keep=options.keep, is_json=options.json))
     except CommandError as error:

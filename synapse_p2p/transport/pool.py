@@ -38,6 +38,7 @@ from synapse_p2p.transport.descriptors import is_out_of_descriptors
 from synapse_p2p.transport.dialing import SessionDialer, time_limit
 from synapse_p2p.transport.open_connections import OpenConnections
 from synapse_p2p.transport.serving import CallServer
+from synapse_p2p.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,23 @@ class SessionPool:
                     raise
         raise AssertionError("unreachable")
 
+    async def call_uploading(
+        self,
+        peer: KnownPeer,
+        endpoint: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        uploads: Uploads,
+        timeout_s: float | None,
+    ) -> Any:
+        """The same for a call with uploads, of which none is read before there is a session. It is never sent twice."""
+        deadline = None if timeout_s is None else self._runtime.now() + timeout_s
+        connection = await self._ready(peer, deadline)
+        return await connection.call_uploading(
+            endpoint, args, kwargs, uploads=uploads, timeout_s=self._left_s(deadline)
+        )
+
     async def open_stream(
         self,
         peer: KnownPeer,
@@ -172,13 +190,14 @@ class SessionPool:
         kwargs: dict[str, Any],
         *,
         timeout_s: float | None,
+        uploads: Uploads | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> AskedStream:
         """A call whose result is a stream, which has to be closed. It leaves within `timeout_s`; it has no deadline."""
         deadline = None if timeout_s is None else self._runtime.now() + timeout_s
         connection = await self._ready(peer, deadline)
         return await connection.open_stream(
-            endpoint, args, kwargs, uploads={}, timeout_s=self._left_s(deadline), options=options
+            endpoint, args, kwargs, uploads=uploads or {}, timeout_s=self._left_s(deadline), options=options
         )
 
     async def _ready(self, peer: KnownPeer, deadline: float | None) -> SessionConnection:

@@ -49,7 +49,7 @@ def test_no_conditions_are_none():
 
 @pytest.mark.parametrize("condition", ["price", "", "=5", "price~5", "a b"])
 def test_what_is_no_condition_is_refused_with_examples(condition: str):
-    with pytest.raises(ConfigError, match="write price<5, tier=gold"):
+    with pytest.raises(ConfigError, match="write 'price<5', tier=gold"):
         where_of([condition])
 
 

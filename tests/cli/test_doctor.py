@@ -86,6 +86,24 @@ def test_a_healthy_agent_among_others_yields_no_warning(folder: Path, seed: str)
         swarm.stop()
 
 
+def test_the_node_here_is_meant_where_the_environment_names_seeds_and_these_where_none_runs(
+    folder: Path, seed: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SYNAPSE_SEED", "127.0.0.1:1")
+    nobody = typed("doctor", "--data-dir", str(folder), "--json").found
+    swarm = member(folder, agent("olga"), seed)
+    try:
+        node_here = typed("doctor", "--data-dir", str(folder), "--json").found
+        asked_for = typed("doctor", "--data-dir", str(folder), "--seed", seed, "--json").found
+    finally:
+        swarm.stop()
+
+    assert [(check["name"], check["state"]) for check in nobody["checks"]] == [("seeds", "failed")]
+    assert node_here["healthy"]
+    assert "loop" in [check["name"] for check in node_here["checks"]]
+    assert [(check["name"], check["state"]) for check in asked_for["checks"]] == [("seeds", "ok")]
+
+
 def test_a_clock_that_is_two_minutes_ahead(folder: Path, seed: str, monkeypatch: pytest.MonkeyPatch):
     ahead = replace(system_runtime(), unix_now=lambda: time.time() + 120)
     # The command runs on the machine of the node, and sees the same clock.

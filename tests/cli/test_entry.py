@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 from synapse_p2p.apps.cli.blocks import Line, Table, Tone
-from synapse_p2p.apps.cli.entry import VERBS_OF_RELEASE_2, sn
+from synapse_p2p.apps.cli.entry import VERBS_OF_RELEASE_2, main, sn
 from synapse_p2p.apps.cli.program import program_name
 from synapse_p2p.apps.cli.screen import Screen
 from tests.cli.typing_commands import ROOT, typed
@@ -98,6 +100,14 @@ def test_every_name_under_which_we_are_called_is_the_one_that_is_printed():
     assert program_name("C:/Scripts/synapse-p2p.exe") == "synapse-p2p"
     assert program_name("/lib/synapse_p2p/__main__.py") == "python -m synapse_p2p"
     assert program_name("") == "synapse"
+
+
+def test_the_package_installs_the_commands_under_each_of_their_names():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+
+    called = {name: EntryPoint(name, place, "console_scripts").load() for name, place in scripts.items()}
+
+    assert called == {"synapse": main, "synapse-p2p": main, "sn": sn}
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
@@ -240,6 +250,26 @@ def test_a_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("synapse_p2p.apps.cli.app.read_settings_file", broken)
     with pytest.raises(KeyError):
         typed("status")
+
+
+def test_a_context_file_that_is_no_text_is_exit_code_2(tmp_path: Path):
+    (tmp_path / "context.json").write_bytes(b'{"diff": "\xff"}')
+
+    shown = typed("ask", "python", "Review this", "--context-file", str(tmp_path / "context.json"))
+
+    assert (shown.code, shown.err) == (2, f"Error: {tmp_path}/context.json is no text in UTF-8\n")
+
+
+def test_a_flag_goes_over_the_environment_and_that_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "own.toml").write_text('network = "of the file"', encoding="utf-8")
+    monkeypatch.setenv("SYNAPSE_CONFIG", str(tmp_path / "own.toml"))
+    by_file = typed("id", "network", "--json").found
+    monkeypatch.setenv("SYNAPSE_NETWORK", "of the environment")
+    by_environment = typed("id", "network", "--json").found
+    by_flag = typed("id", "network", "--network", "of the flag", "--json").found
+
+    networks = [meant["network"] for meant in (by_file, by_environment, by_flag)]
+    assert networks == ["of the file", "of the environment", "of the flag"]
 
 
 def test_a_settings_file_that_is_wrong_is_exit_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

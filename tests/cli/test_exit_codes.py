@@ -49,6 +49,13 @@ def test_an_error_has_its_code(error: Exception, code: ExitCode):
     assert str(known)
 
 
+def test_what_is_typed_next_is_in_quotes_where_a_shell_would_read_it_otherwise():
+    error = command_error_of(NoAgentFound("parser>=2,<3", complete=True, reason="nobody"))
+
+    assert error is not None
+    assert error.next_commands == ("find 'parser>=2,<3' --explain", "status")
+
+
 def test_a_command_error_is_what_it_is_and_a_bug_is_nobody_s_fault_but_ours():
     error = CommandError(ExitCode.NO_NODE, "none", "up")
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from synapse_p2p.apps import demo
 from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
+from synapse_p2p.apps.cli.screen import Screen
 from synapse_p2p.apps.demo_worker import PROCESSES, Worker
 from tests.cli.typing_commands import PATIENCE_S, ROOT, typed
 from tests.docs.test_command_line_page import keys_on_the_page
@@ -84,6 +86,20 @@ def test_ctrl_c_ends_the_demo_with_all_its_processes_and_it_needs_the_core_alone
         _, errors = process.communicate(timeout=PATIENCE_S)  # it is read to its end, which comes with the last worker's
 
     assert (process.returncode, errors) == (130, "")
+
+
+def test_what_is_typed_next_is_for_the_interpreter_that_was_called(monkeypatch: pytest.MonkeyPatch):
+    programs: list[str] = []
+
+    async def play(screen: Screen, **_: bool) -> None:
+        programs.append(screen.program)
+
+    monkeypatch.setattr(demo, "demo", play)
+    monkeypatch.setattr(sys, "argv", ["/src/synapse_p2p/apps/demo.py"])
+    monkeypatch.setattr(sys, "orig_argv", [".venv/bin/python", "-m", "synapse_p2p.apps.demo"])
+
+    assert demo.main() == ExitCode.OK
+    assert programs == [".venv/bin/python -m synapse_p2p"]
 
 
 async def test_a_process_that_does_not_come_up_is_an_error_with_its_own_words_above(capfd: pytest.CaptureFixture[str]):

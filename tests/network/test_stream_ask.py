@@ -14,15 +14,18 @@ from dht import AttemptEnd, NoAgentFound, Swarm
 from dht.ask_stream import MAX_PROGRESS
 from dht.blocking import Swarm as BlockingSwarm
 from synapse_p2p import AgentNode, CallError, ConfigError, Identity, PeerUnavailable, RemoteError, SynapseError
+from synapse_p2p.access import Allow
 from synapse_p2p.exceptions import Timeout
 
 
 class Teller(AgentNode):
     """Counts to a number, which is the task; `ended` says how that went."""
 
-    def __init__(self, name: str, *, waits_after: int = 1 << 30, fails_after: int = 1 << 30) -> None:
+    def __init__(
+        self, name: str, *, waits_after: int = 1 << 30, fails_after: int = 1 << 30, allow: Allow | None = None
+    ) -> None:
         identity = Identity.from_seed(os.urandom(32))
-        super().__init__(name=name, role="teller", capabilities=["counting"], identity=identity)
+        super().__init__(name=name, role="teller", capabilities=["counting"], identity=identity, allow=allow)
         self.ended: list[str] = []
 
         @self.task_handler
@@ -106,6 +109,23 @@ async def test_before_the_first_item_another_provider_is_tried():
     assert names <= {"Seed 0", "Other 0"}
 
 
+async def test_who_is_there_and_refuses_is_followed_by_another_and_none_of_its_items_are_missing():
+    closed, other = Teller("Closed", allow=lambda caller: False), Teller("Other")
+    async with swarm_of(other, closed) as swarm:
+        for _ in range(50):  # until the closed one is the first to be asked: both say that they have nothing to do
+            stream = swarm.stream_ask("counting", "2")
+            seen = [item async for item in stream]
+            assert seen == ["Other 0", "Other 1"]
+            if len(stream.answer.attempts) > 1:
+                break
+
+    assert [(attempt.agent.name, attempt.end) for attempt in stream.answer.attempts] == [
+        ("Closed", AttemptEnd.FORBIDDEN),
+        ("Other", AttemptEnd.ANSWERED),
+    ]
+    assert closed.ended == []
+
+
 @pytest.mark.parametrize("fails_after", [0, 1, 2, 5])
 async def test_an_error_comes_after_the_items_before_it(fails_after: int):
     agent = Teller("Ann", fails_after=fails_after)
@@ -144,10 +164,12 @@ async def test_a_provider_that_dies_at_work_is_an_error_after_its_items():
     async with swarm_of(seed, agent) as swarm:
         await seed.set_capabilities(["something-else"])
         seen: list[str] = []
+        stream = swarm.stream_ask("counting", "9")
         with pytest.raises(PeerUnavailable):
-            await read(swarm.stream_ask("counting", "9"), seen, on_second=agent.swarm.stop(grace=0))
+            await read(stream, seen, on_second=agent.swarm.stop(grace=0))
 
     assert seen == ["Ann 0", "Ann 1"]
+    assert stream.answer.agent.name == "Ann"
 
 
 async def test_silence_between_items_ends_with_a_timeout():
@@ -180,6 +202,57 @@ async def test_a_found_agent_and_a_peer_stream_an_endpoint_of_theirs():
         found = (await swarm.find("counting"))[0]
         assert [letter async for letter in found.stream("letters", "abc")] == ["a", "b", "c"]
         assert [letter async for letter in swarm.peer(found.id).stream("letters", "de")] == ["d", "e"]
+
+
+async def test_a_found_agent_and_a_peer_take_what_the_caller_iterates():
+    agent = Teller("Ann")
+
+    @agent.endpoint()
+    async def total(numbers: AsyncIterator[int]) -> int:
+        return sum([number async for number in numbers])
+
+    @agent.endpoint()
+    async def doubled(numbers: AsyncIterator[int], more: int) -> AsyncIterator[int]:
+        async for number in numbers:
+            yield 2 * number + more
+
+    async def numbers(fails: bool = False) -> AsyncIterator[int]:
+        for number in range(4):
+            yield number
+        if fails:
+            raise LookupError("the file is gone")
+
+    async with swarm_of(agent) as swarm:
+        found = (await swarm.find("counting"))[0]
+        peer = swarm.peer(found.id)
+        assert await found.call("total", numbers()) == await peer.call("total", numbers=numbers()) == 6
+        assert [item async for item in found.stream("doubled", numbers(), 1)] == [1, 3, 5, 7]
+        assert [item async for item in peer.stream("doubled", numbers(), more=0)] == [0, 2, 4, 6]
+        with pytest.raises(LookupError, match="the file is gone"):
+            await found.call("total", numbers(fails=True))
+
+
+async def test_a_peer_is_called_for_as_long_as_it_is_given():
+    agent = Teller("Ann")
+
+    @agent.endpoint()
+    async def sleep() -> None:
+        await asyncio.sleep(30)
+
+    @agent.endpoint()
+    async def dots() -> AsyncIterator[str]:
+        yield "."
+        await asyncio.sleep(30)
+
+    async with swarm_of(agent) as swarm:
+        peer = swarm.peer((await swarm.find("counting"))[0].id, timeout=0.2)
+        with pytest.raises(Timeout):
+            await peer.call("sleep")
+        seen: list[str] = []
+        with pytest.raises(Timeout):
+            await read(peer.stream("dots"), seen)
+
+    assert seen == ["."]
 
 
 async def test_a_peer_tells_how_it_gets_on_for_as_long_as_it_is_given():

@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from dht import DHTNode
+from dht.agent_calls import AgentCalls
+from dht.contact import Contact
+from dht.status import NodeStatus
 from synapse_p2p import Client, RemoteError, Server
 from synapse_p2p.config import KIB, MIB
 from synapse_p2p.exceptions import CallError, PeerUnavailable
@@ -409,6 +413,59 @@ async def test_calls_beside_an_upload_of_a_hundred_mebibytes_take_no_three_times
     p99 = [took[len(took) * 99 // 100] for took in (alone, beside)]
     print(f"p99 alone {p99[0] * 1e3:.2f} ms, beside {p99[1] * 1e3:.2f} ms, {len(beside)} calls")
     assert p99[1] < 3 * p99[0]
+
+
+@contextlib.asynccontextmanager
+async def two_nodes(*servers: Server) -> AsyncIterator[tuple[DHTNode, DHTNode]]:
+    """The nodes of both; the second has joined through the first."""
+    nodes = [DHTNode(server) for server in servers]
+    try:
+        for node, server in zip(nodes, servers, strict=True):
+            await server.start()
+            await node.start()
+        await nodes[1].join(servers[0].listening_addresses)
+        yield nodes[0], nodes[1]
+    finally:
+        for node, server in zip(nodes, servers, strict=True):
+            await node.stop()
+            await server.stop(grace=0)
+
+
+async def upload_beside_lookups(size_bytes: int) -> tuple[int, list[NodeStatus]]:
+    """How many lookups asked a peer while an upload to it went on, over one session, and how both nodes were then."""
+    tail, server = Tail(), Server(port=0)
+    rows = Rows(size_bytes // (64 * KIB), size_bytes=64 * KIB)
+    async with two_nodes(tail.server, server) as (receiver, sender):
+        peer = Contact(receiver.id, tail.server.listening_addresses)
+        calling = AgentCalls(server).call_agent(peer, "swallow", [rows.rows()], {}, timeout_s=None)
+        upload = asyncio.create_task(calling)
+        await until(lambda: tail.begun == 1)
+        count = 0
+        while not upload.done():
+            assert [contact.id for contact in await sender.find_node(receiver.id)] == [receiver.id]
+            count += 1
+        assert await upload == size_bytes // (64 * KIB)
+        await until(lambda: tail.closed == 1)
+        return count, [receiver.status(), sender.status()]
+
+
+def assert_nobody_is_suspected(statuses: list[NodeStatus]) -> None:
+    assert [(status.contacts, status.suspects, status.is_connected) for status in statuses] == [(1, 0, True)] * 2
+
+
+async def test_a_peer_to_which_an_upload_goes_answers_lookups_and_is_not_suspected():
+    count, statuses = await upload_beside_lookups(8 * MIB)
+
+    assert count > 2  # none of them waits for the end of the upload
+    assert_nobody_is_suspected(statuses)
+
+
+@pytest.mark.gates
+async def test_a_peer_to_which_a_hundred_mebibytes_go_is_not_suspected():
+    count, statuses = await upload_beside_lookups(100 * MIB)
+
+    assert count > 20
+    assert_nobody_is_suspected(statuses)
 
 
 async def test_a_call_of_the_overlay_overtakes_a_long_one():

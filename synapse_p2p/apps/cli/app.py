@@ -6,6 +6,7 @@ Annotations are no texts here (`from __future__`): typer reads them all at each 
 
 import asyncio
 import os
+import shlex
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -134,7 +135,10 @@ def doctor(
     from synapse_p2p.apps.cli.doctor import doctor as examine
 
     screen = _screen(ctx)
-    found = _wait(examine(_settings(seed, network, network_key_file, data_dir, timeout=timeout), screen))
+    settings = _settings(seed, network, network_key_file, data_dir, timeout=timeout)
+    source = ctx.get_parameter_source("seed")
+    is_typed = source is not None and source.name == "COMMANDLINE"
+    found = _wait(examine(settings, screen, are_seeds_meant=is_typed))
     _print(screen, found, views.view_of_checks, is_json=json)
     if not found["healthy"]:
         raise typer.Exit(1)
@@ -145,7 +149,7 @@ def find(
     ctx: typer.Context,
     capabilities: Annotated[list[str], typer.Argument(help="What agents have to be able to do: all of these.")],
     where: Annotated[
-        list[str] | None, typer.Option("--where", "-w", help="price<5, tier=gold, 'lang in de,en'.")
+        list[str] | None, typer.Option("--where", "-w", help="'price<5', tier=gold, 'lang in de,en'.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="So many at most.")] = None,
     max_age: Annotated[float | None, typer.Option(help="Who signed its record within so many seconds.")] = None,
@@ -220,7 +224,7 @@ def ask(
 
     screen = _screen(ctx)
     settings = _settings(seed, network, network_key_file, data_dir)
-    given = context_of(context or (), None if context_file is None else context_file.read_text(encoding="utf-8"))
+    given = context_of(context or (), None if context_file is None else _text_in(context_file))
     asked = sys.stdin.read() if task == "-" else task
     if stream or jsonl:
 
@@ -369,7 +373,7 @@ def new_network_key(
     screen = _screen(ctx)
     _print(screen, identities.new_network_key(path), views.view_of_pairs, is_json=json)
     if not json:
-        screen.say(*screen.next_lines([f"up --network-key-file {path}"]))
+        screen.say(*screen.next_lines([f"up --network-key-file {shlex.quote(path)}"]))
 
 
 @ids.command("network")
@@ -427,6 +431,15 @@ def _settings(
         "advertise": advertise,
     }
     return settle(given, read_settings_file(os.environ, sys.platform, os.path.expanduser("~")))
+
+
+def _text_in(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        from synapse_p2p.exceptions import ConfigError
+
+        raise ConfigError(f"{path} is no text in UTF-8") from error
 
 
 def _screen(ctx: typer.Context) -> "Screen":

@@ -31,7 +31,7 @@ def where_of(conditions: Iterable[str]) -> dict[str, Any] | None:
     for condition in conditions:
         read = _CONDITION.fullmatch(condition)
         if read is None:
-            raise ConfigError(f"--where {condition!r} is no condition; write price<5, tier=gold, or 'lang in de,en'")
+            raise ConfigError(f"--where {condition!r} is no condition; write 'price<5', tier=gold, or 'lang in de,en'")
         name, operator, text = read[1], read[2].strip(), read[3]
         operators = where.setdefault(name, {})
         if operator in operators:

@@ -97,7 +97,8 @@ async def call(
             }
     if len(place) == 64 and is_place(place):
         async with entered(place_of(settings), settings) as swarm:
-            return {"result": await swarm.peer(place).call(endpoint, *args, **kwargs)}
+            peer = swarm.peer(place, timeout=settings.timeout_s)
+            return {"result": await peer.call(endpoint, *args, **kwargs)}
     async with _client(settings, place) as client:
         return {"result": await client.call(endpoint, *args, **kwargs)}
 

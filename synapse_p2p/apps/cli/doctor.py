@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dht.exceptions import JoinFailed
 from dht.messages import FindNode, FindNodeAnswer, PingAnswer
 from dht.swarm import Swarm
-from synapse_p2p.apps.cli.connecting import Place, ask_operated, chosen_node, entered, place_of
+from synapse_p2p.apps.cli.connecting import Place, ask_operated, chosen_node, entered, live_nodes, place_of
 from synapse_p2p.apps.cli.diagnosis import (
     Check,
     Evidence,
@@ -37,10 +37,20 @@ MAX_ASKED = 5
 """Peers asked about a node: the nearest to it, who know it before all others."""
 
 
-async def doctor(settings: Settings, screen: Screen) -> dict[str, Any]:
-    """All checks, of the node on this machine or of the seeds that were named."""
-    checks = await (_of_seeds(settings) if settings.seeds else _of_node(settings, screen))
+async def doctor(settings: Settings, screen: Screen, *, are_seeds_meant: bool) -> dict[str, Any]:
+    """All checks, of the node on this machine or of seeds: of those that were typed, and, where no node runs here, of
+    those in the environment or the settings file, through which nodes here would join.
+    """
+    is_of_seeds = settings.seeds and (are_seeds_meant or not _runs_here(settings))
+    checks = await (_of_seeds(settings) if is_of_seeds else _of_node(dataclasses.replace(settings, seeds=()), screen))
     return {"healthy": is_healthy(checks), "checks": [check.as_map(screen.program) for check in checks]}
+
+
+def _runs_here(settings: Settings) -> bool:
+    try:
+        return bool(live_nodes(settings))
+    except CommandError:
+        return False
 
 
 async def _of_seeds(settings: Settings) -> list[Check]:

@@ -5,6 +5,7 @@ Pure. The numbers are in docs/how-to/command_line.md too; they never change thei
 
 from __future__ import annotations
 
+import shlex
 from enum import IntEnum
 
 from dht.exceptions import DelegationExhausted, JoinFailed, NoAgentFound
@@ -50,7 +51,8 @@ def command_error_of(error: Exception) -> CommandError | None:
         case CommandError():
             return error
         case NoAgentFound():
-            return CommandError(ExitCode.NOTHING_FOUND, str(error), f"find {error.capability} --explain", "status")
+            explain = f"find {shlex.quote(error.capability)} --explain"
+            return CommandError(ExitCode.NOTHING_FOUND, str(error), explain, "status")
         case JoinFailed():
             return CommandError(ExitCode.UNREACHABLE, str(error), "doctor")
         case RemoteError(code="forbidden"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -78,9 +79,8 @@ def check_found(found: Mapping[str, Any], wanted: Wanted) -> None:
     """Raises CommandError where nobody was found."""
     if not found["agents"]:
         why = "" if found["complete"] else f", as far as could be seen: {found['reason']}"
-        raise CommandError(
-            ExitCode.NOTHING_FOUND, f"nobody offers {wanted.query}{why}", f"find {wanted.query} --explain", "status"
-        )
+        explain = f"find {shlex.join(wanted.capabilities)} --explain"
+        raise CommandError(ExitCode.NOTHING_FOUND, f"nobody offers {wanted.query}{why}", explain, "status")
 
 
 async def describe(settings: Settings, target: str, limit: int | None) -> dict[str, Any]:
@@ -90,7 +90,8 @@ async def describe(settings: Settings, target: str, limit: int | None) -> dict[s
             return {"described": [await _described_place(swarm, target)]}
         found = await swarm.find(target, limit=limit or MAX_DESCRIBED)
         if not found.agents:
-            raise CommandError(ExitCode.NOTHING_FOUND, f"nobody offers {target}", f"find {target} --explain")
+            explain = f"find {shlex.quote(target)} --explain"
+            raise CommandError(ExitCode.NOTHING_FOUND, f"nobody offers {target}", explain)
         return {"described": [await _described_agent(agent) for agent in found]}
 
 

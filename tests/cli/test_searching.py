@@ -1,0 +1,33 @@
+"""What is said where nobody was found, and what is an address or an id."""
+
+from __future__ import annotations
+
+import pytest
+
+from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
+from synapse_p2p.apps.cli.searching import Wanted, check_found, is_place
+
+
+def test_where_nobody_is_found_the_next_command_asks_for_the_same_and_can_be_typed():
+    wanted = Wanted(("parser>=2,<3", "python"))
+
+    with pytest.raises(CommandError, match="nobody offers parser>=2,<3, python, as far as could be seen: late") as end:
+        check_found({"agents": [], "complete": False, "reason": "late"}, wanted)
+
+    assert end.value.code is ExitCode.NOTHING_FOUND
+    assert end.value.next_commands == ("find 'parser>=2,<3' python --explain", "status")
+
+
+@pytest.mark.parametrize(
+    ("target", "is_one"),
+    [
+        ("127.0.0.1:9999", True),
+        ("ab" * 32 + "@127.0.0.1:9999", True),
+        ("ab" * 32, True),
+        ("zz" * 32, False),
+        ("nlp/translation", False),
+        ("a:b:c", False),
+    ],
+)
+def test_an_address_and_an_id_are_places_and_a_capability_is_none(target: str, is_one: bool):
+    assert is_place(target) is is_one
