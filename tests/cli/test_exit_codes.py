@@ -56,6 +56,20 @@ def test_what_is_typed_next_is_in_quotes_where_a_shell_would_read_it_otherwise()
     assert error.next_commands == ("find 'parser>=2,<3' --explain", "status")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        JoinFailed(JoinReport((), 0)), RemoteError("forbidden", "no"), RemoteError("busy", "no"),
+        RemoteError("not_found", "no"), Timeout("late"), HandshakeFailed("identity", "another"), PeerUnavailable("away"),
+    ],
+)  # fmt: skip
+def test_who_cannot_go_on_for_a_peer_s_sake_is_told_what_to_type(error: Exception):
+    known = command_error_of(error)
+
+    assert known is not None
+    assert known.next_commands
+
+
 def test_a_command_error_is_what_it_is_and_a_bug_is_nobody_s_fault_but_ours():
     error = CommandError(ExitCode.NO_NODE, "none", "up")
 

@@ -224,6 +224,7 @@ def ask(
 
     screen = _screen(ctx)
     settings = _settings(seed, network, network_key_file, data_dir)
+    asking.check_asked(target, is_idempotent=idempotent, budget=budget)
     given = context_of(context or (), None if context_file is None else _text_in(context_file))
     asked = sys.stdin.read() if task == "-" else task
     if stream or jsonl:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from synapse_p2p.apps.cli.connecting import called, entered, operated_place, operator_client, place_of
+from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
 from synapse_p2p.apps.cli.screen import Screen
 from synapse_p2p.apps.cli.searching import is_place
 from synapse_p2p.apps.cli.settings import Settings
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 HERE = "here"
 """The place of the node on this machine."""
 TASK_TIMEOUT_S = 600.0
+
+
+def check_asked(target: str, *, is_idempotent: bool, budget: int | None) -> None:
+    """Raises CommandError for options that mean nothing to the one who is asked."""
+    given = [name for name, is_given in (("--idempotent", is_idempotent), ("--budget", budget is not None)) if is_given]
+    if given and is_place(target):
+        text = f"{' and '.join(given)} can be said of a capability, which several may have; {target} is one agent"
+        raise CommandError(ExitCode.USAGE, text, "ask CAPABILITY TASK")
 
 
 async def ask(

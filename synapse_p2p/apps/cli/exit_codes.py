@@ -58,13 +58,13 @@ def command_error_of(error: Exception) -> CommandError | None:
         case RemoteError(code="forbidden"):
             return CommandError(ExitCode.REFUSED, str(error), "id")
         case RemoteError(code="busy" | "unavailable"):
-            return CommandError(ExitCode.UNREACHABLE, str(error))
+            return CommandError(ExitCode.UNREACHABLE, str(error), "peers")
         case RemoteError(code="not_found"):
-            return CommandError(ExitCode.NOTHING_FOUND, str(error))
+            return CommandError(ExitCode.NOTHING_FOUND, str(error), "describe -h")
         case RemoteError() | DelegationExhausted() | CallError():
-            return CommandError(ExitCode.FAILED, str(error))
+            return CommandError(ExitCode.FAILED, str(error))  # its words say what: they are the other side's
         case Timeout():
-            return CommandError(ExitCode.TIMEOUT, str(error))
+            return CommandError(ExitCode.TIMEOUT, str(error), "doctor")
         case HandshakeFailed():
             return CommandError(ExitCode.REFUSED, str(error), "doctor")
         case PeerUnavailable():
