@@ -498,6 +498,10 @@ class SessionConnection:
         while session.happened:
             self._dispatch(session.events())
         self._flush()
+        if self._is_counted or self._is_reading_paused:
+            # A call that has ended takes along what was held for it, whether anybody had read it or not.
+            self._note_held()
+            self._read_on()
         if self._idle is not None or self._goodbye_when_idle is not None:
             self._tell_if_idle()
 

@@ -5,7 +5,7 @@ import contextlib
 import gc
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from synapse_p2p.exceptions import (
     Timeout,
 )
 from synapse_p2p.identity import Identity, network_id_of
-from synapse_p2p.messages import Refusal
+from synapse_p2p.messages import Items, Refusal
 from synapse_p2p.protocol import channel
 from synapse_p2p.protocol.channel import LENGTH_BYTES
 from synapse_p2p.protocol.code import Code
@@ -1018,6 +1018,65 @@ async def test_uploads_that_nobody_takes_stop_the_reading_and_let_it_go_on():
 
         assert await asyncio.gather(*calls) == [400_000] * 8
         assert theirs._session.held_bytes == 0
+
+
+async def test_uploads_that_a_handler_leaves_unread_let_the_reading_go_on():
+    config = SessionConfig(max_unread_bytes=200_000)
+    may_end = asyncio.Event()
+
+    async def lazy(rows: AsyncIterator[bytes]) -> None:
+        await may_end.wait()
+
+    async def rows() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield bytes(40_000)
+
+    listener = Handlers(lazy=lazy, echo=echo)
+    async with session(MemoryTransport(), listener=listener, listener_config=config) as (ours, theirs):
+        calls = [
+            asyncio.create_task(ours.call_uploading("lazy", [None], {}, uploads={0: rows()}, timeout_s=PATIENCE_S))
+            for _ in range(8)
+        ]
+        await until(lambda: theirs._is_reading_paused)
+
+        may_end.set()
+
+        await asyncio.gather(*calls)
+        assert await ours.call("echo", ["still here"], {}, timeout_s=PATIENCE_S) == "still here"
+
+
+@pytest.mark.parametrize("is_ended", [False, True], ids=["that goes on", "at its end"])
+async def test_a_stream_that_is_closed_unread_lets_the_reading_go_on(is_ended: bool):
+    config = SessionConfig(max_unread_bytes=20_000)
+
+    async def rows() -> AsyncGenerator[bytes, None]:
+        yield bytes(30_000)
+        if not is_ended:
+            await asyncio.sleep(PATIENCE_S)
+
+    async def tail() -> Items:
+        return Items(rows())
+
+    listener = Handlers(tail=tail, echo=echo)
+    async with session(MemoryTransport(), listener=listener, dialer_config=config) as (ours, _):
+        stream = await ours.open_stream("tail", [], {}, uploads={}, timeout_s=PATIENCE_S)
+        await until(lambda: ours._is_reading_paused and stream.done() is is_ended)
+
+        stream.close()
+
+        assert await ours.call("echo", ["still here"], {}, timeout_s=PATIENCE_S) == "still here"
+
+
+async def test_a_long_message_counts_for_the_process_until_it_is_whole(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(byte_budget, "PROCESS", byte_budget.ByteBudget(max_bytes=4 * MIB))
+    listener = Handlers(echo=lambda data: echo(len(data)))
+
+    async with (
+        session(MemoryTransport(), listener=listener) as (first, _),
+        session(MemoryTransport(), listener=listener) as (second, _),
+    ):
+        for ours in (first, second):
+            assert await ours.call("echo", [bytes(3 * MIB)], {}, timeout_s=PATIENCE_S) == 3 * MIB
 
 
 async def test_a_process_that_holds_too_much_reads_on_when_it_does_no_more(monkeypatch: pytest.MonkeyPatch):
