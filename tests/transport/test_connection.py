@@ -993,6 +993,43 @@ async def test_what_a_peer_said_before_it_died_is_looked_at(transport: Transport
     assert looked_at == list(range(count))
 
 
+@pytest.mark.parametrize("end", ["its end", "the session's"])
+async def test_the_place_of_a_stream_that_has_ended_goes_to_who_stands_in_line(end: str):
+    config = SessionConfig(max_calls_served=1, max_calls_queued=1)
+    may_end = asyncio.Event()
+
+    async def rows() -> AsyncGenerator[int, None]:
+        yield 1
+        await may_end.wait()
+
+    async def tail() -> Items:
+        return Items(rows())
+
+    listener = Handlers(tail=tail, echo=echo)
+    async with session(MemoryTransport(), listener=listener, dialer_config=config) as (ours, theirs):
+        streams: list[Any] = [await ours.open_stream("tail", [], {}, uploads={}, timeout_s=None) for _ in range(2)]
+        in_line: list[asyncio.Task[Any]] = [
+            asyncio.create_task(ours.call("echo", [1], {}, timeout_s=None)),
+            *(asyncio.create_task(ours.open_stream("tail", [], {}, uploads={}, timeout_s=None)) for _ in range(3)),
+        ]
+        await asyncio.sleep(0)
+
+        if end == "its end":
+            may_end.set()
+        else:
+            theirs.abort()
+        async with asyncio.timeout(PATIENCE_S):
+            outcomes = await asyncio.gather(*in_line, return_exceptions=True)
+
+        if end == "its end":
+            assert outcomes[0] == 1
+            streams += outcomes[1:]
+        else:
+            assert [type(outcome) for outcome in outcomes] == [PeerUnavailable] * 4
+        for stream in streams:
+            stream.close()
+
+
 async def test_uploads_that_nobody_takes_stop_the_reading_and_let_it_go_on():
     config = SessionConfig(max_unread_bytes=200_000)
     may_read = asyncio.Event()
