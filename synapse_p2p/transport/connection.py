@@ -177,6 +177,12 @@ class SessionConnection:
         return not self._is_refused and not stream.is_closing()
 
     @property
+    def takes_place(self) -> bool:
+        """Whether it is a session that nobody has begun to close, be it one on which the peer refuses our calls."""
+        session, stream = self._session, self._stream
+        return session is not None and stream is not None and not session.is_closing and not stream.is_closing()
+
+    @property
     def is_established(self) -> bool:
         """Whether the handshake succeeded, ever."""
         return self._peer is not None

@@ -166,8 +166,8 @@ class OpenConnections:
         return oldest is not None
 
     def _uses(self, *, but: SessionConnection | None = None) -> list[SessionUse[SessionConnection]]:
-        """The open sessions, without one that has just come. What we dialed just now is for a call that comes in a
-        moment: it is no idle one.
+        """The sessions, without one that has just come; one that takes no more calls has its place all the same. What
+        we dialed just now is for a call that comes in a moment: it is no idle one.
         """
         now = self._now()
         return [
@@ -179,7 +179,7 @@ class OpenConnections:
                 is_settled=not _is_fresh(connection, now),
             )
             for connection in self._held
-            if connection.is_open and connection is not but
+            if connection.takes_place and connection is not but
         ]
 
     def _on_settled(self) -> None:
