@@ -377,6 +377,11 @@ class Session:
         return self.streams.unread_bytes + self._waiting_bytes + self._parts.held_bytes
 
     @property
+    def has_unfinished(self) -> bool:
+        """Whether a part of a message has arrived, and the rest of it not."""
+        return self._parts.held_bytes > 0
+
+    @property
     def calls_in_flight(self) -> int:
         """Calls of ours that have not ended."""
         return len(self._ours)

@@ -543,13 +543,15 @@ class SessionConnection:
         """Stop reading while the peer reads too little of what its messages cause, nobody here takes its items, or not
         all of its messages were looked at.
 
-        The stall timer bounds the first, its own patience the second.
+        The stall timer bounds the first, its own patience the second. What is not whole may wait for bytes of the
+        process that others hold who wait as well: that has a limit, too.
         """
-        assert self._stream is not None
+        assert self._stream is not None and self._session is not None
         self._note_held()
         if self._holds_too_much():
             self._is_reading_paused = True
             self._stream.pause_reading()
+            self._watch_the_rest(self._received_at)
 
     def _read_on(self) -> None:
         assert self._stream is not None
@@ -712,8 +714,27 @@ class SessionConnection:
 
     def _on_time(self) -> None:
         assert self._session is not None
+        now = self._runtime.now()
         if self._is_reading_paused:
-            self._session.excuse_silence(self._runtime.now())
-        self._session.poll(self._runtime.now())
+            if self._waits_in_vain(now):
+                self.part("busy", "too much is held here for the rest of a message")
+                return
+            self._session.excuse_silence(now)
+        self._session.poll(now)
         self._pump()
         self._watch_the_time()
+        self._watch_the_rest(now)
+
+    def _watch_the_rest(self, now: float) -> None:
+        assert self._session is not None
+        if self._is_reading_paused and self._session.has_unfinished:
+            self._alarm.set_no_later(now + self._config.write_stall_s, self._on_time)
+
+    def _waits_in_vain(self, now: float) -> bool:
+        """Whether the rest of a message has waited for the byte budget of the process for as long as a peer waits that
+        is not read. Where items or answers are held as well, it may be these that have to go first.
+        """
+        assert self._session is not None and self._outflow is not None
+        if not self._session.has_unfinished or self._session.streams.unread_bytes or self._outflow.is_full:
+            return False
+        return byte_budget.PROCESS.is_over and now >= self._received_at + self._config.write_stall_s

@@ -1142,6 +1142,46 @@ async def test_a_process_that_holds_too_much_reads_on_when_it_does_no_more(monke
         assert not budget.is_over
 
 
+def test_sessions_that_wait_for_each_others_bytes_do_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch):
+    budget = byte_budget.ByteBudget(max_bytes=4 * MIB)
+    monkeypatch.setattr(byte_budget, "PROCESS", budget)
+    patient, config = SessionConfig(write_stall_s=1000.0), SessionConfig(write_stall_s=5.0)
+    listener = Handlers(echo=lambda data: echo(len(data)))
+
+    async def main() -> tuple[list[Any], float]:
+        loop = asyncio.get_running_loop()
+        async with contextlib.AsyncExitStack() as stack:
+            ends = [
+                await stack.enter_async_context(
+                    session(
+                        MemoryTransport(),
+                        dialer=Handlers(echo=echo),
+                        listener=listener,
+                        dialer_config=patient,
+                        listener_config=config,
+                    )
+                )
+                for _ in range(3)
+            ]
+            started_at = loop.time()
+            calls = [asyncio.create_task(ours.call("echo", [bytes(3 * MIB)], {}, timeout_s=None)) for ours, _ in ends]
+            await until(lambda: all(theirs._is_reading_paused for _, theirs in ends))
+            for _, theirs in ends:
+                with pytest.raises(Timeout):  # its deadline is looked at before the end of that patience
+                    await theirs.call("echo", [], {}, timeout_s=1.0)
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            return outcomes, loop.time() - started_at
+
+    outcomes, took_s = virtually(main())
+
+    assert took_s < 15.0
+    assert not budget.is_over
+    refused = [outcome for outcome in outcomes if isinstance(outcome, PeerUnavailable)]
+    assert refused
+    assert not any(error.may_have_started for error in refused)
+    assert [outcome for outcome in outcomes if outcome not in refused] == [3 * MIB] * (3 - len(refused))
+
+
 def test_a_peer_that_is_not_read_is_not_silent():
     config = SessionConfig(max_unread_bytes=100_000, idle_ping_s=5.0, ping_timeout_s=5.0)
 
