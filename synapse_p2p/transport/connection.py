@@ -567,7 +567,7 @@ class SessionConnection:
         config = self._config
         if unsent_bytes > config.max_unsent_bytes or self._session.streams.unread_bytes > config.max_unread_bytes:
             return True
-        return self._is_counted and byte_budget.PROCESS.has_to_wait(self, self._read_on_soon)
+        return self._is_counted and byte_budget.PROCESS.has_to_wait(self, SessionConnection._read_on_soon)
 
     def _read_on_soon(self) -> None:
         with contextlib.suppress(RuntimeError):  # its loop is closed
