@@ -392,6 +392,11 @@ class Session:
         return len(self._running) + len(self._waiting)
 
     @property
+    def running_ids(self) -> list[int]:
+        """Those of theirs that run."""
+        return list(self._running)
+
+    @property
     def calls_waiting(self) -> int:
         """Of these, those that have no place yet."""
         return len(self._waiting)

@@ -281,6 +281,12 @@ class SessionConnection:
         self._goodbye_when_idle = (code, text)
         self._tell_if_idle()
 
+    def end_other_calls(self) -> None:
+        """End the calls of the peer's but the one whose task asks; their tasks have been cancelled."""
+        if self._served is not None:
+            self._served.end_others()
+            self._pump()
+
     def close(self, code: str = "closing", text: str = "") -> None:
         """Say goodbye and close once that has left. Calls in flight end; `wait_closed` waits for the rest."""
         if self._session is not None and not self._session.is_closing:

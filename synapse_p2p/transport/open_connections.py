@@ -129,10 +129,13 @@ class OpenConnections:
     async def close(self) -> None:
         """Say goodbye on all of them, and wait until they are gone. Bounded in time by what each close may take.
 
-        One on which a handler asked for this, by stopping its own node, says it once that handler has answered.
+        The tasks of calls have ended. One on which a handler asked for this, by stopping its own node, says goodbye
+        once that handler has answered.
         """
         others = self._others()
         for connection in list(self._held):
+            if connection.serves_current_task:
+                connection.end_other_calls()
             connection.retire("stopping")
         for connection in others:
             connection.close("stopping")

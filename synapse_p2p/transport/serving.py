@@ -132,6 +132,13 @@ class ServedCalls:
         """Whether the task that asks is one of these calls, as that of a handler which stops its own node."""
         return asyncio.current_task() in self._tasks.values()
 
+    def end_others(self) -> None:
+        """The node stops, and all tasks but the one that asks have been cancelled: end their calls as well."""
+        own = asyncio.current_task()
+        for call_id in self._session.running_ids:
+            if self._tasks.get(call_id) is not own:
+                self._session.fail(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": True})
+
     def withdraw(self, call_id: int) -> None:
         """Nobody waits for this call any more: cancel its task.
 
