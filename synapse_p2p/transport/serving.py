@@ -189,13 +189,13 @@ class ServedCalls:
                 raise RemoteError(Code.BUSY, "too many results wait here until they are read; yours was dropped")
         except RemoteError as error:
             self._fail(call, error)
-        except asyncio.CancelledError:
-            raise  # withdrawn, or the node stops: the session has ended the call
         except BaseException:
-            # SystemExit and its like end the program, maybe; the caller is told all the same.
-            self._session.fail(call.id, Code.INTERNAL_ERROR, f"{call.endpoint} was torn down")
-            if not self._session.is_closing:
-                self._on_answered()
+            # SystemExit and its like end the program, maybe, and the program itself may cancel any task; the caller is
+            # told all the same. Where the call was withdrawn it has ended, and where the node stops it is about to.
+            if not self._scope.is_closed:
+                self._session.fail(call.id, Code.INTERNAL_ERROR, f"{call.endpoint} was torn down")
+                if not self._session.is_closing:
+                    self._on_answered()
             raise
         else:
             self._answer(call, value)

@@ -928,6 +928,20 @@ async def test_an_overlay_call_is_answered_while_the_peer_reads_a_long_result_sl
         assert await long == bytes(3 * MIB)
 
 
+async def test_a_handler_whose_task_is_cancelled_by_its_own_program_is_answered_for(transport: Transport):
+    async def confused() -> None:
+        for task in asyncio.all_tasks():
+            if task.get_name() == "confused":
+                task.cancel()
+        await asyncio.sleep(PATIENCE_S)
+
+    async with session(transport, listener=Handlers(confused=confused)) as (ours, theirs):
+        with pytest.raises(RemoteError) as failed:
+            await ours.call("confused", [], {}, timeout_s=PATIENCE_S)
+        assert failed.value.code == "internal_error"
+        assert theirs.calls_served == 0
+
+
 async def test_a_peer_that_says_much_at_once_leaves_the_loop_to_others(transport: Transport):
     looked_at = 0
     most_in_a_turn = 0
