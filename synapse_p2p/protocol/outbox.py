@@ -85,17 +85,13 @@ class Outbox:
 
     def take_back(self, call_id: int) -> Taken:
         """Forget what is queued for a call."""
-        for queue in (self._calls, self._others):
-            frames = queue.pop(call_id, b"")
-            self.queued_bytes -= _size_of(frames)
-            if queue is self._calls and frames:
-                self._take_back_others(call_id)
-                return Taken.WHOLE
-        long = self._long.pop(call_id, None)
-        if long is None:
-            return Taken.REST
-        self.queued_bytes -= long.left_bytes
-        return Taken.WHOLE if long.is_call and not long.position else Taken.REST
+        call, others = self._calls.pop(call_id, b""), self._others.pop(call_id, b"")
+        self.queued_bytes -= _size_of(call) + _size_of(others)
+        is_whole = bool(call)
+        if (long := self._long.pop(call_id, None)) is not None:  # that of a call, or of an upload behind one
+            self.queued_bytes -= long.left_bytes
+            is_whole = is_whole or (long.is_call and not long.position)
+        return Taken.WHOLE if is_whole else Taken.REST
 
     def has_control(self) -> bool:
         """Whether something waits that nothing holds up."""
@@ -171,9 +167,6 @@ class Outbox:
         self.queued_bytes -= size_bytes
         return size_bytes
 
-    def _take_back_others(self, call_id: int) -> None:
-        self.queued_bytes -= _size_of(self._others.pop(call_id, b""))
-
     def _take_part(self, call_id: int, frames: list[bytes]) -> int:
         """Move the next part of a call's long message; its bytes."""
         long = self._long.pop(call_id)
@@ -197,8 +190,10 @@ class Outbox:
         started = [long for long in self._long.values() if long.position]
         unfinished_bytes = sum(len(long.body) for long in started)
         for call_id, long in self._long.items():
+            if long.position:
+                return call_id
             is_room = len(started) < MAX_UNFINISHED and unfinished_bytes + len(long.body) <= MAX_UNFINISHED_BYTES
-            if long.position or ((not started or is_room) and call_id not in self._others):
+            if (not started or is_room) and call_id not in self._calls and call_id not in self._others:
                 return call_id
         return None
 

@@ -295,10 +295,11 @@ class Session:
             return
         self._last_received = now
         self._pinged_at = None
-        arriving = self._reader.feed(plaintext)
-        if self._arriving is not None:
-            arriving = itertools.chain(self._arriving, arriving)
-            self._arriving = None
+        arriving, self._arriving = self._arriving, None
+        if arriving is None:
+            arriving = self._reader.feed(plaintext)
+        elif plaintext:  # else it would be a link more for each look, and every message comes through all of them
+            arriving = itertools.chain(arriving, self._reader.feed(plaintext))
         left = max_messages
         for kind, body in arriving:
             if kind is _PART:
@@ -376,6 +377,11 @@ class Session:
         return self.streams.unread_bytes + self._waiting_bytes + self._parts.held_bytes
 
     @property
+    def has_unfinished(self) -> bool:
+        """Whether a part of a message has arrived, and the rest of it not."""
+        return self._parts.held_bytes > 0
+
+    @property
     def calls_in_flight(self) -> int:
         """Calls of ours that have not ended."""
         return len(self._ours)
@@ -384,6 +390,11 @@ class Session:
     def calls_served(self) -> int:
         """Calls of theirs that have not ended."""
         return len(self._running) + len(self._waiting)
+
+    @property
+    def running_ids(self) -> list[int]:
+        """Those of theirs that run."""
+        return list(self._running)
 
     @property
     def calls_waiting(self) -> int:
@@ -573,7 +584,7 @@ class Session:
 
     def _on_unknown(self, call_id: int, kind: FrameKind) -> None:
         """The rules of evolution: with a fresh or open id of the peer's it wants an answer, else it wants none."""
-        is_fresh = call_id > self._last_peer_ids[kind]
+        is_fresh = kind is _PART or call_id > self._last_peer_ids[kind]  # the first part was looked at as to that
         if call_id == 0 or self._is_own(call_id) or not (is_fresh or self._is_open(call_id)):
             return
         if call_id in self._running:

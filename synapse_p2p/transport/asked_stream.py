@@ -19,8 +19,8 @@ from synapse_p2p.protocol.streams import StreamReader
 class AskedStream:
     """To its owner `AskedCalls` it is the future of a call, with an end in the place of a result.
 
-    `on_taken` is told when an item was taken, for the peer may be granted more by that; `withdraw` tells the peer that
-    nobody reads.
+    `on_taken` is told when an item was taken, for the peer may be granted more by that, and when those left were
+    dropped; `withdraw` tells the peer that nobody reads.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class AskedStream:
         if not self._is_closed:
             self._is_closed = True
             self._session.streams.drop(self._reader)
+            self._on_taken()
             if not self._is_ended:
                 self._is_ended = True
                 self._withdraw(self._reader.call_id)

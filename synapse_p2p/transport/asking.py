@@ -212,7 +212,6 @@ class AskedCalls:
         if self._pop(call_id) is not None:
             self._session.cancel(call_id)
             self._on_asked(False)
-            self._call_up()
 
     def _pop(self, call_id: int) -> asyncio.Future[Any] | AskedStream | None:
         if self._uploading:
@@ -220,7 +219,10 @@ class AskedCalls:
             for task in self._uploading.pop(call_id, ()):
                 if task is not own:
                     task.cancel()
-        return self._waiting.pop(call_id, None)
+        ended = self._waiting.pop(call_id, None)
+        if self._in_line and isinstance(ended, AskedStream):
+            self._call_up()  # a call does that itself, once it is told
+        return ended
 
     async def _wait_to_stream(self, endpoint: str, timeout_s: float | None) -> float | None:
         """Return when a call with streams may be begun, with its deadline. Raises as `call` does."""
@@ -232,6 +234,7 @@ class AskedCalls:
         if self._outflow.is_full or len(self._waiting) >= self._max_calls:
             await self._wait_for_room(deadline)
         if not self._is_open():
+            self._call_up()  # its turn was of no use
             raise PeerUnavailable(f"the session with {self._address} is closed")
         return deadline
 
@@ -260,6 +263,7 @@ class AskedCalls:
                 uploads=tuple(uploads),
             )
         except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
+            self._call_up()
             raise unsendable(endpoint, args, kwargs, error) from error
 
     def _start_uploads(self, call_id: int, endpoint: str, uploads: Uploads) -> None:

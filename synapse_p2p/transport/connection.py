@@ -177,6 +177,12 @@ class SessionConnection:
         return not self._is_refused and not stream.is_closing()
 
     @property
+    def takes_place(self) -> bool:
+        """Whether it is a session that nobody has begun to close, be it one on which the peer refuses our calls."""
+        session, stream = self._session, self._stream
+        return session is not None and stream is not None and not session.is_closing and not stream.is_closing()
+
+    @property
     def is_established(self) -> bool:
         """Whether the handshake succeeded, ever."""
         return self._peer is not None
@@ -274,6 +280,12 @@ class SessionConnection:
         self.drain()
         self._goodbye_when_idle = (code, text)
         self._tell_if_idle()
+
+    def end_other_calls(self) -> None:
+        """End the calls of the peer's but the one whose task asks; their tasks have been cancelled."""
+        if self._served is not None:
+            self._served.end_others()
+            self._pump()
 
     def close(self, code: str = "closing", text: str = "") -> None:
         """Say goodbye and close once that has left. Calls in flight end; `wait_closed` waits for the rest."""
@@ -498,6 +510,10 @@ class SessionConnection:
         while session.happened:
             self._dispatch(session.events())
         self._flush()
+        if self._is_counted or self._is_reading_paused:
+            # A call that has ended takes along what was held for it, whether anybody had read it or not.
+            self._note_held()
+            self._read_on()
         if self._idle is not None or self._goodbye_when_idle is not None:
             self._tell_if_idle()
 
@@ -533,13 +549,15 @@ class SessionConnection:
         """Stop reading while the peer reads too little of what its messages cause, nobody here takes its items, or not
         all of its messages were looked at.
 
-        The stall timer bounds the first, its own patience the second.
+        The stall timer bounds the first, its own patience the second. What is not whole may wait for bytes of the
+        process that others hold who wait as well: that has a limit, too.
         """
-        assert self._stream is not None
+        assert self._stream is not None and self._session is not None
         self._note_held()
         if self._holds_too_much():
             self._is_reading_paused = True
             self._stream.pause_reading()
+            self._watch_the_rest(self._received_at)
 
     def _read_on(self) -> None:
         assert self._stream is not None
@@ -555,7 +573,7 @@ class SessionConnection:
         config = self._config
         if unsent_bytes > config.max_unsent_bytes or self._session.streams.unread_bytes > config.max_unread_bytes:
             return True
-        return self._is_counted and byte_budget.PROCESS.has_to_wait(self, self._read_on_soon)
+        return self._is_counted and byte_budget.PROCESS.has_to_wait(self, SessionConnection._read_on_soon)
 
     def _read_on_soon(self) -> None:
         with contextlib.suppress(RuntimeError):  # its loop is closed
@@ -702,8 +720,27 @@ class SessionConnection:
 
     def _on_time(self) -> None:
         assert self._session is not None
+        now = self._runtime.now()
         if self._is_reading_paused:
-            self._session.excuse_silence(self._runtime.now())
-        self._session.poll(self._runtime.now())
+            if self._waits_in_vain(now):
+                self.part("busy", "too much is held here for the rest of a message")
+                return
+            self._session.excuse_silence(now)
+        self._session.poll(now)
         self._pump()
         self._watch_the_time()
+        self._watch_the_rest(now)
+
+    def _watch_the_rest(self, now: float) -> None:
+        assert self._session is not None
+        if self._is_reading_paused and self._session.has_unfinished:
+            self._alarm.set_no_later(now + self._config.write_stall_s, self._on_time)
+
+    def _waits_in_vain(self, now: float) -> bool:
+        """Whether the rest of a message has waited for the byte budget of the process for as long as a peer waits that
+        is not read. Where items or answers are held as well, it may be these that have to go first.
+        """
+        assert self._session is not None and self._outflow is not None
+        if not self._session.has_unfinished or self._session.streams.unread_bytes or self._outflow.is_full:
+            return False
+        return byte_budget.PROCESS.is_over and now >= self._received_at + self._config.write_stall_s

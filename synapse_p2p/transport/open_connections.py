@@ -129,10 +129,13 @@ class OpenConnections:
     async def close(self) -> None:
         """Say goodbye on all of them, and wait until they are gone. Bounded in time by what each close may take.
 
-        One on which a handler asked for this, by stopping its own node, says it once that handler has answered.
+        The tasks of calls have ended. One on which a handler asked for this, by stopping its own node, says goodbye
+        once that handler has answered.
         """
         others = self._others()
         for connection in list(self._held):
+            if connection.serves_current_task:
+                connection.end_other_calls()
             connection.retire("stopping")
         for connection in others:
             connection.close("stopping")
@@ -166,8 +169,8 @@ class OpenConnections:
         return oldest is not None
 
     def _uses(self, *, but: SessionConnection | None = None) -> list[SessionUse[SessionConnection]]:
-        """The open sessions, without one that has just come. What we dialed just now is for a call that comes in a
-        moment: it is no idle one.
+        """The sessions, without one that has just come; one that takes no more calls has its place all the same. What
+        we dialed just now is for a call that comes in a moment: it is no idle one.
         """
         now = self._now()
         return [
@@ -179,7 +182,7 @@ class OpenConnections:
                 is_settled=not _is_fresh(connection, now),
             )
             for connection in self._held
-            if connection.is_open and connection is not but
+            if connection.takes_place and connection is not but
         ]
 
     def _on_settled(self) -> None:

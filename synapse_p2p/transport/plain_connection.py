@@ -244,7 +244,12 @@ class PlainConnection:
     async def _serve(self, request: RPCRequest) -> None:
         assert self._exchange is not None
         assert self._stream is not None
-        frame = await self._owner.respond(request, self._stream.peer_address)
+        try:
+            frame = await self._owner.respond(request, self._stream.peer_address)
+        except asyncio.CancelledError:
+            if not self._is_lost:
+                self.abort("its handler was cancelled")
+            raise
         # Lost all the same when the handler ignored that it was cancelled.
         if not self._is_lost:
             self._exchange.on_response(frame)

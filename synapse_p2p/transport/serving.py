@@ -132,6 +132,13 @@ class ServedCalls:
         """Whether the task that asks is one of these calls, as that of a handler which stops its own node."""
         return asyncio.current_task() in self._tasks.values()
 
+    def end_others(self) -> None:
+        """The node stops, and all tasks but the one that asks have been cancelled: end their calls as well."""
+        own = asyncio.current_task()
+        for call_id in self._session.running_ids:
+            if self._tasks.get(call_id) is not own:
+                self._session.fail(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": True})
+
     def withdraw(self, call_id: int) -> None:
         """Nobody waits for this call any more: cancel its task.
 
@@ -182,13 +189,13 @@ class ServedCalls:
                 raise RemoteError(Code.BUSY, "too many results wait here until they are read; yours was dropped")
         except RemoteError as error:
             self._fail(call, error)
-        except asyncio.CancelledError:
-            raise  # withdrawn, or the node stops: the session has ended the call
         except BaseException:
-            # SystemExit and its like end the program, maybe; the caller is told all the same.
-            self._session.fail(call.id, Code.INTERNAL_ERROR, f"{call.endpoint} was torn down")
-            if not self._session.is_closing:
-                self._on_answered()
+            # SystemExit and its like end the program, maybe, and the program itself may cancel any task; the caller is
+            # told all the same. Where the call was withdrawn it has ended, and where the node stops it is about to.
+            if not self._scope.is_closed:
+                self._session.fail(call.id, Code.INTERNAL_ERROR, f"{call.endpoint} was torn down")
+                if not self._session.is_closing:
+                    self._on_answered()
             raise
         else:
             self._answer(call, value)

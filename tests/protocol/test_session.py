@@ -1,6 +1,6 @@
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -648,6 +648,27 @@ def test_events_before_a_violation_stand():
         say(listener, Call(2, "echo", [], {}), Result(7, None))
 
     assert arrived_ids(listener) == [2]
+
+
+def test_what_is_left_of_a_reading_is_looked_at_without_another(monkeypatch: pytest.MonkeyPatch):
+    _, listener = pair()
+    readings: list[int] = []
+    feed = FrameReader.feed
+
+    def feed_and_note(reader: FrameReader, data: bytes) -> Iterator[tuple[FrameKind, bytes]]:
+        readings.append(len(data))
+        return feed(reader, data)
+
+    monkeypatch.setattr(FrameReader, "feed", feed_and_note)
+    data = encode_frame(FrameKind.CONTROL, encode_message(Ping())) * 9
+
+    listener.receive_data(data, 0.0, max_messages=2)
+    while listener.is_behind:
+        listener.receive_data(b"", 0.0, max_messages=2)
+
+    assert len(frames_in(listener.data_to_send())) == 9
+    assert readings[0] == len(data)
+    assert len(readings) == 2  # the second is that of the test
 
 
 def test_bytes_that_are_no_message_are_a_violation():

@@ -43,6 +43,7 @@ from synapse_p2p.protocol.wire import (
     Message,
     PartFlag,
     Result,
+    Unknown,
     decode_message,
     decode_part,
     encode_frame,
@@ -826,6 +827,24 @@ def test_parts_of_an_item_that_cross_the_end_of_the_call_are_late():
 
     listener.check_invariants()
     assert listener.held_bytes == 0
+
+
+@pytest.mark.parametrize("is_running", [False, True], ids=["fresh", "running"])
+def test_a_long_unknown_message_of_a_call_is_answered_not_found_once(is_running: bool):
+    _, listener = pair()
+    if is_running:
+        say(listener, Call(2, "echo", [], {}))
+    head, rest = encode_message(Unknown(200, 2)), bytes(MAX_WHOLE_BYTES)
+    longer = b"\x93" + head[1:] + b"\xc5" + len(rest).to_bytes(2, "big")  # an array of three, the last of them bytes
+
+    for _ in range(2):
+        listener.receive_data(part(2, longer, first=True) + part(2, rest, last=True), 0.0)
+
+    [answer] = messages_in(listener.data_to_send())
+    assert isinstance(answer, Fail)
+    assert (answer.id, answer.code) == (2, "not_found")
+    assert listener.calls_served == listener.held_bytes == 0
+    listener.check_invariants()
 
 
 def test_parts_whose_first_comes_after_the_end_of_their_call_are_late():

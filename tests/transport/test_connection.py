@@ -5,7 +5,7 @@ import contextlib
 import gc
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from synapse_p2p.exceptions import (
     Timeout,
 )
 from synapse_p2p.identity import Identity, network_id_of
-from synapse_p2p.messages import Refusal
+from synapse_p2p.messages import Items, Refusal
 from synapse_p2p.protocol import channel
 from synapse_p2p.protocol.channel import LENGTH_BYTES
 from synapse_p2p.protocol.code import Code
@@ -928,6 +928,20 @@ async def test_an_overlay_call_is_answered_while_the_peer_reads_a_long_result_sl
         assert await long == bytes(3 * MIB)
 
 
+async def test_a_handler_whose_task_is_cancelled_by_its_own_program_is_answered_for(transport: Transport):
+    async def confused() -> None:
+        for task in asyncio.all_tasks():
+            if task.get_name() == "confused":
+                task.cancel()
+        await asyncio.sleep(PATIENCE_S)
+
+    async with session(transport, listener=Handlers(confused=confused)) as (ours, theirs):
+        with pytest.raises(RemoteError) as failed:
+            await ours.call("confused", [], {}, timeout_s=PATIENCE_S)
+        assert failed.value.code == "internal_error"
+        assert theirs.calls_served == 0
+
+
 async def test_a_peer_that_says_much_at_once_leaves_the_loop_to_others(transport: Transport):
     looked_at = 0
     most_in_a_turn = 0
@@ -993,6 +1007,43 @@ async def test_what_a_peer_said_before_it_died_is_looked_at(transport: Transport
     assert looked_at == list(range(count))
 
 
+@pytest.mark.parametrize("end", ["its end", "the session's"])
+async def test_the_place_of_a_stream_that_has_ended_goes_to_who_stands_in_line(end: str):
+    config = SessionConfig(max_calls_served=1, max_calls_queued=1)
+    may_end = asyncio.Event()
+
+    async def rows() -> AsyncGenerator[int, None]:
+        yield 1
+        await may_end.wait()
+
+    async def tail() -> Items:
+        return Items(rows())
+
+    listener = Handlers(tail=tail, echo=echo)
+    async with session(MemoryTransport(), listener=listener, dialer_config=config) as (ours, theirs):
+        streams: list[Any] = [await ours.open_stream("tail", [], {}, uploads={}, timeout_s=None) for _ in range(2)]
+        in_line: list[asyncio.Task[Any]] = [
+            asyncio.create_task(ours.call("echo", [1], {}, timeout_s=None)),
+            *(asyncio.create_task(ours.open_stream("tail", [], {}, uploads={}, timeout_s=None)) for _ in range(3)),
+        ]
+        await asyncio.sleep(0)
+
+        if end == "its end":
+            may_end.set()
+        else:
+            theirs.abort()
+        async with asyncio.timeout(PATIENCE_S):
+            outcomes = await asyncio.gather(*in_line, return_exceptions=True)
+
+        if end == "its end":
+            assert outcomes[0] == 1
+            streams += outcomes[1:]
+        else:
+            assert [type(outcome) for outcome in outcomes] == [PeerUnavailable] * 4
+        for stream in streams:
+            stream.close()
+
+
 async def test_uploads_that_nobody_takes_stop_the_reading_and_let_it_go_on():
     config = SessionConfig(max_unread_bytes=200_000)
     may_read = asyncio.Event()
@@ -1020,6 +1071,65 @@ async def test_uploads_that_nobody_takes_stop_the_reading_and_let_it_go_on():
         assert theirs._session.held_bytes == 0
 
 
+async def test_uploads_that_a_handler_leaves_unread_let_the_reading_go_on():
+    config = SessionConfig(max_unread_bytes=200_000)
+    may_end = asyncio.Event()
+
+    async def lazy(rows: AsyncIterator[bytes]) -> None:
+        await may_end.wait()
+
+    async def rows() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield bytes(40_000)
+
+    listener = Handlers(lazy=lazy, echo=echo)
+    async with session(MemoryTransport(), listener=listener, listener_config=config) as (ours, theirs):
+        calls = [
+            asyncio.create_task(ours.call_uploading("lazy", [None], {}, uploads={0: rows()}, timeout_s=PATIENCE_S))
+            for _ in range(8)
+        ]
+        await until(lambda: theirs._is_reading_paused)
+
+        may_end.set()
+
+        await asyncio.gather(*calls)
+        assert await ours.call("echo", ["still here"], {}, timeout_s=PATIENCE_S) == "still here"
+
+
+@pytest.mark.parametrize("is_ended", [False, True], ids=["that goes on", "at its end"])
+async def test_a_stream_that_is_closed_unread_lets_the_reading_go_on(is_ended: bool):
+    config = SessionConfig(max_unread_bytes=20_000)
+
+    async def rows() -> AsyncGenerator[bytes, None]:
+        yield bytes(30_000)
+        if not is_ended:
+            await asyncio.sleep(PATIENCE_S)
+
+    async def tail() -> Items:
+        return Items(rows())
+
+    listener = Handlers(tail=tail, echo=echo)
+    async with session(MemoryTransport(), listener=listener, dialer_config=config) as (ours, _):
+        stream = await ours.open_stream("tail", [], {}, uploads={}, timeout_s=PATIENCE_S)
+        await until(lambda: ours._is_reading_paused and stream.done() is is_ended)
+
+        stream.close()
+
+        assert await ours.call("echo", ["still here"], {}, timeout_s=PATIENCE_S) == "still here"
+
+
+async def test_a_long_message_counts_for_the_process_until_it_is_whole(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(byte_budget, "PROCESS", byte_budget.ByteBudget(max_bytes=4 * MIB))
+    listener = Handlers(echo=lambda data: echo(len(data)))
+
+    async with (
+        session(MemoryTransport(), listener=listener) as (first, _),
+        session(MemoryTransport(), listener=listener) as (second, _),
+    ):
+        for ours in (first, second):
+            assert await ours.call("echo", [bytes(3 * MIB)], {}, timeout_s=PATIENCE_S) == 3 * MIB
+
+
 async def test_a_process_that_holds_too_much_reads_on_when_it_does_no_more(monkeypatch: pytest.MonkeyPatch):
     budget = byte_budget.ByteBudget(max_bytes=100_000)
     monkeypatch.setattr(byte_budget, "PROCESS", budget)
@@ -1044,6 +1154,46 @@ async def test_a_process_that_holds_too_much_reads_on_when_it_does_no_more(monke
 
         assert await asyncio.gather(*calls) == [400_000] * 12
         assert not budget.is_over
+
+
+def test_sessions_that_wait_for_each_others_bytes_do_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch):
+    budget = byte_budget.ByteBudget(max_bytes=4 * MIB)
+    monkeypatch.setattr(byte_budget, "PROCESS", budget)
+    patient, config = SessionConfig(write_stall_s=1000.0), SessionConfig(write_stall_s=5.0)
+    listener = Handlers(echo=lambda data: echo(len(data)))
+
+    async def main() -> tuple[list[Any], float]:
+        loop = asyncio.get_running_loop()
+        async with contextlib.AsyncExitStack() as stack:
+            ends = [
+                await stack.enter_async_context(
+                    session(
+                        MemoryTransport(),
+                        dialer=Handlers(echo=echo),
+                        listener=listener,
+                        dialer_config=patient,
+                        listener_config=config,
+                    )
+                )
+                for _ in range(3)
+            ]
+            started_at = loop.time()
+            calls = [asyncio.create_task(ours.call("echo", [bytes(3 * MIB)], {}, timeout_s=None)) for ours, _ in ends]
+            await until(lambda: all(theirs._is_reading_paused for _, theirs in ends))
+            for _, theirs in ends:
+                with pytest.raises(Timeout):  # its deadline is looked at before the end of that patience
+                    await theirs.call("echo", [], {}, timeout_s=1.0)
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            return outcomes, loop.time() - started_at
+
+    outcomes, took_s = virtually(main())
+
+    assert took_s < 15.0
+    assert not budget.is_over
+    refused = [outcome for outcome in outcomes if isinstance(outcome, PeerUnavailable)]
+    assert refused
+    assert not any(error.may_have_started for error in refused)
+    assert [outcome for outcome in outcomes if outcome not in refused] == [3 * MIB] * (3 - len(refused))
 
 
 def test_a_peer_that_is_not_read_is_not_silent():

@@ -104,6 +104,27 @@ def test_more_sessions_than_a_listener_keeps_close_its_oldest_idle_ones():
     virtually(main())
 
 
+def test_who_refuses_calls_keeps_no_session_longer_than_others():
+    async def main() -> None:
+        network = Network()
+        b = await Node(network, 1, config=PoolConfig(max_sessions=5, reserved_sessions=1)).listen()
+        clients = [Node(network, number) for number in range(2, 12)]
+        for client in clients:
+            await client.echo(b)
+            for connection in client.pool._connections:
+                connection.drain()
+            with pytest.raises(PeerUnavailable):
+                await b.echo(client)
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(5)
+        held_count = len(b.pool)
+        await stop_all(b, *clients)
+
+        assert held_count <= 5
+
+    virtually(main())
+
+
 def test_those_who_connect_and_prove_nothing_keep_nobody_out():
     async def main() -> None:
         network = Network()

@@ -181,6 +181,23 @@ def test_a_lost_connection_cancels_its_handler():
     assert run(main())
 
 
+def test_a_caller_whose_handler_was_cancelled_by_its_own_program_is_hung_up_on():
+    async def main() -> FakeStream:
+        async def respond(request: RPCRequest, address: str) -> bytes:
+            asyncio.create_task(asyncio.sleep(1)).add_done_callback(lambda _: serving.cancel())
+            serving = asyncio.current_task()
+            assert serving is not None
+            await asyncio.sleep(1000)
+            return b""
+
+        stream = FakeStream()
+        opened(connections(respond=respond), stream).data_received(REQUEST)
+        await asyncio.sleep(2)
+        return stream
+
+    assert run(main()).aborted_at is not None
+
+
 def test_nothing_is_written_to_a_caller_that_is_gone():
     async def main() -> FakeStream:
         async def respond(request: RPCRequest, address: str) -> bytes:
@@ -273,19 +290,17 @@ def test_past_the_cap_who_has_not_asked_goes_first_then_who_does_not_read_and_no
             await asyncio.sleep(100)
         return b"x" * 100
 
-    async def main() -> list[FakeStream]:
+    async def main() -> list[float | None]:
         owner = connections(max_plain_connections=3, respond=answer_two_of_three)
         streams = [FakeStream(left_by=lambda now: 0) for _ in range(6)]
         slow = encode_frame(MessagePackRPCSerializer.serialize(RPCRequest(endpoint="slow")))
         for stream, said in zip(streams, (slow, REQUEST, REQUEST[:2], slow, slow, slow), strict=True):
             opened(owner, stream).data_received(said)
             await asyncio.sleep(1)
-        return streams
-
-    streams = run(main())
+        return [stream.aborted_at for stream in streams]
 
     # The fourth takes the place of one that had not asked, the fifth of one that did not read; there is none for more.
-    assert [stream.aborted_at for stream in streams] == [None, 4, 3, None, None, 5]
+    assert run(main()) == [None, 4, 3, None, None, 5]
 
 
 def test_bytes_of_connections_that_are_gone_are_not_counted():

@@ -278,6 +278,36 @@ def test_a_stop_that_is_cancelled_leaves_no_connection():
     virtually(main())
 
 
+@pytest.mark.parametrize("delay_s", [0.0, 1.0], ids=["not begun", "running"])
+def test_a_handler_that_stops_its_own_node_leaves_no_other_call_of_its_session_behind(delay_s: float):
+    async def main() -> tuple[list[Any], int]:
+        network = Network()
+
+        async def stop() -> str:
+            if delay_s:
+                await asyncio.sleep(delay_s)
+            await b.stop()
+            return "stopped"
+
+        a, b = Node(network, 1), Node(network, 2, handlers=Handlers(stop=stop, wait=for_ever))
+        await b.listen()
+        await a.echo(b)
+        # The first leaves by itself, and the others together.
+        calls = [asyncio.create_task(a.call(b, name)) for name in ("wait", "stop", *["wait"] * 70)]
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.sleep(2)
+        held_count = len(b.pool)
+        await a.stop()
+        return outcomes, held_count
+
+    outcomes, held_count = virtually(main())
+
+    assert outcomes.pop(1) == "stopped"
+    assert {type(outcome) for outcome in outcomes} == {PeerUnavailable}
+    assert held_count == 0
+
+
 def test_a_handler_may_stop_its_own_node():
     async def main() -> list[str]:
         network = Network()
