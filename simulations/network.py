@@ -169,13 +169,14 @@ class VirtualHost(Station):
         """Come up again, with the same key and address, no sessions and nothing mounted."""
         if self.state is HostState.UP:
             self._go_down(HostState.STOPPED, "crash")
-        self.endpoints = self._new_endpoints()
         self.state = HostState.UP
         self.network.digest.add_fault(self.network.loop.now_us, self.id, "restart")
 
     def _go_down(self, state: HostState, fault: str) -> None:
         self.state = state
         self.incarnation += 1
+        # With them goes the node, its table and its store: others keep the host for as long as they have a session.
+        self.endpoints = self._new_endpoints()
         self.peers.lose_everything()
         self.network.pauses.end(self.id)  # the next process does not stand still
         self.network.digest.add_fault(self.network.loop.now_us, self.id, fault)
