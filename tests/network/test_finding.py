@@ -77,7 +77,7 @@ async def agents(settings: SwarmConfig | None = None) -> AsyncGenerator[Agents]:
         await asyncio.gather(*(swarm.stop(grace=0) for swarm in there.swarms.values()))
 
 
-@pytest.mark.parametrize(("count", "lease_s"), [(16, LEASE_S), pytest.param(40, 30.0, marks=pytest.mark.gates)])
+@pytest.mark.parametrize(("count", "lease_s"), [(12, LEASE_S), pytest.param(40, 30.0, marks=pytest.mark.gates)])
 async def test_agents_of_twelve_skills_are_found_exactly_while_they_come_change_and_are_killed(
     count: int, lease_s: float
 ):
