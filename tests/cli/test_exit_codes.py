@@ -60,7 +60,7 @@ def test_what_is_typed_next_is_in_quotes_where_a_shell_would_read_it_otherwise()
     "error",
     [
         JoinFailed(JoinReport((), 0)), RemoteError("forbidden", "no"), RemoteError("busy", "no"),
-        RemoteError("not_found", "no"), Timeout("late"), HandshakeFailed("identity", "no"), PeerUnavailable("away"),
+        Timeout("late"), HandshakeFailed("identity", "no"), PeerUnavailable("away"),
     ],
 )  # fmt: skip
 def test_who_cannot_go_on_for_a_peer_s_sake_is_told_what_to_type(error: Exception):

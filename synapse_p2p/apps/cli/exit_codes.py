@@ -60,7 +60,7 @@ def command_error_of(error: Exception) -> CommandError | None:
         case RemoteError(code="busy" | "unavailable"):
             return CommandError(ExitCode.UNREACHABLE, str(error), "peers")
         case RemoteError(code="not_found"):
-            return CommandError(ExitCode.NOTHING_FOUND, str(error), "describe -h")
+            return CommandError(ExitCode.NOTHING_FOUND, str(error))  # it names the nearest that there is
         case RemoteError() | DelegationExhausted() | CallError():
             return CommandError(ExitCode.FAILED, str(error))  # its words say what: they are the other side's
         case Timeout():
