@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 # 64 places and a few more, for answers to these share records and writes. What is left then is a flood: fewer of it are
 # looked at, and of what is read next as well, until a reading holds no more than that.
 MESSAGES_A_TURN = 80
-MESSAGES_A_TURN_BEHIND = 8
+MESSAGES_A_TURN_BEHIND = 4
 MUCH_BYTES = 64 * 1024  # that are queued, before they are written at once: about one record
 
 
