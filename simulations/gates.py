@@ -273,13 +273,9 @@ GATES = (
         budget_s=450,
     ),
     _hostile("30 % collude, tables poisoned 4x", "poisoned-30", 0.99),
-    _hostile(
-        "50 % collude, tables poisoned 4x",
-        "poisoned-50",
-        0.90,
-        sabotage="one-path",
-        is_short_sabotaged=False,  # of 200 nodes that find nearly everything, ten reads more or less are chance
-    ),
+    _hostile("50 % collude, tables poisoned 4x", "poisoned-50", 0.90),
+    # The same cell, without d alone: in a small swarm one path finds nearly as much, so there is no short form.
+    _hostile("the same, where paths share nobody", "poisoned-50", 0.90, short=None, sabotage="one-path"),
     _hostile(
         "20 % of 10,000 collude, tables poisoned 4x",
         "poisoned-20",
