@@ -57,10 +57,8 @@ class RoutingConfig:
 
     k: int = 20  # per k-bucket, and as many waiting: so many rarely leave within an hour; section 2.2
     max_failures: int = 2  # a single lost reply must not cost a long-lived contact its place; section 4.1
-    stale_after_s: float = (
-        900.0  # unseen this long, a contact is asked whether it lives; who was there for long, later,
-    )
-    max_stale_after_s: float = 3600.0  # but never later than this
+    stale_after_s: float = 900.0  # unseen this long, a contact is asked whether it lives ...
+    max_stale_after_s: float = 3600.0  # ... and one that was there for long after this at the latest
     max_per_next_bits: int = 5  # of a far k-bucket's contacts share their next 3 bits: shorter paths, broken clusters
     max_group_per_bucket: int = 2  # of one /24, in IPv6 one /48; this and what follows are about hosts not exempt
     max_group: int = 4  # of one /24 (/48) in the whole table: half of it takes an attacker fifteen of them

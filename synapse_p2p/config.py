@@ -77,9 +77,7 @@ class ServerConfig:
     stop_timeout_s: float = 0.5  # how long a stop waits for handlers that ignore being cancelled
     max_plain_connections: int = 512  # plain callers, and whoever has not said yet what it wants
     max_plain_connections_per_address: int = 64  # of one host that `trust` does not exempt; past it its oldest goes
-    max_plain_buffered_bytes: int = (
-        64 * MIB
-    )  # of unfinished plain requests and unread answers, all together; beyond: busy
+    max_plain_buffered_bytes: int = 64 * MIB  # of unfinished requests and unread answers, in all; beyond: busy
     linger_s: float = 1.0  # how long a caller refused early may go on sending before it is cut off
     handler_threads: int = 8  # for plain `def` handlers
     max_handlers: int = 256  # running at once over all connections

@@ -171,13 +171,13 @@ def is_literal_address(text: str) -> bool:
     return port > 0 and (version == 6) == text.startswith("[")
 
 
-@functools.lru_cache(maxsize=256)  # asked for every plain connection, about few hosts
 def counted_host(address: str, trust: TrustConfig) -> str | None:
     """The host that a connection from there counts against; None for one whose connections are not counted."""
     host = parse_address(address)[0]
     return None if trust.is_exempt(host) else machine_of(host)
 
 
+@functools.lru_cache(maxsize=256)  # asked for every plain connection, about few hosts
 def is_loopback(host: str) -> bool:
     """Whether a host names this machine alone: `localhost`, 127.0.0.0/8, ::1, or the last two as an IPv4-mapped
     IPv6.

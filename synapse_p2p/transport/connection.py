@@ -500,8 +500,6 @@ class SessionConnection:
                 self._receive(b"")
             except ProtocolViolation as error:
                 self._fail(error)
-            else:
-                self._read_on()
 
     def _pump(self) -> None:
         """Tell what happened, then send what there is to send."""

@@ -89,7 +89,7 @@ class HeldSession:
                     if is_last_try:
                         raise PeerUnavailable(str(error), may_have_started=was_sent) from error
                     continue  # nothing was sent on it
-            left_s = None if deadline is None else deadline - self._runtime.now()
+            left_s = self._left_s(deadline)
             try:
                 return await connection.call(endpoint, args, kwargs, timeout_s=left_s, options=options)
             except PeerUnavailable as error:
@@ -192,7 +192,7 @@ class HeldSession:
         dial = here.dial
         dial.waiting += 1
         try:
-            async with asyncio.timeout(None if deadline is None else deadline - self._runtime.now()):
+            async with asyncio.timeout(self._left_s(deadline)):
                 return await asyncio.shield(dial.task)
         except TimeoutError as error:
             if isinstance(error, Timeout):

@@ -176,11 +176,8 @@ class SessionPool:
         timeout_s: float | None,
     ) -> Any:
         """The same for a call with uploads, of which none is read before there is a session. It is never sent twice."""
-        deadline = None if timeout_s is None else self._runtime.now() + timeout_s
-        connection = await self._ready(peer, deadline)
-        return await connection.call_uploading(
-            endpoint, args, kwargs, uploads=uploads, timeout_s=self._left_s(deadline)
-        )
+        connection, left_s = await self._ready_within(peer, timeout_s)
+        return await connection.call_uploading(endpoint, args, kwargs, uploads=uploads, timeout_s=left_s)
 
     async def open_stream(
         self,
@@ -194,11 +191,15 @@ class SessionPool:
         options: Mapping[str, Any] | None = None,
     ) -> AskedStream:
         """A call whose result is a stream, which has to be closed. It leaves within `timeout_s`; it has no deadline."""
-        deadline = None if timeout_s is None else self._runtime.now() + timeout_s
-        connection = await self._ready(peer, deadline)
+        connection, left_s = await self._ready_within(peer, timeout_s)
         return await connection.open_stream(
-            endpoint, args, kwargs, uploads=uploads or {}, timeout_s=self._left_s(deadline), options=options
+            endpoint, args, kwargs, uploads=uploads or {}, timeout_s=left_s, options=options
         )
+
+    async def _ready_within(self, peer: KnownPeer, timeout_s: float | None) -> tuple[SessionConnection, float | None]:
+        """A session, and the seconds that are left then."""
+        deadline = None if timeout_s is None else self._runtime.now() + timeout_s
+        return await self._ready(peer, deadline), self._left_s(deadline)
 
     async def _ready(self, peer: KnownPeer, deadline: float | None) -> SessionConnection:
         connection = self._open_session(peer.id)
