@@ -28,8 +28,10 @@ from synapse_p2p.transport.base import is_literal_address, parse_address
 from synapse_p2p.trust import TrustConfig, is_private, machine_of
 
 MINUTE_S, HOUR_S = 60.0, 3600.0
+HEARSAY_S = 300.0
+"""How long at least it is remembered who named an address, twice that at most: it is dialed within seconds, or not."""
 MAX_HEARSAY = 4096
-"""Addresses of which is remembered who named them; past it the oldest goes, and counts as named by nobody known."""
+"""Addresses of which that is remembered; past it the older half goes, and counts as named by nobody known."""
 MAX_INFORMERS_REMEMBERED = 4
 """Of one address: whoever uses up his dials does not keep us from an address that others name too."""
 MAX_INFORMERS = 1024
@@ -163,7 +165,9 @@ class DialPolicy:
         self._trust = trust
         self._own_addresses = own_addresses
         self._rules: dict[AddressKind | None, _Rules] = {}  # by the informer's kind
-        self._hearsay: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # by address: who named it
+        self._hearsay: dict[str, tuple[str, ...]] = {}  # by address: who named it
+        self._older_hearsay: dict[str, tuple[str, ...]] = {}  # what nobody named since
+        self._hearsay_since = 0.0
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()  # by informer
         self._dials: deque[_Dial] = deque()  # of the last hour, oldest first
         self._dials_of_host: dict[str, int] = {}  # among those
@@ -175,7 +179,7 @@ class DialPolicy:
         return self._rules_for(informer).judge(address)[0]
 
     def usable(
-        self, contacts: Sequence[Contact], informer: str, *, max_addresses: int | None = None
+        self, contacts: Sequence[Contact], informer: str, now: float, *, max_addresses: int | None = None
     ) -> Sequence[Contact]:
         """Contacts as a peer at `informer` named them, less the addresses that it may not name, and those without any.
 
@@ -185,6 +189,8 @@ class DialPolicy:
         rules = self._rules_for(informer)
         if max_addresses is None and all(map(rules.is_free, map(_addresses_of, contacts))):
             return contacts  # most answers, where all are neighbours
+        if now - self._hearsay_since >= HEARSAY_S:
+            self._age_hearsay(now)
         own_addresses, machine = frozenset(self._own_addresses()), _machine_at(informer)
         left = len(contacts) * MAX_ADDRESSES if max_addresses is None else max_addresses
         usable: list[Contact] = []
@@ -192,7 +198,7 @@ class DialPolicy:
             counted = rules.counted_of(contact.addresses) if max_addresses is None else None
             if counted is not None and own_addresses.isdisjoint(contact.addresses):
                 for address in counted:
-                    self._remember(address, machine)
+                    self._remember(address, machine, now)
                 usable.append(contact)
                 continue
             addresses: list[str] = []
@@ -201,7 +207,7 @@ class DialPolicy:
                 if decision is _DIAL and address not in own_addresses:
                     addresses.append(address)
                     if is_counted:
-                        self._remember(address, machine)
+                        self._remember(address, machine, now)
             left -= len(addresses)
             if len(addresses) == len(contact.addresses) > 0:
                 usable.append(contact)
@@ -227,7 +233,7 @@ class DialPolicy:
             return DialDecision.TOO_MANY
         if self._dials_of_host.get(host, 0) >= config.max_dials_per_host:
             return DialDecision.TOO_MANY_OF_HOST
-        for informer in self._hearsay.get(address, (NOBODY,)):
+        for informer in self._hearsay.get(address) or self._older_hearsay.get(address) or (NOBODY,):
             if lately.count(informer) < MAX_PART_OF_LEFT * left and self._take(informer, now):
                 self._dials.append(_Dial(address, host, informer, now))
                 self._dials_of_host[host] = self._dials_of_host.get(host, 0) + 1
@@ -248,8 +254,9 @@ class DialPolicy:
     def check_invariants(self) -> None:
         """Assert the bounds; for tests."""
         config = self._config
-        assert len(self._hearsay) <= MAX_HEARSAY
-        assert all(0 < len(informers) <= MAX_INFORMERS_REMEMBERED for informers in self._hearsay.values())
+        hearsay = self._hearsay | self._older_hearsay
+        assert len(hearsay) == len(self._hearsay) + len(self._older_hearsay) <= MAX_HEARSAY
+        assert all(0 < len(informers) <= MAX_INFORMERS_REMEMBERED for informers in hearsay.values())
         assert len(self._buckets) <= MAX_INFORMERS
         assert all(0 <= bucket.left <= config.max_dials_per_informer for bucket in self._buckets.values())
         assert len(self._dials) <= config.max_dials_per_minute * (HOUR_S / MINUTE_S + 1)
@@ -267,8 +274,15 @@ class DialPolicy:
             rules = self._rules[kind] = _shared_rules(self._config, self._trust, kind)
         return rules
 
-    def _remember(self, address: str, informer: str) -> None:
-        informers = self._hearsay.get(address, ())
+    def _age_hearsay(self, now: float) -> None:
+        self._hearsay, self._older_hearsay, self._hearsay_since = {}, self._hearsay, now
+
+    def _remember(self, address: str, informer: str, now: float) -> None:
+        informers = self._hearsay.get(address)
+        if informers is None:
+            if len(self._hearsay) >= MAX_HEARSAY // 2:
+                self._age_hearsay(now)
+            informers = self._hearsay[address] = self._older_hearsay.pop(address, (informer,))
         if informer in informers:
             return
         if len(informers) == MAX_INFORMERS_REMEMBERED:
@@ -280,9 +294,6 @@ class DialPolicy:
                 return
             informers = tuple([other for other in informers if other != spent])
         self._hearsay[address] = (*informers, informer)
-        self._hearsay.move_to_end(address)
-        if len(self._hearsay) > MAX_HEARSAY:
-            self._hearsay.popitem(last=False)
 
     def _left_of(self, informer: str) -> float:
         bucket = self._buckets.get(informer)

@@ -268,7 +268,8 @@ class Requester:
     def _usable(self, answer: Naming, contact: Contact, *, max_addresses: int | None = None) -> Naming:
         informer = self._table.get(contact.id) or contact
         address = informer.addresses[0] if informer.addresses else ""
-        usable = self._dial_policy.usable(answer.contacts, address, max_addresses=max_addresses)
+        now = self._host.runtime.now()
+        usable = self._dial_policy.usable(answer.contacts, address, now, max_addresses=max_addresses)
         return answer if usable is answer.contacts else replace(answer, contacts=tuple(usable))
 
     def _dialable(self, contact: Contact) -> Contact:

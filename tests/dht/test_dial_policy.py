@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dht.config import DialConfig
 from dht.contact import Contact
-from dht.dial_policy import HOUR_S, MAX_HEARSAY, MAX_INFORMERS, DialDecision, DialPolicy, kind_of
+from dht.dial_policy import HEARSAY_S, HOUR_S, MAX_HEARSAY, MAX_INFORMERS, MINUTE_S, DialDecision, DialPolicy, kind_of
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.trust import TrustConfig
 
@@ -33,7 +33,7 @@ def contact(*addresses: str, number: int = 1) -> Contact:
 
 def heard(rules: DialPolicy, *addresses: str, informer: str = FAR) -> None:
     """The addresses were named, and may be."""
-    assert [each.addresses for each in rules.usable([contact(*addresses)], informer)] == [addresses]
+    assert [each.addresses for each in rules.usable([contact(*addresses)], informer, 0.0)] == [addresses]
 
 
 # Classes of addresses
@@ -150,7 +150,7 @@ def test_what_is_usable_is_what_may_be_named(
     named = [contact(f"{host}:9000")]
 
     for informer in (FAR, NEAR, HERE):
-        assert bool(rules.usable(named, informer)) is rules.judge(f"{host}:9000", informer).is_allowed
+        assert bool(rules.usable(named, informer, 0.0)) is rules.judge(f"{host}:9000", informer).is_allowed
 
 
 @pytest.mark.parametrize("informer", ["", "example.org:9000", "nonsense", "169.254.1.1:9000", "192.0.2.1:9000"])
@@ -194,7 +194,7 @@ def test_our_own_address_is_not_dialed():
 
     assert rules.judge(OWN, FAR) is DialDecision.OWN
     assert rules.may_dial(OWN, 0.0) is DialDecision.OWN
-    assert rules.usable([contact(OWN)], FAR) == []
+    assert rules.usable([contact(OWN)], FAR, 0.0) == []
 
 
 @pytest.mark.parametrize(("port", "decision"), [(1, "LOW"), (22, "LOW"), (1023, "LOW"), (1024, "ok"), (65_535, "ok")])
@@ -228,7 +228,7 @@ def test_of_a_contact_the_addresses_are_left_that_may_be_named_and_one_without_a
     bad = contact("169.254.169.254:80", "127.0.0.1:9000", number=2)
     nowhere = contact(number=3)
 
-    usable = policy().usable([mixed, bad, nowhere], FAR)
+    usable = policy().usable([mixed, bad, nowhere], FAR, 0.0)
 
     assert usable == [contact("8.8.8.8:9000", "[2a01:4f8::1]:9000", number=1)]
 
@@ -236,15 +236,15 @@ def test_of_a_contact_the_addresses_are_left_that_may_be_named_and_one_without_a
 def test_an_answer_of_neighbours_alone_is_handed_on_as_it_is():
     named = tuple(contact(f"10.0.0.{number}:9000", number=number) for number in range(20))
 
-    assert policy(trust=TrustConfig()).usable(named, NEAR) is named
+    assert policy(trust=TrustConfig()).usable(named, NEAR, 0.0) is named
 
 
 def test_at_most_four_addresses_of_a_contact_and_twenty_of_an_exchange_are_taken():
     addresses = [f"8.8.{number}.8:9000" for number in range(6)]
     contacts = [contact(*(f"8.{number}.{host}.1:9000" for host in range(4)), number=number) for number in range(20)]
 
-    (first,) = policy().usable([contact(*addresses)], FAR)
-    exchanged = policy().usable(contacts, FAR, max_addresses=20)
+    (first,) = policy().usable([contact(*addresses)], FAR, 0.0)
+    exchanged = policy().usable(contacts, FAR, 0.0, max_addresses=20)
 
     assert first.addresses == tuple(addresses[:4])
     assert sum(len(each.addresses) for each in exchanged) == 20
@@ -384,10 +384,10 @@ def test_exempt_hosts_are_not_counted(trust: TrustConfig, host: str):
 def test_ten_thousand_addresses_of_victims_cost_each_three_dials_and_all_sixty_a_minute():
     rules = policy()
     for number in range(10_000):
-        rules.usable([contact(f"8.{number // 250 % 250}.{number % 250}.1:{1024 + number}")], FAR)
+        rules.usable([contact(f"8.{number // 250 % 250}.{number % 250}.1:{1024 + number}")], FAR, 0.0)
     victims = [f"8.8.8.8:{1024 + number}" for number in range(200)]
     for address in victims:
-        rules.usable([contact(address)], FAR)
+        rules.usable([contact(address)], FAR, 0.0)
 
     dials: list[tuple[float, str]] = []
     for second in range(600):
@@ -423,11 +423,33 @@ def test_what_strangers_can_make_us_remember_is_bounded():
     for number in range(MAX_HEARSAY + 100):
         informer = f"9.{number // 250 % 250}.{number % 250}.9:9000"
         address = f"8.{number // 250 % 250}.{number % 250}.8:9000"
-        rules.usable([contact(address)], informer)
-        rules.may_dial(address, float(number))
+        rules.usable([contact(address)], informer, number / 1000)
+        rules.may_dial(address, number / 1000)
     rules.check_invariants()
 
     assert MAX_INFORMERS < MAX_HEARSAY
+
+
+def test_who_named_an_address_is_remembered_for_minutes_after_the_last_time():
+    def is_his_at(minutes: int, *named_at: int) -> bool:
+        """Whether an address that FAR named then counts as his, who may make us dial no more."""
+        rules = policy(DialConfig(max_dials_per_minute=1000, informer_dials_per_s=1e-6))
+        for minute in range(minutes + 1):
+            rules.usable([contact("9.8.7.6:9000")], NEAR, minute * MINUTE_S)
+            if minute in named_at:
+                rules.usable([contact("8.8.8.8:9000")], FAR, minute * MINUTE_S)
+        spent = [f"7.7.{number}.7:9000" for number in range(20)]
+        for address in spent:
+            rules.usable([contact(address)], FAR, minutes * MINUTE_S)
+            assert rules.may_dial(address, minutes * MINUTE_S).is_allowed
+        rules.check_invariants()
+        return rules.may_dial("8.8.8.8:9000", minutes * MINUTE_S) is DialDecision.TOO_MANY_OF_INFORMER
+
+    kept = int(HEARSAY_S / MINUTE_S)
+    for start in range(2 * kept):
+        assert is_his_at(start + kept, start)
+        assert is_his_at(start + 2 * kept, start, start + kept)
+        assert not is_his_at(start + 2 * kept, start)
 
 
 class DialModel(RuleBasedStateMachine):
