@@ -419,7 +419,7 @@ class Swarm:
         report = node.join_report()
         return SwarmStatus(
             id=node.id,
-            mode=SwarmMode.NODE if self._is_node else SwarmMode.CLIENT,
+            mode=SwarmMode.NODE if self._is_node and not node.is_out_of_reach else SwarmMode.CLIENT,
             network=self._server.network,
             listening=self._server.listening_addresses,
             advertised=self._server.advertised_addresses,

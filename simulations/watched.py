@@ -91,6 +91,10 @@ class WatchedCaller:
         with self._history.request(self._id, endpoint, timeout_s):
             return await self._peers.call(peer, endpoint, request, timeout_s=timeout_s)
 
+    @property
+    def dialed_at(self) -> float | None:
+        return self._peers.dialed_at
+
     def retire_sessions(self) -> None:
         self._peers.retire_sessions()
 

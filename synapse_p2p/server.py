@@ -203,7 +203,7 @@ class Server:
                 server=self,
                 transport=self._transport,
                 runtime=self.runtime,
-                listen_port=lambda: self.port if self._server is not None else 0,
+                listen_port=lambda: self._announced_port() if self._server is not None else 0,
                 agent=f"synapse-p2p/{installed_version()}",
                 drop_stranger=lambda: self._connections is not None and self._connections.drop_oldest(),
                 config=self.config.pool,
@@ -247,6 +247,10 @@ class Server:
     def trust(self) -> TrustConfig:
         """Which hosts limits by place do not count: all of them where a network key keeps strangers out."""
         return self.config.trust if self.network_key is None else TrustConfig.everybody()
+
+    def _announced_port(self) -> int:
+        """Where peers dial us back, at the host as which they see us: the port outside, where the user gave one."""
+        return self.port if self.advertise is None else parse_address(self.advertise[0])[1]
 
     def move_to(self, transport: Transport, runtime: Runtime) -> None:
         """Live on another transport, by another clock and chance: so a simulation takes in a server of the user's.
