@@ -25,7 +25,7 @@ import synapse_p2p
 from simulations.progress import Watch
 from simulations.samples import Samples
 from simulations.scenarios.base import DEFAULT_LOOKUPS, Ended, Playable, Settings, Start
-from synapse_p2p.version import installed_version
+from synapse_p2p.version import VERSION
 
 GC_THRESHOLDS = (100_000, 20, 100)
 """Allocations until the garbage collector looks, and looks at the older. With Python's own it took 15 % of the time of
@@ -76,7 +76,7 @@ def run_scenario(scenario: Playable, settings: Settings, watch: Watch | None = N
         "messages_per_s": round(ended.messages / wall_s),
         "peak_rss_bytes": _peak_rss_bytes(),
         "python": platform.python_version(),
-        "version": installed_version(),
+        "version": VERSION,
         "code": code_version(),
         "settings": settings.as_map(),
     }
@@ -165,7 +165,7 @@ def _failure(scenario_name: str, settings: Settings, ended: Ended) -> str:
     error = ended.error
     lines = [
         f"failed at {ended.virtual_s:.6f} s",
-        f"Synapse P2P {installed_version()}, code {code_version()}, Python {platform.python_version()}",
+        f"Synapse P2P {VERSION}, code {code_version()}, Python {platform.python_version()}",
     ]
     if ended.outcome.notes:
         lines += ["", "notes", *ended.outcome.notes]

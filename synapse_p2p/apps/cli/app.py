@@ -56,9 +56,9 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the release, and end.")] = False,
 ) -> None:
     if version:
-        from synapse_p2p.version import installed_version
+        from synapse_p2p.version import VERSION
 
-        typer.echo(installed_version())
+        typer.echo(VERSION)
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
