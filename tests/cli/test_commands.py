@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,9 +120,35 @@ def test_the_first_agent_is_told_of_soon(rita: Up, olga: Up):
     assert [json.loads(line)["name"] for line in told.stdout.splitlines()] == ["Rita"]
     loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
     assert "dht.swarm" in loaded
-    assert not loaded & {"rich", "sqlite3", "tomllib", "simulations", "synapse_p2p.blocking"}
+    assert not loaded & {"rich", "typer", "pydantic", "sqlite3", "tomllib", "statistics", "importlib.metadata"}
+    assert not loaded & {"synapse_p2p.agent", "synapse_p2p.client", "dht.asks", "dht.publisher", "simulations"}
     took_s = after.children_user + after.children_system - before.children_user - before.children_system
     assert took_s < MAX_FIRST_CPU_S
+
+
+@pytest.mark.parametrize("limit", [("--limit", "5"), ("--limit=5",)], ids=["without typer", "with typer"])
+def test_find_ends_in_silence_where_nobody_reads_it_any_more(rita: Up, limit: tuple[str, ...]):
+    command = [sys.executable, "-m", "synapse_p2p", "find", "code-review", "--json", *limit]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as told:
+        assert told.stdout is not None
+        told.stdout.close()
+        told.stdout = None
+        said = told.communicate(timeout=PATIENCE_S)[1]
+
+    assert (told.returncode, said) == (1, b"")
+
+
+@pytest.mark.parametrize("timeout", [("--timeout", "20"), ("--timeout=20",)], ids=["without typer", "with typer"])
+def test_ctrl_c_ends_a_find_that_waits(timeout: tuple[str, ...]):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(PATIENCE_S)
+        command = [sys.executable, "-m", "synapse_p2p", "find", "x", "--seed", f"127.0.0.1:{silent.getsockname()[1]}"]
+        waiting = subprocess.Popen([*command, *timeout], stderr=subprocess.PIPE, cwd=ROOT)
+        with waiting, silent.accept()[0]:
+            waiting.send_signal(signal.SIGINT)
+            said = waiting.communicate(timeout=PATIENCE_S)[1]
+
+    assert (waiting.returncode, said) == (130, b"")
 
 
 def test_find_takes_conditions_versions_and_a_limit(rita: Up, olga: Up):

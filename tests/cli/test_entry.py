@@ -247,7 +247,7 @@ def test_a_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
     def broken(*_: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("synapse_p2p.apps.cli.app.read_settings_file", broken)
+    monkeypatch.setattr("synapse_p2p.apps.cli.settings.read_settings_file", broken)
     with pytest.raises(KeyError):
         typed("status")
 

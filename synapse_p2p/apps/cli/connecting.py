@@ -18,15 +18,13 @@ from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
 from synapse_p2p.apps.cli.running import RunningNode, is_alive, newest_first, read
 from synapse_p2p.apps.cli.screen import Screen
 from synapse_p2p.apps.cli.settings import Settings
-from synapse_p2p.client import Client
 from synapse_p2p.data_dir import known_data_dirs
 from synapse_p2p.exceptions import HandshakeFailed, PeerUnavailable, Timeout
-from synapse_p2p.keyfile import read_identity
-from synapse_p2p.network_key import read_network_key
 
 if TYPE_CHECKING:
     from dht.bootstrap import JoinReport
     from dht.swarm import Swarm
+    from synapse_p2p.client import Client
 
 MAX_LOCAL_SEEDS = 3
 """Nodes of this machine that a command joins through: one is enough, and of three one answers."""
@@ -46,7 +44,7 @@ def place_of(settings: Settings) -> Place:
     """Where a command enters. Raises CommandError where no seed is named and no node runs here."""
     if settings.seeds:
         key_file = settings.network_key_file
-        return Place(settings.seeds, settings.network or "", None if not key_file else read_network_key(key_file))
+        return Place(settings.seeds, settings.network or "", _network_key(key_file))
     nodes = [node for node in live_nodes(settings) if node.address]
     if not nodes:
         raise CommandError(ExitCode.UNREACHABLE, "the node that runs here listens nowhere", "doctor")
@@ -62,7 +60,7 @@ def place_of(settings: Settings) -> Place:
     return Place(
         tuple(node.seed for node in nodes[:MAX_LOCAL_SEEDS]),
         newest.network,
-        None if not key_file else read_network_key(key_file),
+        _network_key(key_file),
         newest,
     )
 
@@ -139,6 +137,9 @@ async def ask_operated(place: Place, node: RunningNode, endpoint: str, /, **argu
 
 def operator_client(place: Place, node: RunningNode) -> Client:
     """A client that a node lets in as its operator. Raises KeyFileError."""
+    from synapse_p2p.client import Client  # here: most commands enter the swarm instead
+    from synapse_p2p.keyfile import read_identity
+
     return Client(
         node.seed,
         timeout=5,
@@ -171,6 +172,14 @@ def _not_let_in(place: Place, report: JoinReport) -> CommandError:
     if place.node is not None:
         return CommandError(code, f"the node that runs here lets nobody in: {reasons}", "doctor", "up")
     return CommandError(code, f"no seed let us in: {reasons}", f"doctor --seed {place.seeds[0]}")
+
+
+def _network_key(key_file: str | None) -> bytes | None:
+    if not key_file:
+        return None
+    from synapse_p2p.network_key import read_network_key
+
+    return read_network_key(key_file)
 
 
 def _quoted(text: str) -> str:

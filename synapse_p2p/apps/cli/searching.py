@@ -8,9 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from synapse_p2p.apps.cli.arguments import where_of
 from synapse_p2p.apps.cli.connecting import entered, place_of
 from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
-from synapse_p2p.apps.cli.settings import Settings
+from synapse_p2p.apps.cli.screen import Screen
+from synapse_p2p.apps.cli.settings import Settings, settled
+from synapse_p2p.apps.cli.views import view_of_agents
+from synapse_p2p.apps.cli.waiting import wait
 from synapse_p2p.exceptions import ConfigError, RemoteError, SynapseError
 
 if TYPE_CHECKING:
@@ -37,6 +41,42 @@ class Wanted:
     def query(self) -> str:
         """For people."""
         return ", ".join(self.capabilities)
+
+
+def find_as_said(
+    screen: Screen,
+    capabilities: Sequence[str],
+    *,
+    where: Sequence[str] | None = None,
+    limit: int | None = None,
+    max_age: float | None = None,
+    probe: bool = True,
+    explain: bool = False,
+    seed: Sequence[str] | None = None,
+    network: str | None = None,
+    network_key_file: str | None = None,
+    data_dir: str | None = None,
+    timeout: float | None = None,
+    json: bool = False,
+    jsonl: bool = False,
+) -> None:
+    """The command, by the names of its options. Raises CommandError, and what settings and conditions raise."""
+    given = {
+        "seed": seed,
+        "network": network,
+        "network-key-file": network_key_file,
+        "data-dir": data_dir,
+        "timeout": timeout,
+    }
+    settings = settled(given)
+    wanted = Wanted(tuple(capabilities), where_of(where or ()), limit, max_age, probe, explain)
+    if jsonl:
+        found = wait(find_each(settings, wanted, screen.emit))
+    else:
+        found = wait(find(settings, wanted))
+        if json or found["agents"] or explain:
+            screen.print(found, view_of_agents, is_json=json)
+    check_found(found, wanted)
 
 
 async def find(settings: Settings, wanted: Wanted) -> dict[str, Any]:

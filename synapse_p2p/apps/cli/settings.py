@@ -8,6 +8,7 @@ names of the flags: `seed = ["10.0.0.5:9999"]`, `network = "lab"`, `network-key-
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,11 @@ def settle(given: Mapping[str, Any], in_file: Mapping[str, Any]) -> Settings:
         listen=value("listen"),
         advertise=value("advertise"),
     )
+
+
+def settled(given: Mapping[str, Any]) -> Settings:
+    """As `settle`, with the user's file. Raises as `read_settings_file`."""
+    return settle(given, read_settings_file(os.environ, sys.platform, os.path.expanduser("~")))
 
 
 def settings_of_file(text: str, *, path: str) -> dict[str, Any]:
