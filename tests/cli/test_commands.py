@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,49 @@ def test_describe_has_schemas_and_endpoints(rita: Up, olga: Up):
     assert by_address["methods"] == [{"name": "add", "description": "The sum of two numbers."}]
 
 
+@pytest.mark.parametrize("form", ["--json", "--jsonl", "--explain"])
+def test_a_search_ends_with_its_timeout(rita: Up, monkeypatch: pytest.MonkeyPatch, form: str):
+    async def search(*_: object, **__: object) -> None:
+        await asyncio.sleep(PATIENCE_S)
+
+    monkeypatch.setattr("dht.searching.Searching.search", search)
+    began_at = time.monotonic()
+
+    shown = typed("find", "python", "--timeout", "2", form)
+
+    assert time.monotonic() - began_at < PATIENCE_S / 2
+    if form == "--explain":
+        assert (shown.code, shown.out) == (5, "")
+        assert shown.err.splitlines()[0] == "Error: the search is not over after 2 s"
+    else:
+        assert shown.code == 3
+        assert "nobody offers python, as far as could be seen: not over after 2 s" in shown.err
+
+
+def test_a_description_ends_with_its_timeout(rita: Up, monkeypatch: pytest.MonkeyPatch):
+    async def call(*_: object, **__: object) -> None:
+        await asyncio.sleep(PATIENCE_S)
+
+    monkeypatch.setattr("dht.agent_calls.AgentCalls.call_agent", call)
+    began_at = time.monotonic()
+
+    place = typed("describe", rita.seed, "--network", "lab", "--timeout", "2")
+    agents = typed("describe", "python", "--timeout", "2", "--json").found["described"]
+
+    assert time.monotonic() - began_at < PATIENCE_S / 2
+    assert place.code == 5
+    assert place.err.startswith(f"Error: {rita.seed} has not told all of it after 2 s")
+    assert [(each["name"], each["problem"]) for each in agents] == [("Rita", "it has not told all of it after 2 s")]
+
+    monkeypatch.setattr("dht.searching.Searching.search", call)
+    none = typed("describe", "python", "--timeout", "2")
+
+    assert (none.code, none.err.splitlines()[0]) == (
+        3,
+        "Error: nobody offers python, as far as could be seen: not over after 2 s",
+    )
+
+
 def test_ask_has_a_task_done_with_its_context(folder: Path, rita: Up, olga: Up):
     (folder / "context.json").write_text('{"diff": "+ one", "strict": false}', encoding="utf-8")
     options = ["--context-file", str(folder / "context.json"), "-c", "strict=true", "-c", "who=me"]
@@ -274,6 +318,17 @@ def test_trace_draws_a_lookup(rita: Up, olga: Up):
         "bits": 256,
         "addresses": [rita.seed.partition("@")[2]],
     }
+
+
+def test_a_lookup_that_is_traced_ends_with_its_timeout(rita: Up, monkeypatch: pytest.MonkeyPatch):
+    async def lookup(*_: object, **__: object) -> None:
+        await asyncio.sleep(PATIENCE_S)
+
+    monkeypatch.setattr("dht.swarm.Swarm.lookup", lookup)
+
+    shown = typed("trace", "--timeout", "2", "--seed", rita.seed, "--network", "lab")
+
+    assert (shown.code, shown.err.splitlines()[0]) == (5, "Error: the lookup is not over after 2 s")
 
 
 def test_doctor_finds_nothing_wrong_with_a_healthy_node(rita: Up, olga: Up):

@@ -6,12 +6,13 @@ directories.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from synapse_p2p.apps.cli.blocks import Line, Tone
 from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from dht.bootstrap import JoinReport
     from dht.swarm import Swarm
     from synapse_p2p.client import Client
+
+T = TypeVar("T")
 
 MAX_LOCAL_SEEDS = 3
 """Nodes of this machine that a command joins through: one is enough, and of three one answers."""
@@ -127,6 +130,18 @@ async def entered(place: Place, settings: Settings) -> AsyncGenerator[Swarm]:
         yield swarm
     finally:
         await swarm.stop(grace=0)
+
+
+async def in_time(work: Awaitable[T], settings: Settings, what: str) -> T:
+    """Its result. Raises CommandError, which says what is not there when `--timeout` is over."""
+    limit = asyncio.timeout(settings.timeout_s)
+    try:
+        async with limit:
+            return await work
+    except TimeoutError as error:
+        if not limit.expired():
+            raise  # one of its calls had less time
+        raise CommandError(ExitCode.TIMEOUT, f"{what} after {settings.timeout_s:g} s", "doctor") from error
 
 
 async def ask_operated(place: Place, node: RunningNode, endpoint: str, /, **arguments: Any) -> Any:
