@@ -393,10 +393,10 @@ def show_network(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def simulate(ctx: typer.Context) -> None:
-    """Real nodes on a virtual clock: all that follows goes to `python -m simulations`."""
+    """Real nodes on a virtual clock, and what goes wrong among them; `simulate list` says what there is to run."""
     from simulations.__main__ import main
 
-    raise typer.Exit(main(ctx.args))
+    raise typer.Exit(main(ctx.args, program=ctx.command_path))
 
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
