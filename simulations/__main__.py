@@ -46,7 +46,14 @@ def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> i
         parser.error(f"--out {options.out}: {error.strerror or error}")
 
 
-def _list(_: argparse.Namespace) -> int:
+def _list(options: argparse.Namespace) -> int:
+    if options.json:
+        scenarios = [
+            {"name": each.name, "summary": each.summary, "variants": each.variants, "sabotages": list(each.sabotages)}
+            for each in SCENARIOS.values()
+        ]
+        print(json.dumps({"scenarios": scenarios}))
+        return 0
     width = max(len(name) for name in SCENARIOS)
     for scenario in SCENARIOS.values():
         print(f"{scenario.name:{width}} {scenario.summary}")
@@ -223,6 +230,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="the scenarios")
     listing.set_defaults(do=_list)
+    _add_json(listing)
 
     run = commands.add_parser("run", help="run a scenario and print its figures")
     run.set_defaults(do=_run)
@@ -257,6 +265,10 @@ def _parser(program: str) -> argparse.ArgumentParser:
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wire", action="store_true", help="seal and frame messages as the real wire does")
     parser.add_argument("--sabotage", default="", help="a defence that nodes go without; `list` names them")
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 

@@ -180,6 +180,20 @@ def test_whom_nobody_offers_is_exit_code_3_with_what_to_type_next(rita: Up):
     ]
 
 
+def test_what_is_typed_next_comes_to_the_same_place(rita: Up):
+    flags = f"--seed {rita.seed} --network lab"
+    for command in (("find", "cooking"), ("ask", "cooking", "an egg"), ("ask", "cooking", "an egg", "--stream")):
+        shown = typed(*command, *flags.split())
+
+        assert shown.code == 3
+        assert shown.err.splitlines()[2:] == [f"  synapse find cooking --explain {flags}", f"  synapse doctor {flags}"]
+
+    refused = typed("find", "cooking", "--seed", rita.seed, "--network", "other")
+
+    assert refused.code == 6
+    assert refused.err.splitlines()[2:] == [f"  synapse doctor --seed {rita.seed} --network other"]
+
+
 def test_describe_has_schemas_and_endpoints(rita: Up, olga: Up):
     by_capability = typed("describe", "code-review")
     by_address = typed("describe", rita.seed, "--json").found["described"][0]
@@ -277,7 +291,15 @@ def test_call_runs_a_function_here_there_and_as_operator(rita: Up, olga: Up):
     refused = typed("call", rita.seed, "reset", "--network", "lab")
     assert (refused.code, refused.err.splitlines()[0].startswith("Error: reset is not open to you")) == (6, True)
     wrong = typed(*here, "ad", "2")
-    assert (wrong.code, wrong.err) == (3, "Error: Unregistered endpoint called: ad; did you mean 'add'?\n")
+    assert wrong.code == 3
+    assert wrong.err.splitlines() == [
+        "Error: Unregistered endpoint called: ad; did you mean 'add'?",
+        "Next:",
+        f"  synapse call here _synapse.methods --data-dir {rita.data_dir}",
+    ]
+    assert "add" in [method["name"] for method in typed(*here, "_synapse.methods", "--json").found["result"]]
+    elsewhere = typed("call", rita.seed, "ad", "2", "--network", "lab")
+    assert elsewhere.err.splitlines()[2:] == [f"  synapse describe {rita.seed} --network lab"]
 
 
 async def test_call_reaches_a_server_that_speaks_the_plain_wire_alone():

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, Awaitable
+import shlex
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -57,7 +58,7 @@ def place_of(settings: Settings) -> Place:
         raise CommandError(
             ExitCode.USAGE,
             f"nodes of {len(networks)} networks run here: say which one is meant",
-            *(f"status --network {_quoted(network)}" for network in sorted(networks)),
+            *(f"status --network {shlex.quote(network)}" for network in sorted(networks)),
         )
     key_file = settings.network_key_file or newest.network_key_file
     return Place(
@@ -125,7 +126,7 @@ async def entered(place: Place, settings: Settings) -> AsyncGenerator[Swarm]:
     try:
         await swarm.start(join_timeout=settings.timeout_s, wait_joined=True, join_attempts=1)
     except JoinFailed as error:
-        raise _not_let_in(place, error.report) from error
+        raise _not_let_in(place, settings, error.report) from error
     try:
         yield swarm
     finally:
@@ -148,6 +149,15 @@ async def ask_operated(place: Place, node: RunningNode, endpoint: str, /, **argu
     """One answer of a node to its operator. Raises CommandError where it does not answer."""
     async with operator_client(place, node) as client:
         return await called(node, client, endpoint, **arguments)
+
+
+def nothing_found(text: str, capabilities: Sequence[str], settings: Settings) -> CommandError:
+    """Nobody has these capabilities, as far as `text` says."""
+    look = "doctor" if settings.seeds else "status"
+    flags = settings.place_flags
+    return CommandError(
+        ExitCode.NOTHING_FOUND, text, f"find {shlex.join(capabilities)} --explain{flags}", f"{look}{flags}"
+    )
 
 
 def operator_client(place: Place, node: RunningNode) -> Client:
@@ -177,7 +187,7 @@ async def called(node: RunningNode, client: Client, endpoint: str, /, *args: Any
         ) from error
 
 
-def _not_let_in(place: Place, report: JoinReport) -> CommandError:
+def _not_let_in(place: Place, settings: Settings, report: JoinReport) -> CommandError:
     from dht.bootstrap import SeedState
 
     states = [seed.state for seed in report.seeds]
@@ -186,7 +196,7 @@ def _not_let_in(place: Place, report: JoinReport) -> CommandError:
     reasons = "; ".join(f"{seed.address.rpartition('@')[2]}: {seed.text or seed.state}" for seed in report.seeds)
     if place.node is not None:
         return CommandError(code, f"the node that runs here lets nobody in: {reasons}", "doctor", "up")
-    return CommandError(code, f"no seed let us in: {reasons}", f"doctor --seed {place.seeds[0]}")
+    return CommandError(code, f"no seed let us in: {reasons}", f"doctor{settings.place_flags}")
 
 
 def _network_key(key_file: str | None) -> bytes | None:
@@ -195,9 +205,3 @@ def _network_key(key_file: str | None) -> bytes | None:
     from synapse_p2p.network_key import read_network_key
 
     return read_network_key(key_file)
-
-
-def _quoted(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)

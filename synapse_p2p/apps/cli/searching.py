@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from synapse_p2p.apps.cli.arguments import where_of
-from synapse_p2p.apps.cli.connecting import entered, in_time, place_of
-from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
+from synapse_p2p.apps.cli.connecting import entered, in_time, nothing_found, place_of
+from synapse_p2p.apps.cli.exit_codes import CommandError
 from synapse_p2p.apps.cli.screen import Screen
 from synapse_p2p.apps.cli.settings import Settings, settled
 from synapse_p2p.apps.cli.views import view_of_agents
@@ -77,7 +76,7 @@ def find_as_said(
         found = wait(find(settings, wanted))
         if json or found["agents"] or explain:
             screen.print(found, view_of_agents, is_json=json)
-    check_found(found, wanted)
+    check_found(found, wanted, settings)
 
 
 async def find(settings: Settings, wanted: Wanted) -> dict[str, Any]:
@@ -120,12 +119,11 @@ async def find_each(settings: Settings, wanted: Wanted, on_found: Callable[[dict
     return _result(agents, complete=stream.complete, reason=stream.reason)
 
 
-def check_found(found: Mapping[str, Any], wanted: Wanted) -> None:
+def check_found(found: Mapping[str, Any], wanted: Wanted, settings: Settings) -> None:
     """Raises CommandError where nobody was found."""
     if not found["agents"]:
         why = "" if found["complete"] else f", as far as could be seen: {found['reason']}"
-        explain = f"find {shlex.join(wanted.capabilities)} --explain"
-        raise CommandError(ExitCode.NOTHING_FOUND, f"nobody offers {wanted.query}{why}", explain, "status")
+        raise nothing_found(f"nobody offers {wanted.query}{why}", wanted.capabilities, settings)
 
 
 async def describe(settings: Settings, target: str, limit: int | None) -> dict[str, Any]:
@@ -135,7 +133,8 @@ async def describe(settings: Settings, target: str, limit: int | None) -> dict[s
             described = _described_place(swarm, target, settings.timeout_s)
             return {"described": [await in_time(described, settings, f"{target} has not told all of it")]}
         found = await swarm.find(target, limit=limit or MAX_DESCRIBED, timeout=settings.timeout_s)
-        check_found({"agents": found.agents, "complete": found.complete, "reason": found.reason}, Wanted((target,)))
+        listed = _result([agent_map(agent) for agent in found], complete=found.complete, reason=found.reason)
+        check_found(listed, Wanted((target,)), settings)
         async with TaskScope("describe") as scope:
             described = [scope.spawn_awaited(_described_agent(agent, settings)) for agent in found]
             return {"described": [await each for each in described]}

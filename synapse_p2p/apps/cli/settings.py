@@ -8,6 +8,7 @@ names of the flags: `seed = ["10.0.0.5:9999"]`, `network = "lab"`, `network-key-
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,14 @@ class Settings:
     timeout_s: float = DEFAULT_TIMEOUT_S
     listen: str | None = None
     advertise: str | None = None
+
+    @property
+    def place_flags(self) -> str:
+        """What a command that is named to the user needs to come to the same place; with a blank before each flag."""
+        values = [("--seed", seed) for seed in self.seeds]
+        values += [("--network", self.network), ("--network-key-file", self.network_key_file)]
+        values += [("--data-dir", self.data_dir)]
+        return "".join(f" {flag} {shlex.quote(value)}" for flag, value in values if value is not None)
 
 
 def settle(given: Mapping[str, Any], in_file: Mapping[str, Any]) -> Settings:
