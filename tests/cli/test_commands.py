@@ -127,7 +127,7 @@ def test_the_first_agent_is_told_of_soon(rita: Up, olga: Up):
     assert took_s < MAX_FIRST_CPU_S
 
 
-@pytest.mark.parametrize("limit", [("--limit", "5"), ("--limit=5",)], ids=["without typer", "with typer"])
+@pytest.mark.parametrize("limit", [("--limit", "5"), ("-n5",)], ids=["without typer", "with typer"])
 def test_find_ends_in_silence_where_nobody_reads_it_any_more(rita: Up, limit: tuple[str, ...]):
     command = [sys.executable, "-m", "synapse_p2p", "find", "code-review", "--json", *limit]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as told:
@@ -139,7 +139,9 @@ def test_find_ends_in_silence_where_nobody_reads_it_any_more(rita: Up, limit: tu
     assert (told.returncode, said) == (1, b"")
 
 
-@pytest.mark.parametrize("timeout", [("--timeout", "20"), ("--timeout=20",)], ids=["without typer", "with typer"])
+@pytest.mark.parametrize(
+    "timeout", [("--timeout", "20"), ("--timeout", "20", "-n5")], ids=["without typer", "with typer"]
+)
 def test_ctrl_c_ends_a_find_that_waits(timeout: tuple[str, ...]):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(PATIENCE_S)

@@ -28,7 +28,18 @@ WITH_VALUES = [
     "--timeout",
 ]
 FLAGS = ["--probe", "--no-probe", "--explain", "--json", "--jsonl"]
-OTHERS = ["--help", "-h", "--nonsense", "--limit=5", "-n5", "--js", "--json=1"]
+OTHERS = [
+    "--help",
+    "-h",
+    "--nonsense",
+    "--limit=5",
+    "--where=tier=gold",
+    "--network=",
+    "-n=5",
+    "-n5",
+    "--js",
+    "--json=1",
+]
 OPTIONS = st.sampled_from([*WITH_VALUES, *FLAGS, *OTHERS])
 LINES = st.lists(st.one_of(st.just("python"), WORDS, OPTIONS), max_size=5)
 ENVIRONMENTS = st.dictionaries(
@@ -83,6 +94,7 @@ def test_what_is_read_without_typer_typer_reads_alike(line: list[str], environme
     [
         "find python",
         "find python review --json",
+        "find python --limit=3 --where=tier=gold --where=price<5 --timeout=2",
         "find python -w price<5 --where tier=gold -n 3 --max-age 60 --no-probe --explain",
         "find --seed 127.0.0.1:1 -s 127.0.0.1:2 --network lab --network-key-file key --data-dir d --timeout 2.5 x",
     ],
@@ -107,7 +119,7 @@ def test_settings_in_the_environment_are_read_and_a_flag_goes_over_them():
 
 
 @pytest.mark.parametrize(
-    "line", ["", "find", "peers", "find --help", "find x --limit=5", "find x --limit 0", "find x -n 1 -n 2", "find x*"]
+    "line", ["", "find", "peers", "find --help", "find x -n5", "find x --limit 0", "find x -n 1 -n 2", "find x*"]
 )
 def test_help_errors_and_rare_forms_are_left_to_typer(line: str):
     assert typed_find(line.split(), {}) is None

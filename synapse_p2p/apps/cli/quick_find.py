@@ -24,11 +24,12 @@ def typed_find(arguments: Sequence[str], environment: Mapping[str, str]) -> dict
     said: dict[str, Any] = {}
     left = iter(arguments[1:])
     for argument in left:
+        option, equals, text = argument.partition("=")
         if argument in _FLAGS:
             name, value = _FLAGS[argument]
-        elif argument in _OPTIONS:
-            name, read = _OPTIONS[argument]
-            value = _read(next(left, ""), read)
+        elif option in _OPTIONS and (not equals or option.startswith("--")):
+            name, read = _OPTIONS[option]
+            value = _read(text if equals else next(left, ""), read)
         else:
             name, value = "capabilities", _read(argument, str)
         if value is None or (name in said and name not in _REPEATED):
