@@ -35,6 +35,18 @@ _FAIR = (
     Limit("id_low_p_mean", "<=", 0.04),
 )
 """Of 100 seeds at most 4 may have a chi-square that chance brings once in a hundred."""
+_HEALED = (Limit("survivor_recall_mean_at_2", ">=", 0.999), Limit("survivor_complete_mean_at_2", ">=", 0.999))
+"""All are found, by a search that knows that these are all. Where nobody goes back they are found as well: by one that
+reads every shard of the crowd that was, and cannot know.
+"""
+_REFUSED = (
+    Limit("foreign_kept", "<=", 0),
+    Limit("foreign_held", "<=", 0),
+    Limit("foreign_returned", "<=", 0),
+    Limit("other_recall_mean", ">=", 1.0),
+)
+_FULL = (Limit("full_mean", ">=", 1.0), Limit("lookups_mean", "<=", 3))
+"""What is asked is that all are full; the other says what lies may cost, and that is where most of them show."""
 GATES = (
     _RARE,
     replace(
@@ -65,8 +77,11 @@ GATES = (
     replace(
         _RARE,
         name="of 10,000 providers 100 are left",
-        limits=(Limit("survivor_recall_mean_at_2", ">=", 0.999),),
-        short_limits=(Limit("survivor_recall_mean_at_2", ">=", 0.999),),
+        limits=_HEALED,
+        short_limits=_HEALED,
+        sabotage="no-return",
+        sabotaged=replace(_CROWD, nodes=300, lookups=20),
+        sabotaged_s=45,
     ),
     Gate(
         "every provider is drawn as often, 100 seeds",
@@ -75,9 +90,10 @@ GATES = (
         Settings(300, 1000, 1, None, Start.ORACLE),
         _FAIR,
         _FAIR,
-        budget_s=50,
+        budget_s=30,
         seeds=100,
         sabotage="no-counts",
+        sabotaged=Settings(1400, 50_000, 1, None, Start.ORACLE),  # so few are drawn too often that it takes all draws
         is_short_sabotaged=False,
     ),
     Gate(
@@ -121,13 +137,37 @@ GATES = (
         sabotaged_s=600,
     ),
     Gate(
+        "honest records under foreign keys",
+        "agents-hostile",
+        Settings(1000, 1000, 1, None, Start.ORACLE, variant="foreign"),
+        Settings(60, 40, 1, None, Start.ORACLE, variant="foreign"),
+        _REFUSED,
+        _REFUSED,
+        budget_s=60,
+        sabotage="no-belonging",
+    ),
+    Gate(
+        "a tenth at wrong depths",
+        "agents-hostile",
+        Settings(1000, 1000, 1, None, Start.ORACLE, variant="misplaced"),
+        Settings(80, 10, 1, None, Start.ORACLE, variant="misplaced"),
+        _FULL,
+        _FULL,
+        budget_s=400,
+        sabotage="at-their-word",  # five rules: without any one of them a search is as good
+        sabotaged=Settings(80, 10, 1, None, Start.ORACLE, variant="misplaced"),
+    ),
+    Gate(
         "a tenth at wrong depths, a tenth lying about counts",
         "agents-hostile",
         Settings(1000, 1000, 1, None, Start.ORACLE, variant="liars"),
-        Settings(80, 20, 1, None, Start.ORACLE, variant="liars"),
-        (Limit("full_mean", ">=", 1.0),),
-        (Limit("full_mean", ">=", 1.0),),
-        budget_s=600,
+        # As many searches as nodes: one that begins where an earlier one was lied to has no root to fall back on.
+        Settings(60, 60, 1, None, Start.ORACLE, variant="liars"),
+        _FULL,
+        _FULL,
+        budget_s=400,
+        sabotage="largest-word",
+        sabotaged=Settings(60, 60, 1, None, Start.ORACLE, variant="liars"),
     ),
 )
 PAGE = PageText(

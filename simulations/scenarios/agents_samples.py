@@ -23,7 +23,8 @@ from simulations.statistics import chi_square_p, pearson
 from simulations.world import World
 
 CAP = 1000
-STORERS = 3
+STORERS = 1
+"""Of each shard: with nothing lost more of them would hold, and say, the same."""
 GROUPS = 50
 LOW_P = 0.01
 GROWN_WITHIN_S = LEASE_S / 2
