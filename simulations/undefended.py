@@ -6,7 +6,7 @@ played. Nobody is kept from lying by any of it: the liars are those of the scena
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -96,7 +96,7 @@ RULES = tuple(_RULES)
 
 
 @contextmanager
-def undefended(rule: str) -> Iterator[None]:
+def undefended(rule: str) -> Generator[None, None, None]:
     """Go without this rule until it is left; any other word changes nothing."""
     with ExitStack() as stack:
         for owner, name, stand_in in _RULES.get(rule, ()):
