@@ -90,7 +90,7 @@ GATES = (
         Settings(300, 1000, 1, None, Start.ORACLE),
         _FAIR,
         _FAIR,
-        budget_s=35,
+        budget_s=30,
         seeds=100,
         sabotage="no-counts",
         # It takes all draws to see it, and a crowd whose shards are as uneven as most: those of the first seed are not.
