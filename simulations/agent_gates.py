@@ -145,10 +145,9 @@ GATES = (
         Settings(60, 40, 1, None, Start.ORACLE, variant="foreign"),
         _REFUSED,
         _REFUSED,
-        budget_s=60,
+        budget_s=30,
         sabotage="no-belonging",
-        sabotaged=Settings(60, 40, 1, None, Start.ORACLE, variant="foreign"),
-        sabotaged_s=5,
+        sabotaged_s=30,
     ),
     Gate(
         "a tenth at wrong depths",
