@@ -17,8 +17,11 @@ TEST_VERSIONS := $(addprefix test-,$(VERSIONS))
 demo: $(VENV)/.core
 	@$(PY) -m synapse_p2p.apps.demo
 
+# Development mode with the usual memory allocator: its own looks for what C code overwrites, at a fifth of the time.
+DEVMODE := PYTHONDEVMODE=1 PYTHONMALLOC=pymalloc
+
 test: check types
-	PYTHONDEVMODE=1 $(PY) -m pytest -n 2
+	$(DEVMODE) $(PY) -m pytest -n 2
 
 # The proofs that take minutes, which `make test` leaves out; what is finished is kept in build/gates and not played again.
 gates: $(VENV)/.dev
@@ -40,11 +43,11 @@ interpreters:
 	test -z "$$missing" || { echo "Not found on PATH or under pyenv: Python$$missing. Install it, then run make again."; exit 1; }
 
 $(TEST_VERSIONS): test-%: .venv-%/.dev
-	PYTHONDEVMODE=1 .venv-$*/bin/python -m pytest -n 2
+	$(DEVMODE) .venv-$*/bin/python -m pytest -n 2
 
 # Cross calls with earlier releases as published, which it installs.
 compat: $(VENV)/.dev
-	PYTHONDEVMODE=1 $(PY) -m pytest tests/compat
+	$(DEVMODE) $(PY) -m pytest tests/compat
 
 bench: $(VENV)/.core
 	$(PY) -m benchmarks.routing
