@@ -20,8 +20,9 @@ demo: $(VENV)/.core
 # Development mode with the usual memory allocator: its own looks for what C code overwrites, at a fifth of the time.
 DEVMODE := PYTHONDEVMODE=1 PYTHONMALLOC=pymalloc
 
-test: check types
-	$(DEVMODE) $(PY) -m pytest -n 2
+# tests/typing begins, for it takes longest; pytest 9 would drop a folder that lies in another, and not look into it.
+test: check
+	$(DEVMODE) $(PY) -m pytest -n 2 --keep-duplicates tests/typing tests
 
 # The proofs that take minutes, which `make test` leaves out; what is finished is kept in build/gates and not played again.
 gates: $(VENV)/.dev
@@ -29,7 +30,7 @@ gates: $(VENV)/.dev
 	$(PY) -m simulations.gates --page docs/explanation/simulation_results.md
 	$(PY) -m simulations.agent_gates
 
-# What users write against the wheel as they install it; apart from the rest, which runs in parallel.
+# What users write against the wheel as they install it, alone; `make test` has it beside the rest.
 types: $(VENV)/.dev
 	$(PY) -m pytest tests/typing
 
