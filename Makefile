@@ -17,7 +17,7 @@ TEST_VERSIONS := $(addprefix test-,$(VERSIONS))
 demo: $(VENV)/.core
 	@$(PY) -m synapse_p2p.apps.demo
 
-# Development mode with the usual memory allocator: its own looks for what C code overwrites, at a fifth of the time.
+# Development mode with the usual memory allocator: its own looks for what C code overwrites, a fifth of a simulation.
 DEVMODE := PYTHONDEVMODE=1 PYTHONMALLOC=pymalloc
 
 # tests/typing begins, for it takes longest; pytest 9 would drop a folder that lies in another, and not look into it.
