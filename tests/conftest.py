@@ -5,6 +5,7 @@ and slow at times; and a folder for keys, so that no test and no process of one 
 import gc
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Hundreds of tests start processes: where nothing compiled is kept, each compiles all that it imports, for 0.3 s.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = str(BYTECODE)
+    if sys.dont_write_bytecode:  # and every worker writes pytest's asserts into all the tests anew, for 10 s
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(BYTECODE)
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,7 @@ def test_a_process_that_was_stopped_accuses_nobody():
         "async def main():\n"
         "    witness = LoopWitness(0.1)\n"
         "    print('ready', flush=True)\n"
-        "    for _ in range(30):\n"
+        "    for _ in range(15):\n"
         "        await asyncio.sleep(0.1)\n"
         "        if seen := witness.on_beat(): print(seen)\n"
         "    witness.stop()\n"

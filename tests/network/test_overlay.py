@@ -92,7 +92,7 @@ async def swarm_of(count: int, config: DHTConfig | None = None) -> AsyncGenerato
         await asyncio.gather(*(member.stop() for member in swarm.members))
 
 
-@pytest.mark.parametrize(("size", "value_count"), [(24, 40), pytest.param(60, 200, marks=pytest.mark.gates)])
+@pytest.mark.parametrize(("size", "value_count"), [(24, 20), pytest.param(60, 200, marks=pytest.mark.gates)])
 async def test_all_find_each_other_and_every_value_after_the_seed_and_a_third_are_gone(size: int, value_count: int):
     rng = random.Random(60)
     async with swarm_of(size) as swarm:

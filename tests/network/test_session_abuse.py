@@ -334,7 +334,7 @@ BOMBS: dict[str, bytes] = {
     "a list that promises 2^32 - 1 items": call_with(b"\xdd\xff\xff\xff\xff"),
     "lists that promise 2^16 items, in each other": call_with(b"\xdc\xff\xff" * 1000),
     "a map of 65,537 entries": call_with(
-        b"\x91\xdf" + (65_537).to_bytes(4, "big") + b"".join(pack(f"{i:05}") + b"\xc0" for i in range(65_537))
+        b"\x91\xdf" + (65_537).to_bytes(4, "big") + b"".join(b"\xa5%05d\xc0" % i for i in range(65_537))
     ),
 }
 ABUSES = RECORDS | FRAMES | IDS | {name: sends_frames(frame(TASK, body)) for name, body in BODIES.items()}

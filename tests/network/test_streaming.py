@@ -302,8 +302,8 @@ async def read_many(length: int, size_bytes: int) -> int:
 
 
 @pytest.mark.linux
-async def test_a_hundred_thousand_items_go_through_one_call_in_constant_memory():
-    assert await read_many(100_000, 200) < 8 * MIB
+async def test_fifty_thousand_items_go_through_one_call_in_constant_memory():
+    assert await read_many(50_000, 200) < 8 * MIB  # were they kept, 12 MiB at least
 
 
 @pytest.mark.linux

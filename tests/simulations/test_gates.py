@@ -24,16 +24,16 @@ QUICK = {
     "hops and requests, started by oracle",
     "30 % killed at once",
     "partition of 10 min, healed",
-    "20 % collude",
     "50 % collude",
-    "20 % collude, tables poisoned 4x, for two hours",
     "30 % collude, tables poisoned 4x",
     "50 % collude, tables poisoned 4x",
     "60 ids in as many /24s, honest first",
     "restart with one of three seeds hostile",
     "rolling restart, nothing but keys left",
 }
-"""Those that are always played, with their sabotages: 40 s of a core. All take two minutes; the others are marked."""
+"""Those that are always played, with their sabotages: 30 s of a core. All take two minutes; the others are marked. Of
+two with the same short limit the harder is played: 30 % that collude with poisoned tables, not 20 %, with or without.
+"""
 
 
 def params(gates: list[Gate]) -> list[Any]:
@@ -170,7 +170,7 @@ def test_full_gates_are_played_once_judged_and_written_to_the_page(tiny: Path, c
 
 
 def test_a_gate_that_holds_without_its_defence_too_proves_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gates, "GATES", (replace(GATE, limits=(Limit("gets_found", ">=", 1),)),))
+    monkeypatch.setattr(gates, "GATES", (replace(GATE, limits=(Limit("gets_found", ">=", 1),), seeds=1),))
 
     assert gates.main(["--out", str(tiny / "cells"), "--workers", "2"]) == 1
 
@@ -178,10 +178,10 @@ def test_a_gate_that_holds_without_its_defence_too_proves_nothing(tiny: Path, mo
 def test_a_missed_gate_says_what_it_saw(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(gates, "GATES", (replace(GATE, limits=(Limit("gets_found", ">=", 5),)),))
+    monkeypatch.setattr(gates, "GATES", (replace(GATE, limits=(Limit("gets_found", ">=", 5),), seeds=1, sabotage=""),))
 
     assert gates.main(["--out", str(tiny / "cells"), "--workers", "2"]) == 1
-    assert capsys.readouterr().out.startswith("MISSED   tiny: gets_found >= 5: 4")
+    assert capsys.readouterr().out.startswith("MISSED   tiny: gets_found >= 5: 2")
 
 
 def test_the_list_has_the_budget_of_every_cell_and_of_all(capsys: pytest.CaptureFixture[str]):

@@ -24,7 +24,7 @@ from simulations.report import file_stem, run_scenario, write_report
 from simulations.scenarios import Scenario, Settings
 from simulations.scenarios.base import Start
 from simulations.scenarios.lookups import LOOKUPS
-from simulations.sweep import MAX_CELLS, Grid, sweep
+from simulations.sweep import MAX_CELLS, Cell, Grid, sweep
 from synapse_p2p.exceptions import ConfigError
 
 ODD_SCENARIOS = """
@@ -148,31 +148,58 @@ def test_finished_cells_are_kept_also_failed_ones_but_not_those_whose_worker_die
     assert again[2].reason == first[2].reason != ""
 
 
+@pytest.fixture
+def played_again(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """The settings of cells that a sweep would start a worker for, which is left out."""
+    played: list[Settings] = []
+
+    def noted(cell: Cell, _: Path) -> Any:
+        played.append(cell.settings)
+        raise ProcessLookupError
+
+    monkeypatch.setattr(sweep_module, "_start", noted)
+    return played
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("code", "0" * 16), ("scenario", "walks"), ("interrupted", True), ("settings", {"nodes": 3})],
 )
-def test_figures_of_another_run_are_not_kept(tmp_path: Path, name: str, value: object):
+def test_figures_of_another_run_are_not_kept(tmp_path: Path, name: str, value: object, played_again: list[Settings]):
     (settings,) = cells(1)
     report = run_scenario(LOOKUPS, settings)
     write_report(report, tmp_path, file_stem(LOOKUPS.name, settings))
     (path,) = tmp_path.iterdir()
+    (kept,) = sweep(LOOKUPS, [settings], tmp_path, workers=1)
     path.write_text(json.dumps({**report.figures, name: value}), encoding="utf-8")
 
-    (again,) = sweep(LOOKUPS, [settings], tmp_path, workers=1)
+    with pytest.raises(ProcessLookupError):
+        next(sweep(LOOKUPS, [settings], tmp_path, workers=1))
 
-    assert not again.was_kept
-    assert lasting(again.figures) == lasting(report.figures)
+    assert (kept.was_kept, kept.figures) == (True, report.figures)
+    assert played_again == [settings]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
-def test_a_file_without_sense_is_played_again(tmp_path: Path, content: bytes):
+def test_a_file_without_sense_is_played_again(tmp_path: Path):
     (settings,) = cells(1)
-    (tmp_path / "lookups-n3-l4-s1.json").write_bytes(content)
+    (tmp_path / "lookups-n3-l4-s1.json").write_bytes(b"{")
 
     (end,) = sweep(LOOKUPS, [settings], tmp_path, workers=1)
 
     assert (end.was_kept, end.is_passed) == (False, True)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff"])
+def test_whatever_a_file_without_sense_holds_its_cell_is_not_kept(
+    tmp_path: Path, content: bytes, played_again: list[Settings]
+):
+    (settings,) = cells(1)
+    (tmp_path / "lookups-n3-l4-s1.json").write_bytes(content)
+
+    with pytest.raises(ProcessLookupError):
+        next(sweep(LOOKUPS, [settings], tmp_path, workers=1))
+
+    assert played_again == [settings]
 
 
 def test_whoever_stops_asking_ends_the_workers_and_keeps_what_was_finished(tmp_path: Path):
@@ -237,9 +264,9 @@ def test_a_sweep_has_at_most_so_many_workers(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(sweep_module, "_start", counted)
 
-    ends = list(sweep(LOOKUPS, cells(4), tmp_path, workers=2))
+    ends = list(sweep(LOOKUPS, cells(3), tmp_path, workers=2))
 
-    assert len(ends) == len(counts) == 4
+    assert len(ends) == len(counts) == 3
     assert max(counts) <= 2
 
 

@@ -126,7 +126,7 @@ def assert_the_same(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.gates)])
-@pytest.mark.parametrize(("start", "nodes", "pool"), [(Start.PROTOCOL, 15, FEW_SESSIONS), (Start.ORACLE, 40, None)])
+@pytest.mark.parametrize(("start", "nodes", "pool"), [(Start.PROTOCOL, 15, FEW_SESSIONS), (Start.ORACLE, 30, None)])
 def test_over_the_wire_the_same_is_found_held_and_admitted_in_the_same_time(
     start: Start, nodes: int, pool: PoolConfig | None, seed: int
 ):
