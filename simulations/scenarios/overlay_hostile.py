@@ -23,21 +23,20 @@ from simulations.adversary import (
 from simulations.network import VirtualHost
 from simulations.places import HOSTILE_OCTETS, Places
 from simulations.population import Population, Resident, contacts_of
-from simulations.scenarios.base import Outcome, Progress, Settings
+from simulations.scenarios.base import Outcome
 from simulations.scenarios.overlay import (
     SETTLE_S,
     Figures,
     Gets,
     OverlayScenario,
     Swarm,
-    new_swarm,
+    inspected,
     put_values,
     read_values,
     strict_messages,
     value_count,
 )
 from simulations.statistics import wilson_low
-from simulations.world import World
 from synapse_p2p.background import TaskScope
 
 POISONED_WEIGHT = 4.0
@@ -74,30 +73,27 @@ _MIXES = {
 }
 
 
-async def _play_hostile(world: World, settings: Settings, progress: Progress) -> Outcome:
+async def _play_hostile(swarm: Swarm) -> Outcome:
+    settings = swarm.settings
     mix = _MIXES[HOSTILE.variant(settings)]
-    swarm = new_swarm(world, settings, progress)
     population = swarm.population
     gets = Gets(swarm)
-    try:
-        hostile_count = round(mix.share * settings.nodes)
-        for _ in range(hostile_count):
-            population.add_hostile(population.places)
-        await population.start_residents(settings.nodes - hostile_count)
-        population.acquaint(contacts_of(population.hostile), weight=mix.weight)
-        _instruct(population, mix.kind)
-        async with TaskScope("flood") as scope:
-            if mix.kind == "flooders":
-                for host in population.hostile:
-                    scope.spawn(_flooder(population, host).run(), name="flooder")
-            await asyncio.sleep(SETTLE_S)
-            strict = await strict_messages(swarm)
-            await put_values(swarm, value_count(settings))
-            swarm.custody.begin_window()
-            await read_values(swarm, gets)
-        swarm.custody.recount()
-    finally:
-        await population.stop()
+    hostile_count = round(mix.share * settings.nodes)
+    for _ in range(hostile_count):
+        population.add_hostile(population.places)
+    await population.start_residents(settings.nodes - hostile_count)
+    population.acquaint(contacts_of(population.hostile), weight=mix.weight)
+    _instruct(population, mix.kind)
+    async with TaskScope("flood") as scope:
+        if mix.kind == "flooders":
+            for host in population.hostile:
+                scope.spawn(_flooder(population, host).run(), name="flooder")
+        await asyncio.sleep(SETTLE_S)
+        strict = await strict_messages(swarm)
+        await put_values(swarm, value_count(settings))
+        swarm.custody.begin_window()
+        await read_values(swarm, gets)
+    swarm.custody.recount()
     figures: Figures = {
         "hostile_share": mix.share,
         "hostile_weight": mix.weight,
@@ -137,7 +133,7 @@ def _flooder(population: Population, host: VirtualHost) -> Flooder:
 HOSTILE = OverlayScenario(
     "overlay-hostile",
     "a share of all nodes is hostile from the start; values are put and read among them",
-    _play_hostile,
+    inspected(_play_hostile),
     {name: mix.summary for name, mix in _MIXES.items()},
     ("one-path", "narrow", "no-diversity", "patient"),
 )
@@ -175,29 +171,26 @@ _SIEGES = {
 }
 
 
-async def _play_sybils(world: World, settings: Settings, progress: Progress) -> Outcome:
+async def _play_sybils(swarm: Swarm) -> Outcome:
+    settings = swarm.settings
     siege = _SIEGES[SYBILS.variant(settings)]
-    swarm = new_swarm(world, settings, progress)
     population = swarm.population
     gets = Gets(swarm)
-    try:
-        await population.start_residents(settings.nodes)
-        keys = siege.keys(settings.nodes)
-        _besiege(population, siege, keys)
-        sybils = contacts_of(population.hostile)
-        if siege.is_first:
-            population.offer_to_all(sybils)
-        population.acquaint()
-        if not siege.is_first:
-            population.offer_to_all(sybils)
-        await asyncio.sleep(SETTLE_S)
-        strict = await strict_messages(swarm)
-        await put_values(swarm, keys)
-        swarm.custody.begin_window()
-        await read_values(swarm, gets)
-        swarm.custody.recount()
-    finally:
-        await population.stop()
+    await population.start_residents(settings.nodes)
+    keys = siege.keys(settings.nodes)
+    _besiege(population, siege, keys)
+    sybils = contacts_of(population.hostile)
+    if siege.is_first:
+        population.offer_to_all(sybils)
+    population.acquaint()
+    if not siege.is_first:
+        population.offer_to_all(sybils)
+    await asyncio.sleep(SETTLE_S)
+    strict = await strict_messages(swarm)
+    await put_values(swarm, keys)
+    swarm.custody.begin_window()
+    await read_values(swarm, gets)
+    swarm.custody.recount()
     return gets.outcome(
         siege.required, {"attacked_keys": keys, "strict_messages_mean": strict, **swarm.custody.figures()}
     )
@@ -225,7 +218,7 @@ def _besiege(population: Population, siege: _Siege, keys: int) -> None:
 SYBILS = OverlayScenario(
     "overlay-sybils",
     "ids ground near the keys of some values; those are put and read under siege",
-    _play_sybils,
+    inspected(_play_sybils),
     {name: siege.summary for name, siege in _SIEGES.items()},
     ("no-density", "no-diversity", "crowded"),
 )
@@ -242,29 +235,26 @@ POISON_NETWORKS = 4
 REQUIRED_RESTARTS = 0.99
 
 
-async def _play_restart(world: World, settings: Settings, progress: Progress) -> Outcome:
-    swarm = new_swarm(world, settings, progress)
+async def _play_restart(swarm: Swarm) -> Outcome:
+    settings = swarm.settings
     population = swarm.population
     honest_counts: list[int] = []
     notes: list[str] = []
-    try:
-        await population.start_residents(settings.nodes)
-        population.acquaint()
-        seed = _poisoned_seed(population)
-        await asyncio.sleep(SETTLE_S)
+    await population.start_residents(settings.nodes)
+    population.acquaint()
+    seed = _poisoned_seed(population)
+    await asyncio.sleep(SETTLE_S)
 
-        async def restart() -> None:
-            honest = await _restart_one(swarm, seed)
-            honest_counts.append(honest)
-            if honest < HONEST_WANTED:
-                notes.append(f"{honest} honest contacts after {RESTART_TIME_S:g} s")
-            good = sum(count >= HONEST_WANTED for count in honest_counts)
-            progress("restarts", len(honest_counts), settings.lookups, Outcome(len(honest_counts), good, (), notes))
+    async def restart() -> None:
+        honest = await _restart_one(swarm, seed)
+        honest_counts.append(honest)
+        if honest < HONEST_WANTED:
+            notes.append(f"{honest} honest contacts after {RESTART_TIME_S:g} s")
+        good = sum(count >= HONEST_WANTED for count in honest_counts)
+        swarm.progress("restarts", len(honest_counts), settings.lookups, Outcome(len(honest_counts), good, (), notes))
 
-        for _ in range(settings.lookups):
-            await restart()
-    finally:
-        await population.stop()
+    for _ in range(settings.lookups):
+        await restart()
     good = sum(count >= HONEST_WANTED for count in honest_counts)
     figures = {
         "restarts": len(honest_counts),
@@ -320,6 +310,6 @@ def _poisoned_seed(population: Population) -> VirtualHost:
 RESTART = OverlayScenario(
     "overlay-restart",
     f"restarts through three seeds, one of which names {POISON_COUNT:,} poisoned addresses; a lookup is a restart",
-    _play_restart,
+    inspected(_play_restart),
     sabotages=("trust-all", "no-diversity"),
 )

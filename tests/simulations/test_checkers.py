@@ -57,8 +57,8 @@ def history(at_s: float = 0.0) -> History:
 
 def acknowledged_by(*storers: FakeStorer, seq: int = 5) -> Durability:
     notes = history()
-    notes.note_accepted(Accepted(OTHER, OWNER, seq, b"record"))
-    notes.acknowledged.append(Acknowledged(OWNER, KEY, seq, 900.0))
+    notes.note_accepted(Accepted(OTHER, 0, KEY, StoredRecord(b"record", OWNER, seq, 900.0)))
+    notes.acknowledged.append(Acknowledged(KEY, OWNER, seq, 900.0))
     checker = Durability(notes, lambda: [storer for storer in storers if storer.is_alive])
     checker.on_step(0.5)
     return checker
@@ -75,7 +75,7 @@ def broken(rule: Rule, checker: Checker, at_s: float) -> str:
 
 def test_a_record_that_is_no_record_is_not_to_be_taken():
     notes = history()
-    notes.note_accepted(Accepted(OTHER, OWNER, 5, b"anything"))
+    notes.note_accepted(Accepted(OTHER, 0, KEY, StoredRecord(b"anything", OWNER, 5, 900.0)))
 
     what = broken(Rule.SIGNATURE, Signatures(notes, RecordConfig()), 3.0)
 
@@ -93,10 +93,10 @@ def test_a_record_that_was_renewed_has_the_number_of_its_renewal_and_both_are_si
     checker = Signatures(notes, RecordConfig())
 
     for seq, envelope in ((5, record), (6, renewed)):
-        notes.note_accepted(Accepted(OTHER, owner.node_id, seq, envelope))
+        notes.note_accepted(Accepted(OTHER, 0, KEY, StoredRecord(envelope, owner.node_id, seq, 900.0)))
         checker.on_step(1.0)
     for seq, envelope in ((6, forged), (7, with_renewal(record, replace(renewal, expires_ms=4).seal(owner)))):
-        notes.note_accepted(Accepted(OTHER, owner.node_id, seq, envelope))
+        notes.note_accepted(Accepted(OTHER, 0, KEY, StoredRecord(envelope, owner.node_id, seq, 900.0)))
         broken(Rule.SIGNATURE, checker, 2.0)
 
 
@@ -183,7 +183,7 @@ def test_an_expired_record_may_be_forgotten():
 
 def test_an_acknowledged_record_that_nobody_took_is_found():
     notes = history()
-    notes.acknowledged.append(Acknowledged(OWNER, KEY, 5, 900.0))
+    notes.acknowledged.append(Acknowledged(KEY, OWNER, 5, 900.0))
 
     broken(Rule.DURABILITY, Durability(notes, list), 1.0)
 
