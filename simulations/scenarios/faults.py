@@ -79,7 +79,7 @@ async def disturb(
             await inspected.inspector.watch(min(WATCH_S, left_s), tasks)
             left_s -= WATCH_S
             progress("faults", round(duration_s - max(0.0, left_s)), round(duration_s))
-        await tasks[0]  # what is down at the end comes back at this very moment
+        await tasks[0]  # all that is down comes back at this very moment
 
 
 async def search(finds: Finds, scope: TaskScope) -> None:
