@@ -107,13 +107,17 @@ Live: TypeAlias = Callable[[Swarm], Awaitable[Outcome]]
 """How a swarm lives, from nobody to its last figures; it is ended by whoever made it."""
 
 
-def inspected(live: Live, config: Callable[[], DHTConfig] = values.config) -> Play:
+def _usual_config(_: Settings) -> DHTConfig:
+    return values.config()
+
+
+def inspected(live: Live, config: Callable[[Settings], DHTConfig] = _usual_config) -> Play:
     """A play with the rules of `simulations.checkers` looked after, at every step and at its end, which takes it some
     hundredths of its time. S6 is about tasks, and the overlay promises none.
     """
 
     async def play(world: World, settings: Settings, progress: Progress) -> Outcome:
-        swarm = new_swarm(world, settings, progress, config())
+        swarm = new_swarm(world, settings, progress, config(settings))
         population = swarm.population
         history = population.history = History(world.network.awake_s)
         inspector = Inspector(

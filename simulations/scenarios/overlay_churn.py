@@ -162,7 +162,7 @@ REQUIRED_AFTER_PARTITION = 0.99
 PARTITION = OverlayScenario(
     "overlay-partition",
     f"a network cut in two for {PARTITION_S / 60:.0f} min and healed; values are read a minute after that",
-    inspected(_play_partition, lambda: values.config(beat_s=HealthConfig().beat_s)),
+    inspected(_play_partition, lambda _: values.config(beat_s=HealthConfig().beat_s)),
     {name: f"{share:.0%} are cut off from the others: gets >= 99%" for name, share in _PARTITIONS.items()},
     ("forgetful",),
 )

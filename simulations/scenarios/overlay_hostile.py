@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.messages import Store
 from simulations import values
@@ -21,9 +22,10 @@ from simulations.adversary import (
     Silent,
 )
 from simulations.network import VirtualHost
+from simulations.oracle import nearest_points
 from simulations.places import HOSTILE_OCTETS, Places
 from simulations.population import Population, Resident, contacts_of
-from simulations.scenarios.base import Outcome
+from simulations.scenarios.base import Outcome, Settings
 from simulations.scenarios.overlay import (
     SETTLE_S,
     Figures,
@@ -70,7 +72,25 @@ _MIXES = {
     "silent-20": _Mix(0.2, 0.99, "silent"),
     "liars-20": _Mix(0.2, 0.99, "liars"),
     "flooders-2": _Mix(0.02, 0.99, "flooders"),
+    "hoarders-2": _Mix(0.02, 0.99, "hoarders"),
 }
+ROOM_BYTES = 80 * 1024
+"""Of a store where somebody hoards: so little that a few could fill all of them. Its shares are the usual ones."""
+
+
+def _config(settings: Settings) -> DHTConfig:
+    config = values.config()
+    if _MIXES[HOSTILE.variant(settings)].kind != "hoarders":
+        return config
+    usual = config.records
+    room = ROOM_BYTES / usual.max_bytes
+    small = replace(
+        usual,
+        max_bytes=ROOM_BYTES,
+        max_bytes_per_owner=round(room * usual.max_bytes_per_owner),
+        max_bytes_per_group=round(room * usual.max_bytes_per_group),
+    )
+    return replace(config, records=small)
 
 
 async def _play_hostile(swarm: Swarm) -> Outcome:
@@ -85,9 +105,10 @@ async def _play_hostile(swarm: Swarm) -> Outcome:
     population.acquaint(contacts_of(population.hostile), weight=mix.weight)
     _instruct(population, mix.kind)
     async with TaskScope("flood") as scope:
-        if mix.kind == "flooders":
-            for host in population.hostile:
-                scope.spawn(_flooder(population, host).run(), name="flooder")
+        if mix.kind in ("flooders", "hoarders"):
+            for number, host in enumerate(population.hostile):
+                hoard = _hoard(population, host, number) if mix.kind == "hoarders" else ()
+                scope.spawn(_flooder(population, host, hoard).run(), name="flooder")
         await asyncio.sleep(SETTLE_S)
         strict = await strict_messages(swarm)
         await put_values(swarm, value_count(settings))
@@ -101,6 +122,8 @@ async def _play_hostile(swarm: Swarm) -> Outcome:
         "strict_messages_mean": strict,
         **swarm.custody.figures(),
     }
+    if mix.kind == "hoarders":
+        figures["values_put"] = value_count(settings)  # those that were kept are `values`
     return gets.outcome(mix.required, figures)
 
 
@@ -122,20 +145,35 @@ def _instruct(population: Population, kind: str) -> None:
     population.instruct(conduct_of)
 
 
-def _flooder(population: Population, host: VirtualHost) -> Flooder:
+def _hoard(population: Population, host: VirtualHost, number: int) -> Iterator[tuple[Contact, Mapping[str, Any]]]:
+    """Values of its own, each for those who are near its key: all flooders together have more than there is room."""
+    by_point = {contact.point: contact for contact in population.contacts()}
+    points, k = sorted(by_point), population.config.lookup.k
+    first = (number + 1) * 10**6
+    for value in range(first, first + HOARDED_VALUES * len(points) // (k * len(population.hostile))):
+        record = Store(values.sealed(host, value)).to_map()
+        for point in nearest_points(points, int.from_bytes(values.key_of(value), "big"), k):
+            yield by_point[point], record
+
+
+HOARDED_VALUES = 90
+"""For each store, which has room for 60."""
+
+
+def _flooder(population: Population, host: VirtualHost, hoard: Iterable[tuple[Contact, Mapping[str, Any]]]) -> Flooder:
     """One that floods with stores of garbage and of one good record of its own, which is not theirs to keep."""
     rng = population.world.rng
     garbage: list[Mapping[str, Any]] = [{"record": rng.randbytes(1000)} for _ in range(4)]
     good = Store(values.sealed(host, 10**6)).to_map()
-    return Flooder(host, population.contacts(), rng, records=[*garbage, good])
+    return Flooder(host, population.contacts(), rng, records=[*garbage, good], hoard=hoard)
 
 
 HOSTILE = OverlayScenario(
     "overlay-hostile",
     "a share of all nodes is hostile from the start; values are put and read among them",
-    inspected(_play_hostile),
+    inspected(_play_hostile, _config),
     {name: mix.summary for name, mix in _MIXES.items()},
-    ("one-path", "narrow", "no-diversity", "patient"),
+    ("one-path", "narrow", "no-diversity", "patient", "no-quotas"),
 )
 
 

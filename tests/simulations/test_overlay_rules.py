@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dht.config import DHTConfig, RecordConfig
+from dht.config import RecordConfig
 from dht.quotas import Quotas
 from dht.records import LABELS, RecordKind, Signed
 from dht.store import MemoryRecordStore
@@ -118,13 +118,8 @@ def test_storers_that_lose_a_value_are_found(
 
 
 def test_a_store_that_passes_its_cap_is_found(monkeypatch: pytest.MonkeyPatch):
-    config = values.config()
-    small = replace(config, records=RecordConfig(max_records_per_owner=1))
-
-    def small_config(**_: Any) -> DHTConfig:
-        return small
-
-    monkeypatch.setattr(SCENARIOS["overlay-massacre"].play.__closure__[0], "cell_contents", small_config)
+    small = replace(values.config(), records=RecordConfig(max_records_per_owner=1))
+    monkeypatch.setattr(values, "config", lambda: small)
     monkeypatch.setattr(Quotas, "refusal_of", lambda self, new, old: None)
 
     assert "records of one owner" in assert_is_found("S4", "overlay-massacre", MASSACRE)
