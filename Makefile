@@ -47,6 +47,7 @@ compat: $(VENV)/.dev
 	PYTHONDEVMODE=1 $(PY) -m pytest tests/compat
 
 bench: $(VENV)/.core
+	$(PY) -m benchmarks.commands
 	$(PY) -m benchmarks.routing
 	$(PY) -m benchmarks.rpc
 	$(PY) -m benchmarks.dht

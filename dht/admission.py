@@ -17,6 +17,8 @@ MAX_WAITING = 64
 """Candidates that wait for a check dial; one more is forgotten, and comes again when it asks again."""
 RETURN_PAUSE_S = 2.0
 """Before who was a contact is dialed again: what one costs us that comes and goes all the time."""
+PROVE_PAUSE_S = 30.0
+"""Before an address is dialed again whose owner asks for that, to know whether it can be reached."""
 MAX_REMEMBERED = 1024
 """Addresses, and sources, of which the last check dial is remembered; past it the oldest goes."""
 
@@ -33,14 +35,18 @@ class Candidates:
         self._source_pause_s = source_pause_s
         self._trust = trust or TrustConfig()
         self._waiting: OrderedDict[str, Contact] = OrderedDict()  # by the address to dial
+        self._have_asked: set[str] = set()  # of those
         self._waiting_sources: set[str] = set()
         self._dialed_at: OrderedDict[str, float] = OrderedDict()
         self._source_dialed_at: OrderedDict[str, float] = OrderedDict()
 
-    def offer(self, contact: Contact, now: float) -> bool:
-        """Remember a candidate by its first address; whether it waits now for a check dial."""
+    def offer(self, contact: Contact, now: float, *, has_asked: bool = False) -> bool:
+        """Remember a candidate by its first address; whether it waits now for a check dial. One that `has_asked` for
+        it waits for less, and whether there is room for it or not.
+        """
         address = contact.addresses[0]
-        if _is_within(self._dialed_at, address, now - self._pause_s):
+        pause_s = min(PROVE_PAUSE_S, self._pause_s) if has_asked else self._pause_s
+        if _is_within(self._dialed_at, address, now - pause_s):
             return False
         if address in self._waiting or len(self._waiting) >= MAX_WAITING:
             return False
@@ -52,10 +58,12 @@ class Candidates:
                 return False
             self._waiting_sources.add(source)
         self._waiting[address] = contact
+        if has_asked:
+            self._have_asked.add(address)
         return True
 
-    def take(self, now: float) -> Contact | None:
-        """The next to check-dial now; None when nobody waits."""
+    def take(self, now: float) -> tuple[Contact, bool] | None:
+        """The next to check-dial now, and whether it has asked for that; None when nobody waits."""
         if not self._waiting:
             return None
         address, contact = self._waiting.popitem(last=False)
@@ -64,7 +72,9 @@ class Candidates:
         if source is not None:
             self._waiting_sources.discard(source)
             _note(self._source_dialed_at, source, now)
-        return contact
+        has_asked = address in self._have_asked
+        self._have_asked.discard(address)
+        return contact, has_asked
 
     def forget(self, contact: Contact, now: float) -> None:
         """It was a contact and is none any more: from a moment from now on it may come back, and prove its address."""
@@ -78,6 +88,7 @@ class Candidates:
     def check_invariants(self) -> None:
         """Assert the bounds; for tests."""
         assert len(self._waiting) <= MAX_WAITING
+        assert self._have_asked <= self._waiting.keys()
         assert len(self._dialed_at) <= MAX_REMEMBERED
         assert len(self._source_dialed_at) <= MAX_REMEMBERED
         sources = [source for source in map(self._source_of, self._waiting) if source is not None]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
-from dht import results, swarm
+from dht import find_stream, peer, results, swarm
 from dht.bootstrap import JoinReport
+from dht.peer import CALL_TIMEOUT_S
 from dht.results import Answer, SwarmStatus
 from dht.swarm import SwarmConfig
 from synapse_p2p.agent import AgentNode
@@ -51,6 +52,12 @@ class FoundAgent:
             lambda: self.found.call(endpoint, *args, **kwargs), instead="await agent.call(...)"
         )
 
+    def stream(self, endpoint: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As `dht.FoundAgent.stream`: `for item in agent.stream("tail", path)`."""
+        return self._loop_thread.iterate(
+            lambda: self.found.stream(endpoint, *args, **kwargs), instead="async for item in agent.stream(...)"
+        )
+
     def describe(self) -> list[AgentCapability]:
         """As `dht.FoundAgent.describe`."""
         return self._loop_thread.run(self.found.describe, instead="await agent.describe()")
@@ -68,6 +75,81 @@ class FoundAgent:
 @dataclass(frozen=True, slots=True)
 class FindResult(results.FoundAgents[FoundAgent]):
     """As `dht.FindResult`, of agents whose calls block."""
+
+
+class FindStream:
+    """As `dht.FindStream`, for a plain `for`. Leave it early with `close()`, or by `with`."""
+
+    def __init__(self, async_stream: find_stream.FindStream, loop_thread: LoopThread) -> None:
+        self._async_stream = async_stream
+        self._loop_thread = loop_thread
+        self._agents = loop_thread.iterate(lambda: async_stream, instead="async for agent in swarm.stream_find(...)")
+
+    @property
+    def complete(self) -> bool:
+        """Whether these were all, once it has ended."""
+        return self._async_stream.complete
+
+    @property
+    def reason(self) -> str:
+        """Why not; empty where they were."""
+        return self._async_stream.reason
+
+    def __iter__(self) -> FindStream:
+        return self
+
+    def __next__(self) -> FoundAgent:
+        return FoundAgent(next(self._agents), self._loop_thread)
+
+    def close(self) -> None:
+        """End it."""
+        self._agents.close()
+
+    def __enter__(self) -> FindStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Peer:
+    """As `dht.Peer`, which is `async_peer`, with calls that block."""
+
+    def __init__(self, async_peer: peer.Peer, loop_thread: LoopThread) -> None:
+        self.async_peer = async_peer
+        self._loop_thread = loop_thread
+
+    def call(self, endpoint: str, *args: Any, **kwargs: Any) -> Any:
+        """As `dht.Peer.call`."""
+        return self._loop_thread.run(
+            lambda: self.async_peer.call(endpoint, *args, **kwargs), instead="await peer.call(...)"
+        )
+
+    def stream(self, endpoint: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As `dht.Peer.stream`: `for item in peer.stream("tail", path)`."""
+        return self._loop_thread.iterate(
+            lambda: self.async_peer.stream(endpoint, *args, **kwargs), instead="async for item in peer.stream(...)"
+        )
+
+    def ask(self, task: str, context: Mapping[str, Any] | None = None, *, timeout: float = 600.0) -> Any:
+        """As `dht.Peer.ask`."""
+        return self._loop_thread.run(
+            lambda: self.async_peer.ask(task, context, timeout=timeout), instead="await peer.ask(...)"
+        )
+
+    def stream_ask(
+        self, task: str, context: Mapping[str, Any] | None = None, *, timeout: float = 600.0
+    ) -> Iterator[Any]:
+        """As `dht.Peer.stream_ask`."""
+        return self._loop_thread.iterate(
+            lambda: self.async_peer.stream_ask(task, context, timeout=timeout),
+            instead="async for item in peer.stream_ask(...)",
+        )
+
+    def __repr__(self) -> str:
+        return repr(self.async_peer)
 
 
 class Swarm:
@@ -159,6 +241,21 @@ class Swarm:
         agents = tuple(FoundAgent(agent, self._loop_thread) for agent in found)
         return FindResult(agents, found.complete, found.reason, found.explanation)
 
+    def stream_find(
+        self,
+        *capabilities: str,
+        where: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        max_age: float | None = None,
+        timeout: float | None = None,
+        probe: bool = True,
+    ) -> FindStream:
+        """As `dht.Swarm.stream_find`: `for agent in swarm.stream_find("python")`."""
+        stream = self.async_swarm.stream_find(
+            *capabilities, where=where, limit=limit, max_age=max_age, timeout=timeout, probe=probe
+        )
+        return FindStream(stream, self._loop_thread)
+
     def ask(
         self,
         capability: str,
@@ -216,6 +313,18 @@ class Swarm:
             return self.async_swarm.status()
 
         return self._run(status, "swarm.status()")
+
+    def peer(self, place: str | NodeID, *, timeout: float = CALL_TIMEOUT_S) -> Peer:
+        """As `dht.Swarm.peer`."""
+        return Peer(self.async_swarm.peer(place, timeout=timeout), self._loop_thread)
+
+    def agents(self) -> list[FoundAgent]:
+        """As `dht.Swarm.agents`."""
+
+        async def agents() -> list[FoundAgent]:
+            return [FoundAgent(agent, self._loop_thread) for agent in self.async_swarm.agents()]
+
+        return self._run(agents, "swarm.agents()")
 
     def _run(self, begin: Callable[[], Coroutine[Any, Any, T]], instead: str) -> T:
         return self._loop_thread.run(begin, instead=instead)

@@ -163,6 +163,8 @@ class DHTConfig:
     liveness_s: float = 60.0  # between looks for stale contacts to ask
     check_dial_pause_s: float = 600.0  # one address is check-dialed at most this often, whoever announces it
     check_dial_source_pause_s: float = 1.0  # and one host that is not exempt, whatever ports it announces
+    prove_s: float = 20.0  # for peers to dial us that we asked to, as nobody had; then we take ourselves for a client
+    prove_pause_s: float = 660.0  # until we ask again: when one gets through, all have to want to (check_dial_pause_s)
     join_retry_min_s: float = 1.0  # after a join that reached no seed, wait this long ...
     join_retry_max_s: float = 60.0  # ... doubling up to this
     remember_s: float = 300.0  # between looks for the best peers to come back through; a killed node loses one look

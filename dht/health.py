@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from statistics import median
 
 from dht.config import HealthConfig
 from synapse_p2p.identity import NodeID
@@ -125,4 +124,6 @@ class ClockWatch:
         """Seconds that our clock is ahead of the median of the others; None as long as too few have said."""
         if len(self._ahead_s) < self._config.min_clock_parties:
             return None
+        from statistics import median  # here: it brings fractions and decimals, and a client never comes to it
+
         return median(self._ahead_s.values())

@@ -46,30 +46,39 @@ MAX_RENEWED_PLACES = 64
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Are you there? `leaving` says that the asker goes, and is no contact of anybody's any more."""
+    """Are you there? `leaving` says that the asker goes, and is no contact of anybody's any more; `prove` asks to be
+    dialed, so that it knows whether that can be done.
+    """
 
     leaving: bool = False
+    prove: bool = False
 
     def to_map(self) -> dict[str, Any]:
-        return {"leaving": self.leaving}
+        return {"leaving": self.leaving, **({"prove": True} if self.prove else {})}
 
     @classmethod
     def from_map(cls, mapping: Any) -> Ping:
-        return cls(leaving=_bool(_map(mapping), "leaving", default=False))
+        fields = _map(mapping)
+        return cls(
+            leaving=_bool(fields, "leaving", default=False),
+            prove=_bool(fields, "prove", default=False),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class PingAnswer:
-    """Alive. `unix_ms` is the answerer's wall clock."""
+    """Alive. `unix_ms` is the answerer's wall clock; `dials` says that it dials the asker in a moment."""
 
     unix_ms: int
+    dials: bool = False
 
     def to_map(self) -> dict[str, Any]:
-        return {"unix_ms": self.unix_ms}
+        return {"unix_ms": self.unix_ms, **({"dials": True} if self.dials else {})}
 
     @classmethod
     def from_map(cls, mapping: Any) -> PingAnswer:
-        return cls(unix_ms=_int(_map(mapping), "unix_ms"))
+        fields = _map(mapping)
+        return cls(unix_ms=_int(fields, "unix_ms"), dials=_bool(fields, "dials", default=False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from dht.own_values import OwnValues
 from dht.owned import MutableValue, PutReport
 from dht.presence import Loss, Presence, Stall
 from dht.putting import Putting
+from dht.reach_watch import ReachWatch
 from dht.records import RecordKind
 from dht.recovery import Recovery
 from dht.region import SPACE, RegionEstimate, groups_of
@@ -109,6 +110,7 @@ class DHTNode:
             self.store,
             self._config,
             on_candidate=self._on_candidate,
+            on_prove=self._on_prove,
             on_heard=self._presence.on_heard,
             on_leaving=self._on_leaving,
             on_returning=self._on_returning,
@@ -117,7 +119,10 @@ class DHTNode:
             estimate=self.estimate,
             group_of=group_of,
         )
-        self._putting = Putting(host, self._config, self._requester, self.estimate)
+        self._reach = ReachWatch(host, self._config, self.routing_table, self._requester, self._presence)
+        self._putting = Putting(
+            host, self._config, self._requester, self.estimate, is_node=lambda: bool(self._reach.addresses)
+        )
         self._finding = Finding(host, self._config, self._requester, self._responder)
         self._announcing = Announcing(self._config, self._requester, self._putting, self._responder)
         self._getting = Getting(host, self._config, self._requester, self._putting, self.store)
@@ -152,7 +157,6 @@ class DHTNode:
         self._seeds: tuple[SeedAddress, ...] = ()
         self._check_dials = 0
         self._compare_clocks_at = 0.0
-        self._known_addresses: tuple[str, ...] = ()
         self._knocking: asyncio.Task[None] | None = None
         self._scope: TaskScope | None = None
         self._maintenance: Maintenance | None = None
@@ -164,10 +168,20 @@ class DHTNode:
         return self._host.identity.node_id
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where others dial it; empty for a client, as a node becomes that nobody can dial."""
+        return self._reach.addresses
+
+    @property
     def port(self) -> int:
-        """Where others dial it; 0 for a client."""
-        addresses = self._host.advertised_addresses
+        """The port of the first of these; 0 for a client."""
+        addresses = self.addresses
         return parse_address(addresses[0])[1] if addresses else 0
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether nobody can dial it, though it listens."""
+        return bool(self._host.advertised_addresses) and not self.addresses
 
     @property
     def maintenance(self) -> Maintenance:
@@ -246,7 +260,7 @@ class DHTNode:
         """A look at this node, without asking anybody. Cost: some microseconds for each contact."""
         return NodeStatus(
             id=self.id,
-            mode=SwarmMode.NODE if self._host.advertised_addresses else SwarmMode.CLIENT,
+            mode=SwarmMode.NODE if self.addresses else SwarmMode.CLIENT,
             contacts=len(self.routing_table),
             suspects=self.routing_table.suspect_count(),
             size_estimate=self.estimate.size,
@@ -434,21 +448,36 @@ class DHTNode:
             self.routing_table.observe(known, now)
         elif self._scope is not None and (known is not None or self.routing_table.has_room(contact)):
             self._candidates.offer(contact, now)
-            if len(self._candidates) > self._check_dials and self._check_dials < MAX_CHECK_DIALS_AT_ONCE:
-                self._check_dials += 1
-                self._scope.spawn(self._check_candidates(), name="check dials")
+            self._begin_check_dials(self._scope)
+
+    def _on_prove(self, contact: Contact) -> bool:
+        """Somebody wants to know whether we can dial it where it was seen. Whether that is done now."""
+        if self._scope is None or not self._is_allowed(contact):
+            return False
+        is_next = self._candidates.offer(contact, self._host.runtime.now(), has_asked=True)
+        self._begin_check_dials(self._scope)
+        return is_next
+
+    def _begin_check_dials(self, scope: TaskScope) -> None:
+        if len(self._candidates) > self._check_dials and self._check_dials < MAX_CHECK_DIALS_AT_ONCE:
+            self._check_dials += 1
+            scope.spawn(self._check_candidates(), name="check dials")
 
     def _is_wanted(self, contact: Contact) -> bool:
         """Whether a candidate is dialed now that it is its turn: others may have come in meanwhile."""
         if not self.routing_table.has_room(contact) and contact.id not in self.routing_table:
             return False
+        return self._is_allowed(contact)
+
+    def _is_allowed(self, contact: Contact) -> bool:
         address = contact.addresses[0]
         return self._dial_policy.judge(address, informer=address) is DialDecision.DIAL
 
     async def _check_candidates(self) -> None:
         try:
-            while (contact := self._candidates.take(self._host.runtime.now())) is not None:
-                if self._is_wanted(contact):
+            while (candidate := self._candidates.take(self._host.runtime.now())) is not None:
+                contact, has_asked = candidate
+                if has_asked or self._is_wanted(contact):
                     await self._requester.check_dial(contact)
         finally:
             self._check_dials -= 1
@@ -568,9 +597,7 @@ class DHTNode:
 
     async def _watch_address(self) -> None:
         """Have our neighbours prove where we are once that has changed; owners of records see to theirs."""
-        addresses = self._host.advertised_addresses
-        had, self._known_addresses = self._known_addresses, addresses
-        if had and addresses and had != addresses:
+        if self._reach.has_moved() or await self._reach.look():
             await self._bootstrap.announce()
 
     async def _compare_clocks(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dht.events import (
     Disconnected,
@@ -25,14 +25,15 @@ from dht.events import (
     RecordStored,
 )
 from dht.node import DHTNode
-from dht.publisher import Publisher
 from dht.results import FoundAgent, SwarmStatus
-from synapse_p2p.agent import AgentNode
 from synapse_p2p.context import CallContext, MountedHandler
 from synapse_p2p.exceptions import InvalidMessageError, RemoteError
 from synapse_p2p.messages import Code
 from synapse_p2p.server import Server
-from synapse_p2p.version import installed_version
+from synapse_p2p.version import VERSION
+
+if TYPE_CHECKING:
+    from dht.publisher import Publisher
 
 MAX_PEERS_TOLD = 256
 """Contacts, and as many sessions with others, in one answer: more than a screen shows, under 64 KiB."""
@@ -86,7 +87,7 @@ class Operations:
         status, node = self._status(), self._node.status()
         return {
             "id": status.id.hex(),
-            "version": installed_version(),
+            "version": VERSION,
             "network": status.network,
             "has_network_key": self._server.network_key is not None,
             "mode": status.mode.value,
@@ -123,6 +124,8 @@ class Operations:
         return {"stalled_s": stall.stalled_s, "ago_s": ago_s, "blocked_by": stall.blocked_by}
 
     def _agent_map(self, status: SwarmStatus) -> dict[str, Any] | None:
+        from synapse_p2p.agent import AgentNode  # here: a client has none, and is there sooner
+
         agent = self._server
         if not isinstance(agent, AgentNode):
             return None

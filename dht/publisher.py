@@ -60,7 +60,7 @@ class Publisher:
 
     def check(self) -> None:
         """Raises ConfigError where no record can tell of what the agent offers now."""
-        self._record_of(self._offer()).seal(self._agent.identity)
+        self._record_of(self._offer(self._agent.advertised_addresses)).seal(self._agent.identity)
 
     @property
     def is_revoked(self) -> bool:
@@ -74,7 +74,7 @@ class Publisher:
         PeerUnavailable where no other node keeps some part of it.
         """
         if not self.is_revoked or self._tombstone is None:
-            record = self._record_of(self._offer()) if self._published is None else self._published.record
+            record = self._record_of(self._offer_at(node)) if self._published is None else self._published.record
             if not record.capabilities:
                 raise ConfigError("this agent offers nothing, so nobody keeps a record of it that could be revoked")
             tombstone = record.revoked(issued_ms=self._unix_ms())
@@ -97,7 +97,7 @@ class Publisher:
         """Store what the agent offers under each of its capabilities, and those above them."""
         if self.is_revoked:
             return
-        offer = self._offer()
+        offer = self._offer_at(node)
 
         async def store() -> Reports:
             await self._withdraw_dropped(node, offer)
@@ -116,7 +116,7 @@ class Publisher:
         """
         if self.is_revoked:
             return
-        offer, published = self._offer(), self._published
+        offer, published = self._offer_at(node), self._published
         record = self._record_of(offer)
         if published is None or not published.says(record) or not can_be_renewed(published.signed):
             await self.publish(node)
@@ -129,7 +129,7 @@ class Publisher:
 
     async def publish_if_due(self, node: DHTNode) -> None:
         """The same where the offer has changed, or nobody keeps some part of it."""
-        if not self.is_revoked and self._publishing.is_due(self._offer(), self._agent.runtime.now()):
+        if not self.is_revoked and self._publishing.is_due(self._offer_at(node), self._agent.runtime.now()):
             await self.publish(node)
 
     async def withdraw_all(self, node: DHTNode) -> None:
@@ -146,8 +146,12 @@ class Publisher:
         """The record that others find by now, or will in a moment; None where none was sealed."""
         return None if self._published is None else self._published.record
 
-    def _offer(self) -> Offer:
-        return Offer(self._agent.advertised_addresses, claims_of(self._agent.capabilities))
+    def _offer_at(self, node: DHTNode) -> Offer:
+        # Where nobody gets through to us who dials back, one may all the same at the address that the user gave.
+        return self._offer(node.addresses if self._agent.advertise is None else self._agent.advertised_addresses)
+
+    def _offer(self, addresses: tuple[str, ...]) -> Offer:
+        return Offer(addresses, claims_of(self._agent.capabilities))
 
     async def _bring_tombstone(self, node: DHTNode) -> Reports:
         return await _publish(node, *self._tombstone) if self.is_revoked and self._tombstone is not None else []

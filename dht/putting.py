@@ -119,8 +119,18 @@ class Placing:
 class Putting:
     """One node's way to have records kept."""
 
-    def __init__(self, host: Host, config: DHTConfig, requester: Requester, estimate: RegionEstimate) -> None:
+    def __init__(
+        self,
+        host: Host,
+        config: DHTConfig,
+        requester: Requester,
+        estimate: RegionEstimate,
+        *,
+        is_node: Callable[[], bool],
+    ) -> None:
+        """`is_node` says whether others ask us for what we keep, as they ask no client."""
         self._host = host
+        self._is_node = is_node
         self._k = config.lookup.k
         self._requester = requester
         self._estimate = estimate
@@ -154,7 +164,7 @@ class Putting:
         """
         placing = placing or Placing()
         placing.region_size = len(storers)
-        if self._host.advertised_addresses and (kept := parcel.keep_here()).refusal is None:
+        if self._is_node() and (kept := parcel.keep_here()).refusal is None:
             placing.note_here(self._host.identity.node_id, kept)
         missing = [storer for storer in storers if placing.answers.get(storer.id, "") not in (None, UNREACHED)]
         await self._bring_all(missing, parcel, placing, asyncio.Semaphore(MAX_STORES_AT_ONCE))
@@ -221,7 +231,7 @@ class Putting:
         placing.region_size = len(storers)
         own_distance = distance(own_id, key)
         is_storer = sum(distance(storer.id, key) < own_distance for storer in storers) < self._k
-        if self._host.advertised_addresses and (is_storer or own_distance <= region.radius):
+        if self._is_node() and (is_storer or own_distance <= region.radius):
             placing.note_here(own_id, parcel.keep_here())
             placing.region_size += 1
             if len(inside) < self._k:

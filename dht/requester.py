@@ -100,12 +100,12 @@ class Requester:
         self._standing = _Standing(host, table, self._round_trips, self._dead, group_of)
         self._turns: dict[Key, _Turn] = {}  # of keys with a guarded lookup under way
 
-    async def ping(self, contact: Contact) -> PingAnswer:
-        """Raises as every request here: an error of `UNREACHABLE`, RemoteError, or InvalidMessageError for a bad
-        answer.
+    async def ping(self, contact: Contact, *, prove: bool = False) -> PingAnswer:
+        """Whether it lives; with `prove` it is asked to dial us. Raises as every request here: an error of
+        `UNREACHABLE`, RemoteError, or InvalidMessageError for a bad answer.
         """
         asked_at = self._host.runtime.now()
-        answer = await self._request(contact, "_dht.ping", Ping().to_map(), PingAnswer.from_map)
+        answer = await self._request(contact, "_dht.ping", Ping(prove=prove).to_map(), PingAnswer.from_map)
         self._presence.note_clock(self.party_of(contact), answer.unix_ms, asked_at)
         return answer
 

@@ -78,14 +78,19 @@ class _Place:
     rank: int = 0
 
 
+def _dial_nobody(_contact: Contact) -> bool:
+    return False
+
+
 def _tell_nobody(_key: Key, _record: StoredRecord, _bringer: NodeID | None) -> None:
     """Nobody wants to know."""
 
 
 class Responder:
     """What one node answers. `on_candidate` is told of callers that say they listen and are not known at that
-    address, `on_heard` of every call, `on_leaving` of callers that go, `on_returning` of callers that look for
-    themselves, `on_kept` of every record that is new here, and who brought it. `reader` is what it reads records with.
+    address, `on_prove` of those who ask to be dialed there, and says whether they are; `on_heard` of every call,
+    `on_leaving` of callers that go, `on_returning` of callers that look for themselves, `on_kept` of every record that
+    is new here, and who brought it. `reader` is what it reads records with.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Responder:
         config: DHTConfig,
         *,
         on_candidate: Callable[[Contact], None],
+        on_prove: Callable[[Contact], bool] = _dial_nobody,
         on_heard: Callable[[], None] | None = None,
         on_leaving: Callable[[NodeID], None] | None = None,
         on_returning: Callable[[NodeID], None] | None = None,
@@ -109,6 +115,7 @@ class Responder:
         self._store = store
         self._config = config
         self._on_candidate = on_candidate
+        self._on_prove = on_prove
         self._on_heard = on_heard
         self._on_leaving = on_leaving
         self._on_returning = on_returning
@@ -132,10 +139,13 @@ class Responder:
 
     def ping(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """Alive, and what our clock says. A caller that goes is told to whoever keeps contacts."""
-        caller = self._see(context, is_candidate=not (leaving := Ping.from_map(request).leaving))
-        if leaving and self._on_leaving is not None:
+        asked = Ping.from_map(request)
+        caller = self._see(context, is_candidate=not asked.leaving and not asked.prove)
+        if asked.leaving and self._on_leaving is not None:
             self._on_leaving(caller)
-        return PingAnswer(self._unix_ms()).to_map()
+        address = context.listen_address
+        dials = asked.prove and address is not None and self._on_prove(shared_contact(caller, (address,)))
+        return PingAnswer(self._unix_ms(), dials).to_map()
 
     def find_node(self, request: Mapping[str, Any], context: CallContext) -> dict[str, Any]:
         """The contacts we know nearest to the target."""

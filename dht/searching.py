@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dht.agents.query import Query
 from dht.agents.record import AgentRecord, Reach
-from dht.agents.selection import Load
-from dht.asking import Probed
 from dht.find_stream import OnFound
 from dht.finding import ProvidersFound
 from dht.lookup import LookupMode
@@ -20,6 +18,9 @@ from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import RemoteError
 from synapse_p2p.identity import NodeID
 from synapse_p2p.peers import Host
+
+if TYPE_CHECKING:
+    from dht.asking import Probed
 
 MIN_PROBES = 16
 MAX_PROBES = 128
@@ -105,6 +106,9 @@ class Searching:
         return await self._probe(agent, "_dht.ping") is not None
 
     async def probe_load(self, agent: FoundAgent) -> Probed | None:
+        from dht.agents.selection import Load  # here: these two are loaded for asks
+        from dht.asking import Probed
+
         answer = await self._probe(agent, "_agent.load")
         return None if answer is None else Probed(Load.from_map(answer))
 

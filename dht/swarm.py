@@ -12,17 +12,16 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dht.agent_calls import AgentCalls
 from dht.agents.claim import claims_of
 from dht.agents.delegation import Delegation, within
 from dht.agents.query import Query, parse_query
 from dht.ask_stream import AskStream
-from dht.asks import Asks, Terms
 from dht.bootstrap import JoinReport, SeedAddress
 from dht.config import DHTConfig
 from dht.contact import Contact
@@ -35,10 +34,8 @@ from dht.lookup import LookupMode, LookupOutcome
 from dht.node import DHTNode
 from dht.operations import Operations
 from dht.peer import CALL_TIMEOUT_S, Peer, parse_place
-from dht.publisher import Publisher
 from dht.results import Answer, Explanation, FindResult, FoundAgent, SwarmMode, SwarmStatus
 from dht.searching import Searching, probes_at_once
-from synapse_p2p.agent import AgentNode
 from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.context import CallContext
 from synapse_p2p.endpoints import RefusedError
@@ -49,6 +46,11 @@ from synapse_p2p.metrics import Metrics
 from synapse_p2p.server import Server
 from synapse_p2p.signals import run_program, run_until_signal
 from synapse_p2p.transport.base import is_literal_address, is_loopback, parse_address
+
+if TYPE_CHECKING:
+    from dht.asks import Asks
+    from dht.publisher import Publisher
+    from synapse_p2p.agent import AgentNode
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +107,11 @@ class Swarm:
         self._name(network, network_key, identity)
         self._kept = self._keep(identity, data_dir)
         self._place(listen, advertise)
-        self._publisher = None if agent is None else Publisher(agent, self._config.dht)
+        self._publisher: Publisher | None = None
         if agent is not None:
+            from dht.publisher import Publisher  # here, as with `_asks`: a client that only finds loads neither
+
+            self._publisher = Publisher(agent, self._config.dht)
             claims_of(agent.capabilities)  # names that cannot be one are better refused here than in the background
         self._node: DHTNode | None = None
         self._scope: TaskScope | None = None  # set from the beginning of a start to that of a stop
@@ -115,7 +120,6 @@ class Swarm:
         self._searching = Searching(
             self._server, self._started, self._calls, probe_timeout_s=self._config.probe_timeout_s
         )
-        self._asks = Asks(self._server, self._searching, self._calls)
 
     # Its life
 
@@ -390,6 +394,8 @@ class Swarm:
         try carries `traceparent` (W3C Trace Context), by default that of the handler or `traced` block that it is made
         in.
         """
+        from dht.asks import Terms
+
         terms = Terms(timeout, idempotent, budget, traceparent)
         return await self._asks.ask(capability, task, dict(context or {}), terms)
 
@@ -410,6 +416,8 @@ class Swarm:
         Until the first item is there providers are tried as in `ask`; after it an error is raised as it comes, for then
         work has been done and seen. `timeout` is for the first item, and for each that follows.
         """
+        from dht.asks import Terms
+
         terms = Terms(timeout, idempotent, budget, traceparent)
         return self._asks.stream(capability, task, dict(context or {}), terms)
 
@@ -419,7 +427,7 @@ class Swarm:
         report = node.join_report()
         return SwarmStatus(
             id=node.id,
-            mode=SwarmMode.NODE if self._is_node else SwarmMode.CLIENT,
+            mode=SwarmMode.NODE if self._is_node and not node.is_out_of_reach else SwarmMode.CLIENT,
             network=self._server.network,
             listening=self._server.listening_addresses,
             advertised=self._server.advertised_addresses,
@@ -512,6 +520,12 @@ class Swarm:
     def data_dir(self) -> Path | None:
         """The folder that holds this node's key while it runs; None where its key is not kept."""
         return None if self._kept is None else self._kept.folder
+
+    @cached_property
+    def _asks(self) -> Asks:
+        from dht.asks import Asks
+
+        return Asks(self._server, self._searching, self._calls)
 
     def _name(self, network: str, network_key: bytes | None, identity: Identity | None) -> None:
         """Give the server its network and identity. Raises ConfigError where the agent was given others."""

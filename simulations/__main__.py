@@ -1,4 +1,4 @@
-"""`python -m simulations`: list the scenarios, run one, run one many times."""
+"""`python -m simulations`, or `synapse simulate`: list the scenarios, run one, run one many times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from simulations.pictures.page import PAGE_NAME, write_run_page, write_sweep_page
 from simulations.progress import ProgressLine, Watch
-from simulations.report import file_stem, replay_command, run_scenario, write_report
+from simulations.report import PROGRAM, file_stem, replay_command, run_scenario, write_report
 from simulations.scenarios import SCENARIOS
 from simulations.scenarios.base import DEFAULT_LOOKUPS, DEFAULT_NODES, DEFAULT_SEED, Settings, Start
 from simulations.sweep import MAX_CELLS, CellEnd, Grid, sweep
@@ -29,12 +29,12 @@ MIB = 1024 * 1024
 T = TypeVar("T")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
     """The exit code: 0 when all went as the scenario demands, 1 when not, 130 when Ctrl-C ended it early.
 
-    A wrong command exits with 2.
+    A wrong command exits with 2. `program` is how we were called: commands that are printed begin with it.
     """
-    parser = _parser()
+    parser = _parser(program)
     options = parser.parse_args(arguments)
     try:
         return options.do(options)
@@ -46,7 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--out {options.out}: {error.strerror or error}")
 
 
-def _list(_: argparse.Namespace) -> int:
+def _list(options: argparse.Namespace) -> int:
+    if options.json:
+        scenarios = [
+            {"name": each.name, "summary": each.summary, "variants": each.variants, "sabotages": list(each.sabotages)}
+            for each in SCENARIOS.values()
+        ]
+        print(json.dumps({"scenarios": scenarios}))
+        return 0
     width = max(len(name) for name in SCENARIOS)
     for scenario in SCENARIOS.values():
         print(f"{scenario.name:{width}} {scenario.summary}")
@@ -74,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     line = ProgressLine(sys.stderr)
     watch = Watch(line.show)
     with _ctrl_c_ends_early(watch):
-        report = run_scenario(SCENARIOS[options.scenario], settings, watch)
+        report = run_scenario(SCENARIOS[options.scenario], settings, watch, program=options.program)
     line.end()
     if options.json:
         print(json.dumps(report.figures))
@@ -83,7 +90,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.out is not None:
         stem = file_stem(options.scenario, settings)
         write_report(report, options.out, stem)
-        command = replay_command(options.scenario, settings)
+        command = replay_command(options.scenario, settings, options.program)
         _draw(options.out, lambda: write_run_page(report, command, options.out, stem))
     if report.figures["interrupted"]:
         return EXIT_INTERRUPTED
@@ -93,7 +100,8 @@ def _run(options: argparse.Namespace) -> int:
         print(report.failure, end="", file=sys.stderr)
     else:
         error = report.figures["error"] or "lookups failed"
-        print(f"{error}; to see the same again: {replay_command(options.scenario, settings)}", file=sys.stderr)
+        again = replay_command(options.scenario, settings, options.program)
+        print(f"{error}; to see the same again: {again}", file=sys.stderr)
     return EXIT_FAILED
 
 
@@ -115,7 +123,8 @@ def _sweep(options: argparse.Namespace) -> int:
     line = ProgressLine(sys.stderr)
     line.show_cells(0, len(cells), 0)
     try:
-        with closing(sweep(SCENARIOS[options.scenario], cells, options.out, workers=options.workers)) as sweeping:
+        scenario, workers = SCENARIOS[options.scenario], options.workers
+        with closing(sweep(scenario, cells, options.out, workers=workers, program=options.program)) as sweeping:
             for end in sweeping:
                 ends[end.settings] = end
                 line.show_cells(len(ends), len(cells), sum(not each.is_passed for each in ends.values()))
@@ -130,7 +139,8 @@ def _sweep(options: argparse.Namespace) -> int:
         _print_table(in_order)
     for end in failed:
         why = end.reason or (end.figures and end.figures["error"]) or "lookups failed"
-        print(f"{why}; to see the same again: {replay_command(options.scenario, end.settings)}", file=sys.stderr)
+        again = replay_command(options.scenario, end.settings, options.program)
+        print(f"{why}; to see the same again: {again}", file=sys.stderr)
     _draw(options.out, lambda: write_sweep_page(options.scenario, in_order, len(cells), options.out))
     if is_interrupted:
         print(f"{len(cells) - len(ends)} of {len(cells)} cells remain; the same command goes on", file=sys.stderr)
@@ -214,11 +224,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m simulations", description="Real node code on a virtual clock.")
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=program, description="Real node code on a virtual clock.")
+    parser.set_defaults(program=program)
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="the scenarios")
     listing.set_defaults(do=_list)
+    _add_json(listing)
 
     run = commands.add_parser("run", help="run a scenario and print its figures")
     run.set_defaults(do=_run)
@@ -253,6 +265,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wire", action="store_true", help="seal and frame messages as the real wire does")
     parser.add_argument("--sabotage", default="", help="a defence that nodes go without; `list` names them")
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 

@@ -18,7 +18,7 @@ from simulations.scenarios.base import Start
 _CROWD = Settings(10_000, 300, 1, None, Start.ORACLE)
 _SMALL_CROWD = Settings(60, 15, 1, None, Start.ORACLE)
 _CROWD_S = 900.0
-"""Reckoned from 168 s among 3,000, on a machine that others used."""
+"""813 s were seen, on a machine that others used."""
 
 _RARE = Gate(
     "ten providers among 10,000 nodes",
@@ -35,6 +35,18 @@ _FAIR = (
     Limit("id_low_p_mean", "<=", 0.04),
 )
 """Of 100 seeds at most 4 may have a chi-square that chance brings once in a hundred."""
+_HEALED = (Limit("survivor_recall_mean_at_2", ">=", 0.999), Limit("survivor_complete_mean_at_2", ">=", 0.999))
+"""All are found, by a search that knows that these are all. Where nobody goes back, nobody is found if none is in the
+root's part; else all are, by one that reads every shard of the crowd that was, and cannot know.
+"""
+_REFUSED = (
+    Limit("foreign_kept", "<=", 0),
+    Limit("foreign_held", "<=", 0),
+    Limit("foreign_returned", "<=", 0),
+    Limit("other_recall_mean", ">=", 1.0),
+)
+_FULL = (Limit("full_mean", ">=", 1.0), Limit("lookups_mean", "<=", 3))
+"""What is asked is that all are full; the other says what lies may cost, and that is where most of them show."""
 GATES = (
     _RARE,
     replace(
@@ -65,8 +77,11 @@ GATES = (
     replace(
         _RARE,
         name="of 10,000 providers 100 are left",
-        limits=(Limit("survivor_recall_mean_at_2", ">=", 0.999),),
-        short_limits=(Limit("survivor_recall_mean_at_2", ">=", 0.999),),
+        limits=_HEALED,
+        short_limits=_HEALED,
+        sabotage="no-return",
+        sabotaged=replace(_CROWD, nodes=300, lookups=20),
+        sabotaged_s=45,
     ),
     Gate(
         "every provider is drawn as often, 100 seeds",
@@ -75,9 +90,11 @@ GATES = (
         Settings(300, 1000, 1, None, Start.ORACLE),
         _FAIR,
         _FAIR,
-        budget_s=50,
+        budget_s=30,
         seeds=100,
         sabotage="no-counts",
+        # It takes all draws to see it, and a crowd whose shards are as uneven as most: those of the first seed are not.
+        sabotaged=Settings(1400, 50_000, 2, None, Start.ORACLE),
         is_short_sabotaged=False,
     ),
     Gate(
@@ -92,15 +109,16 @@ GATES = (
             Limit("ask_success_mean", ">=", 0.999),
         ),
         (Limit("probed_dead_mean", "<=", 0.005), Limit("ask_success_mean", ">=", 0.999)),
-        budget_s=2500,
+        budget_s=1800,  # 0.53 s for an hour of a node, in a small swarm; and the searches
         sabotage="no-probes",
         sabotaged=Settings(100, 100, 1, 0.3, Start.ORACLE),
-        sabotaged_s=120,
+        sabotaged_s=60,
     ),
     Gate(
         "nine of ten announcements from three /24s",
         "agents-hostile",
-        Settings(10_000, 1000, 1, None, Start.ORACLE, variant="flood"),
+        # From 1,000 nodes on there are as many honest providers, announcements and places: more would look on.
+        Settings(1000, 1000, 1, None, Start.ORACLE, variant="flood"),
         Settings(50, 20, 1, None, Start.ORACLE, variant="flood"),
         (
             Limit("late_found_mean", ">=", 0.95),
@@ -115,19 +133,44 @@ GATES = (
             Limit("search_success_mean", ">=", 0.5),
             Limit("foreign_held", "<=", 0),
         ),
-        budget_s=1500,
+        budget_s=900,  # 0.25 s an announcement, in a small swarm
         sabotage="trust-all",
-        sabotaged=Settings(500, 300, 1, None, Start.ORACLE, variant="flood"),
-        sabotaged_s=600,
+        sabotaged=Settings(200, 100, 1, None, Start.ORACLE, variant="flood"),
+        sabotaged_s=250,
+    ),
+    Gate(
+        "honest records under foreign keys",
+        "agents-hostile",
+        Settings(1000, 1000, 1, None, Start.ORACLE, variant="foreign"),
+        Settings(60, 40, 1, None, Start.ORACLE, variant="foreign"),
+        _REFUSED,
+        _REFUSED,
+        budget_s=30,
+        sabotage="no-belonging",
+        sabotaged_s=30,
+    ),
+    Gate(
+        "a tenth at wrong depths",
+        "agents-hostile",
+        Settings(1000, 1000, 1, None, Start.ORACLE, variant="misplaced"),
+        Settings(80, 10, 1, None, Start.ORACLE, variant="misplaced"),
+        _FULL,
+        _FULL,
+        budget_s=400,
+        sabotage="at-their-word",  # five rules: without any one of them a search is as good
+        sabotaged=Settings(80, 10, 1, None, Start.ORACLE, variant="misplaced"),
     ),
     Gate(
         "a tenth at wrong depths, a tenth lying about counts",
         "agents-hostile",
         Settings(1000, 1000, 1, None, Start.ORACLE, variant="liars"),
-        Settings(80, 20, 1, None, Start.ORACLE, variant="liars"),
-        (Limit("full_mean", ">=", 1.0),),
-        (Limit("full_mean", ">=", 1.0),),
-        budget_s=600,
+        # As many searches as nodes: one that begins where an earlier one was lied to has no root to fall back on.
+        Settings(60, 60, 1, None, Start.ORACLE, variant="liars"),
+        _FULL,
+        _FULL,
+        budget_s=400,
+        sabotage="largest-word",
+        sabotaged=Settings(60, 60, 1, None, Start.ORACLE, variant="liars"),
     ),
 )
 PAGE = PageText(

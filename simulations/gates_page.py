@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.report import code_version
-from synapse_p2p.version import installed_version
+from synapse_p2p.version import VERSION
 
 SHOWN = ("gets", "get_success_low", "get_messages_mean", "get_messages_p99", "values", "values_lost", "fewest_storers")
 
@@ -79,7 +79,7 @@ def write_page(path: Path, text: PageText, results: Sequence[GateResult], *, too
         "",
         *text.about,
         "",
-        f"`{text.command}` on {today}: {machine}, Synapse P2P {installed_version()}, code {code_version()}.",
+        f"`{text.command}` on {today}: {machine}, Synapse P2P {VERSION}, code {code_version()}.",
         f"It took {took_s / 60:.0f} min by the clock, without what an earlier run had finished; the gates themselves",
         f"took {cpu_min:.0f} min of a core.",
         "",

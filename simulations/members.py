@@ -285,6 +285,8 @@ class Members:
             rng=self.world.rng,
             now=self.world.network.loop.time(),
         )
+        for member in self.all:
+            member.peers.dialed_at = self.world.network.loop.time()  # whoever is in tables was dialed
 
     def seeds_for(self, member: Member) -> list[str]:
         """The first member, and one other that is alive."""

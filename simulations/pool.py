@@ -67,6 +67,7 @@ class VirtualPool:
             max_remembered=self._config.max_remembered_failures,
         )
         self._surplus_count = -self._limits.max_idle
+        self.dialed_at: float | None = None
 
     async def connect(self, peer: KnownPeer) -> ProvedPeer:
         session = self._open_session(peer.id) or await self._dial(peer, None)
@@ -141,6 +142,7 @@ class VirtualPool:
         if self._limits_timer is not None:
             self._limits_timer.cancel()
             self._limits_timer = None
+        self.dialed_at = None
 
     # What sessions tell their owner
 
@@ -162,6 +164,8 @@ class VirtualPool:
         elif not self.has_place():  # asked again: others may have opened theirs since it came
             session.say_goodbye()
             return
+        elif session.is_check or session.context.listen_address:
+            self.dialed_at = self._loop.time()
         self._fresh[session] = self._loop.time() + SETTLE_S
         session.last_used_us = self._loop.now_us
         if not session.is_check:

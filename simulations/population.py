@@ -252,6 +252,8 @@ class Population:
             now=self.world.network.loop.time(),
             weight_of=None if weight == 1 else lambda each: weight if each.point in points else 1.0,
         )
+        for resident in self.residents:
+            resident.host.peers.dialed_at = self.world.network.loop.time()  # whoever is in tables was dialed
 
     def offer_to_all(self, newcomers: Sequence[Contact]) -> None:
         """Show every table these contacts, as proved; it takes those for whom it has room."""

@@ -25,12 +25,14 @@ import synapse_p2p
 from simulations.progress import Watch
 from simulations.samples import Samples
 from simulations.scenarios.base import DEFAULT_LOOKUPS, Ended, Playable, Settings, Start
-from synapse_p2p.version import installed_version
+from synapse_p2p.version import VERSION
 
 GC_THRESHOLDS = (100_000, 20, 100)
 """Allocations until the garbage collector looks, and looks at the older. With Python's own it took 15 % of the time of
 a run of 600 nodes, most of it in full collections that found nothing; a run leaves few cycles behind. A second freeze,
 once the swarm stands, gained nothing that could be measured."""
+PROGRAM = "python -m simulations"
+"""How the command is called where nobody says otherwise."""
 _STATUS_OF_THIS_PROCESS = Path("/proc/self/status")
 
 
@@ -48,8 +50,11 @@ class Report:
     samples: Samples | None = field(default=None, repr=False)
 
 
-def run_scenario(scenario: Playable, settings: Settings, watch: Watch | None = None) -> Report:
-    """Live through a scenario. A failure is in the report, not raised.
+def run_scenario(
+    scenario: Playable, settings: Settings, watch: Watch | None = None, *, program: str = PROGRAM
+) -> Report:
+    """Live through a scenario. A failure is in the report, not raised; with the command that has it again, which begins
+    with `program`.
 
     `virtual_s` is time inside of the run, `wall_s` outside; `passed` says whether it went as the scenario demands. What
     the machine has a part in (`wall_s`, `cpu_s`, `messages_per_s`, `peak_rss_bytes`, `python`) differs between two runs
@@ -76,18 +81,18 @@ def run_scenario(scenario: Playable, settings: Settings, watch: Watch | None = N
         "messages_per_s": round(ended.messages / wall_s),
         "peak_rss_bytes": _peak_rss_bytes(),
         "python": platform.python_version(),
-        "version": installed_version(),
+        "version": VERSION,
         "code": code_version(),
         "settings": settings.as_map(),
     }
     is_failure = not (ended.is_passed or ended.is_interrupted)
-    failure = _failure(scenario.name, settings, ended) if is_failure else None
+    failure = _failure(replay_command(scenario.name, settings, program), ended) if is_failure else None
     return Report(figures, failure, ended.trace, ended.samples)
 
 
-def replay_command(scenario_name: str, settings: Settings) -> str:
+def replay_command(scenario_name: str, settings: Settings, program: str = PROGRAM) -> str:
     """What to type to see the same run again."""
-    return f"python -m simulations run {scenario_name} {settings.arguments()}"
+    return f"{program} run {scenario_name} {settings.arguments()}"
 
 
 def file_stem(scenario_name: str, settings: Settings) -> str:
@@ -161,17 +166,17 @@ def _figures_of(ended: Ended) -> dict[str, Any]:
     }
 
 
-def _failure(scenario_name: str, settings: Settings, ended: Ended) -> str:
+def _failure(command: str, ended: Ended) -> str:
     error = ended.error
     lines = [
         f"failed at {ended.virtual_s:.6f} s",
-        f"Synapse P2P {installed_version()}, code {code_version()}, Python {platform.python_version()}",
+        f"Synapse P2P {VERSION}, code {code_version()}, Python {platform.python_version()}",
     ]
     if ended.outcome.notes:
         lines += ["", "notes", *ended.outcome.notes]
     if error is not None:
         lines += ["", "".join(traceback.format_exception(error)).rstrip()]
-    lines += ["", f"to see the same again: {replay_command(scenario_name, settings)}"]
+    lines += ["", f"to see the same again: {command}"]
     return "\n".join(lines) + "\n"
 
 

@@ -22,7 +22,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from simulations.report import code_version, file_stem, run_scenario, write_report
+from simulations.report import PROGRAM, code_version, file_stem, run_scenario, write_report
 from simulations.scenarios.base import Playable, Settings, Start
 from synapse_p2p.exceptions import ConfigError
 
@@ -82,15 +82,18 @@ class Cell:
 
 
 def sweep(
-    scenario: Playable, cells: Sequence[Settings], folder: Path, *, workers: int
+    scenario: Playable, cells: Sequence[Settings], folder: Path, *, workers: int, program: str = PROGRAM
 ) -> Generator[CellEnd, None, None]:
     """As `play_cells`, of one scenario."""
-    with closing(play_cells([Cell(scenario, settings) for settings in cells], folder, workers=workers)) as playing:
+    to_play = [Cell(scenario, settings) for settings in cells]
+    with closing(play_cells(to_play, folder, workers=workers, program=program)) as playing:
         for _, end in playing:
             yield end
 
 
-def play_cells(cells: Sequence[Cell], folder: Path, *, workers: int) -> Generator[tuple[Cell, CellEnd], None, None]:
+def play_cells(
+    cells: Sequence[Cell], folder: Path, *, workers: int, program: str = PROGRAM
+) -> Generator[tuple[Cell, CellEnd], None, None]:
     """The end of every cell, in the order in which they end; first those that `folder` has finished.
 
     The others begin in the order given.
@@ -114,7 +117,7 @@ def play_cells(cells: Sequence[Cell], folder: Path, *, workers: int) -> Generato
         while waiting or running:
             while waiting and len(running) < workers:
                 cell = waiting.popleft()
-                process = _start(cell, folder)
+                process = _start(cell, folder, program)
                 running[process.sentinel] = process, cell
             for sentinel in connection.wait(list(running)):
                 process, cell = running.pop(sentinel)
@@ -130,22 +133,23 @@ def _figures_path(folder: Path, cell: Cell) -> Path:
     return folder / f"{file_stem(cell.scenario.name, cell.settings)}.json"
 
 
-def _start(cell: Cell, folder: Path) -> SpawnProcess:
+def _start(cell: Cell, folder: Path, program: str) -> SpawnProcess:
     _figures_path(folder, cell).unlink(missing_ok=True)  # what is there afterwards is of this run
     # Spawned, not forked: a worker that began as a copy of this process could give another digest than a plain run.
     process = multiprocessing.get_context("spawn").Process(
-        target=_work, args=(cell.scenario, cell.settings, folder), daemon=True
+        target=_work, args=(cell.scenario, cell.settings, folder, program), daemon=True
     )
     with _no_interrupts():
         process.start()
     return process
 
 
-def _work(scenario: Playable, settings: Settings, folder: Path) -> None:
+def _work(scenario: Playable, settings: Settings, folder: Path, program: str) -> None:
     """What a worker does, all of it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    write_report(run_scenario(scenario, settings), folder, file_stem(scenario.name, settings))
+    report = run_scenario(scenario, settings, program=program)
+    write_report(report, folder, file_stem(scenario.name, settings))
 
 
 def _end_with_parent() -> None:

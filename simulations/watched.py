@@ -95,6 +95,10 @@ class WatchedCaller:
         finally:
             self._history.end(noted)
 
+    @property
+    def dialed_at(self) -> float | None:
+        return self._peers.dialed_at
+
     def retire_sessions(self) -> None:
         self._peers.retire_sessions()
 

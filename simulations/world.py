@@ -114,6 +114,10 @@ class World:
         members = [Contact(host.id, host.advertised_addresses) for host in self.hosts]
         now = self.network.loop.time()
         introduce_everybody(self.nodes, members, k=self._config.routing.k, rng=self.rng, now=now)
+        for host in self.hosts:
+            host.peers.dialed_at = now  # whoever is in tables was dialed
+        for server in self._servers:
+            server.sessions.dialed_at = now
 
     async def _join_node(self, on_joined: Callable[[], None]) -> None:
         node = await self._start_node()

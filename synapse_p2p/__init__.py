@@ -151,9 +151,9 @@ _NAMES_OF_OTHER_RELEASES = {
 
 def _load(name: str) -> Any:
     if name == "__version__":
-        from synapse_p2p.version import installed_version
+        from synapse_p2p.version import VERSION
 
-        return installed_version()
+        return VERSION
     if name in _HOMES:
         found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
         return found

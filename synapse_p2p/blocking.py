@@ -11,7 +11,7 @@ import atexit
 import concurrent.futures
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -202,7 +202,7 @@ class LoopThread:
         except concurrent.futures.CancelledError as error:
             raise SynapseError("the thread of blocking calls was closed while this one ran") from error
 
-    def iterate(self, begin: Callable[[], ClosableIterator], *, instead: str) -> Iterator[Any]:
+    def iterate(self, begin: Callable[[], ClosableIterator], *, instead: str) -> Generator[Any, None, None]:
         """What the asynchronous iterator that `begin` makes yields; it is closed when nobody reads any more. Raises as
         `run`. Cost: for each item a step to the thread and back, some 50 us.
         """

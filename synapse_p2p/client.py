@@ -33,7 +33,7 @@ from synapse_p2p.transport.sending import ITEMS_A_TURN
 from synapse_p2p.transport.spoken import spoke_encrypted
 from synapse_p2p.transport.tcp import TcpTransport
 from synapse_p2p.uploads import Uploads, take_uploads
-from synapse_p2p.version import installed_version
+from synapse_p2p.version import VERSION
 
 LEGACY_SCHEME = "legacy://"
 DEFAULT_PORT = 9999
@@ -263,7 +263,7 @@ class Client:
             server=ServesNothing(),
             transport=transport or TcpTransport(),
             runtime=self._runtime,
-            agent=f"synapse-p2p/{installed_version()}",
+            agent=f"synapse-p2p/{VERSION}",
             dial_timeout_s=None,
             session_config=self._session_config,
             metrics=self.metrics,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import difflib
 import functools
 import inspect
 import logging
@@ -466,6 +465,8 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
 
     def _not_found(self, name: str, message: str) -> Refusal:
         # The nearest name is a published one: the others are not given away.
+        import difflib  # here: few callers err
+
         names = [known for known, endpoint in self._endpoints.items() if endpoint.metadata.publish]
         nearest = difflib.get_close_matches(name[:MAX_COMPARED_CHARS], names, n=1)
         details = {"nearest": nearest[0]} if nearest else {}

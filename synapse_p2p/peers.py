@@ -76,6 +76,15 @@ class PeerCaller(Protocol):
         """Whether a call would need no dial."""
         ...
 
+    @property
+    def dialed_at(self) -> float | None:
+        """When a member last dialed us, by the runtime's clock; None where none has.
+
+        Who listens nowhere, as a command on this machine, is no member, unless we had a session with it already: so are
+        check dials.
+        """
+        ...
+
     def proved_addresses(self, node_id: NodeID) -> tuple[str, ...]:
         """Where a dial of ours reached this id over a session that is open now; empty where none did."""
         ...

@@ -36,7 +36,7 @@ from synapse_p2p.transport.pool import SessionPool
 from synapse_p2p.transport.tcp import TcpTransport
 from synapse_p2p.trust import TrustConfig
 from synapse_p2p.types import BackgroundTask
-from synapse_p2p.version import installed_version
+from synapse_p2p.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -203,8 +203,8 @@ class Server:
                 server=self,
                 transport=self._transport,
                 runtime=self.runtime,
-                listen_port=lambda: self.port if self._server is not None else 0,
-                agent=f"synapse-p2p/{installed_version()}",
+                listen_port=lambda: self._announced_port() if self._server is not None else 0,
+                agent=f"synapse-p2p/{VERSION}",
                 drop_stranger=lambda: self._connections is not None and self._connections.drop_oldest(),
                 config=self.config.pool,
                 session_config=self.config.session.with_messages_of(self.max_upload_size),
@@ -247,6 +247,10 @@ class Server:
     def trust(self) -> TrustConfig:
         """Which hosts limits by place do not count: all of them where a network key keeps strangers out."""
         return self.config.trust if self.network_key is None else TrustConfig.everybody()
+
+    def _announced_port(self) -> int:
+        """Where peers dial us back, at the host as which they see us: the port outside, where the user gave one."""
+        return self.port if self.advertise is None else parse_address(self.advertise[0])[1]
 
     def move_to(self, transport: Transport, runtime: Runtime) -> None:
         """Live on another transport, by another clock and chance: so a simulation takes in a server of the user's.
@@ -524,7 +528,7 @@ class Server:
         async def info() -> dict[str, str]:
             """Who this server is."""
             node_id = self.identity.node_id.hex()
-            return {"id": node_id, "version": installed_version(), "network": self.network}
+            return {"id": node_id, "version": VERSION, "network": self.network}
 
         self._register_reserved(
             {

@@ -11,6 +11,8 @@ takes one with a probability that grows with its size, so that in the end every 
     drawing    it is not                           -> drawing; after MAX_DRAWS the last is accepted
     widening   one was read and was not accepted   -> it is taken; widening
     widening   one taken is deeper, or sparse      -> its halves, or its parent, are to be read as well, last
+    drawing, widening   at a depth of more shards than are read, MAX_EMPTY in a row hold next to nothing
+                                                   -> doubting, at half the depth: what was heard was a lie
     widening   enough were taken, nothing is left, or MAX_READS were read -> ended
 
 Rejection sampling: a provider's shard is drawn with 2^-d, and accepted in proportion to its size, of which a sample of
@@ -35,6 +37,11 @@ MAX_READS = 64
 FULLEST = 1.08
 """Against the mean shard: 1.5 to 2 standard deviations of those of a full cap. One that is fuller still is drawn a
 little too seldom; a larger margin rejects more.
+"""
+MAX_EMPTY = 2
+"""Shards of the depth at which a search draws that hold next to nothing, one after the other: there chance leaves none
+empty, so whoever said that it is spread so far has lied. Asked only where not all shards of that depth can be read:
+where they can, the search ends with all of them, and providers who move meanwhile leave some of them empty for a time.
 """
 SPARSE_PART = 1 / 2
 """A shard with less than this part of what was to be expected may be one that providers have left for its parent."""
@@ -85,6 +92,7 @@ class ShardSearch:
         self._taken: dict[Shard, None] = {}
         self._depth = 0  # at which shards are drawn; 0 while the root is all that is known of
         self._is_doubted = True  # whether anybody is there at all
+        self._empty_count = 0  # shards of that depth, in a row, with next to nothing
         self._drawn: Shard | None = None  # of which nothing is decided yet
         self._draw_count = 0
         self._has_sample = False
@@ -135,9 +143,13 @@ class ShardSearch:
         if shard in self._pending:
             self._pending.remove(shard)
         count = 0 if report is None else report.count
-        if self._is_doubted and shard.depth > 1 and count < PROVES_NOTHING_PART * self._cap:
+        if shard.depth == self._depth:
+            self._empty_count = self._empty_count + 1 if count < PROVES_NOTHING_PART * self._cap else 0
+        most = 1 if self._is_doubted else MAX_EMPTY if 1 << self._depth > MAX_READS else MAX_READS + 1
+        if self._depth > 1 and self._empty_count >= most:
             self._heard.clear()
-            self._spread(shard.depth // 2)
+            self._is_doubted, self._empty_count, self._drawn = True, 0, None
+            self._spread(self._depth // 2)
             return
         is_first, self._is_doubted = self._is_doubted, False
         has_fallen, self._expected = not self._heard, self.estimate

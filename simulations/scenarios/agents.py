@@ -19,9 +19,13 @@ from dht.finding import ProvidersFound
 from dht.keyspace import Key
 from dht.lookup import LookupMode
 from dht.node import DHTNode
-from simulations import values
+from simulations import sabotage, values
 from simulations.network import VirtualHost
 from simulations.pool import REQUESTS
+from simulations.progress import Watch
+from simulations.scenarios.base import Ended, Settings
+from simulations.scenarios.overlay import OverlayScenario
+from simulations.undefended import RULES, undefended
 from synapse_p2p.background import TaskScope
 from synapse_p2p.context import CallContext
 from synapse_p2p.identity import NodeID
@@ -39,10 +43,20 @@ def cap_for(nodes: int) -> int:
     return max(LEAST_CAP, nodes // NODES_PER_RECORD)
 
 
-def agents_config(cap: int) -> DHTConfig:
-    """What nodes are set to: as usual, but for the cap."""
+def agents_config(cap: int, sabotaged: str = "") -> DHTConfig:
+    """What nodes are set to: as usual, but for the cap, and for a setting that they go without."""
     config = values.config()
-    return replace(config, records=replace(config.records, max_records_per_key=cap))
+    config = replace(config, records=replace(config.records, max_records_per_key=cap))
+    return config if sabotaged in RULES else sabotage.dht_config(config, sabotaged)
+
+
+class AgentScenario(OverlayScenario):
+    """A scenario of the overlay whose nodes can go without a rule of the capability index as well."""
+
+    def run(self, settings: Settings, watch: Watch) -> Ended:
+        """See Scenario."""
+        with undefended(settings.sabotage):
+            return super().run(settings, watch)
 
 
 class Provider:

@@ -39,6 +39,10 @@ REQUIRED_ASKS = 0.999
 ASK_TIMEOUT_S = 60.0
 LIMIT = 8
 """Agents that a probed search wants; one that is not probed is for all."""
+LISTINGS = 200
+"""Searches for all of them; where more searches are made, these are spread over them. Each reads every shard, and tells
+of as many agents as there are.
+"""
 LOAD = {"running": 0, "waiting": 0, "max_tasks": 4, "queue": 16}
 DONE = "done"
 
@@ -75,6 +79,8 @@ class _Swarm:
         self._stale: list[float] = []  # of each search that was not probed, the share of the dead
         self._returned = 0  # by searches that were probed
         self._returned_dead = 0
+        self._looks = 0
+        self._looks_per_listing = max(1, settings.lookups // LISTINGS)
         self._asks = 0
         self._answered = 0
         self._attempts: list[int] = []
@@ -121,13 +127,16 @@ class _Swarm:
     # Searching and asking
 
     async def look_and_ask(self) -> None:
-        """One search for all without probes, one with, and one task, by a random resident."""
+        """One search for all without probes, of some of these; one with, and one task, by a random resident."""
         resident = self.population.any_living()
         node, life = resident.node, resident.host.incarnation
         assert node is not None
         searching = Searching(resident.host, lambda: node, _Nobody(), probe_timeout_s=SwarmConfig().probe_timeout_s)
         query = parse_query([SKILL])
-        found, _ = await searching.search(query, LookupMode.FRESH)
+        self._looks += 1
+        found: list[FoundAgent] = []
+        if self._looks % self._looks_per_listing == 0:
+            found, _ = await searching.search(query, LookupMode.FRESH)
         alive = self._alive()
         dead = sum(agent.id not in alive for agent in found)
         living, _ = await searching.search(query, LookupMode.FRESH, limit=LIMIT)

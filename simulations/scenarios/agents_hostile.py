@@ -14,16 +14,16 @@ from dht.lookup import LookupMode
 from dht.messages import FindValueAnswer, Store, StoreAnswer
 from dht.node import DHTNode
 from dht.searching import sought_for
-from simulations import sabotage
 from simulations.network import LISTEN_PORT, VirtualHost
 from simulations.oracle import fill_tables
 from simulations.places import HOSTILE_OCTETS, Places
 from simulations.population import Population, Resident
-from simulations.scenarios.agents import LEAST_CAP, Provider, agents_config, cap_for, search
+from simulations.scenarios.agents import LEAST_CAP, AgentScenario, Provider, agents_config, cap_for, search
 from simulations.scenarios.base import Outcome, Progress, Settings
-from simulations.scenarios.overlay import SETTLE_S, Figures, OverlayScenario
+from simulations.scenarios.overlay import SETTLE_S, Figures
 from simulations.scenarios.phases import paced
 from simulations.statistics import wilson_low
+from simulations.undefended import RULES
 from simulations.world import World
 from synapse_p2p.background import TaskScope
 from synapse_p2p.context import CallContext
@@ -48,7 +48,11 @@ WRONG_DEPTHS = (0, 40)
 LIE = {"count": 10**6, "depth": 40, "full": True, "estimate": 10**9}
 SEARCH_PAUSE_S = 0.05
 FOREIGN_STORES = 200
+"""In the midst of the flood; where they are all that is done, as many as the settings say."""
 FOREIGN_DEPTH = 12
+OTHER_PROVIDERS = 5
+SPREAD_VARIANTS = ("liars", "misplaced")
+"""In these everybody has the capability, so that it is spread over shards."""
 STORE_TIMEOUT_S = 2.0
 MEMBERS_PER_PROVIDER = 5
 """Nodes of the swarm for each honest provider among them, in the flood: the network is large, and the capability
@@ -61,9 +65,13 @@ async def _play(world: World, settings: Settings, progress: Progress) -> Outcome
     try:
         async with TaskScope("providers") as scope:
             await swarm.stand()
-            if HOSTILE.variant(settings) == "flood":
-                return await swarm.live_through_flood(scope)
-            return await swarm.live_among_liars(scope)
+            match HOSTILE.variant(settings):
+                case "flood":
+                    return await swarm.live_through_flood(scope)
+                case "foreign":
+                    return await swarm.live_with_foreign_records(scope)
+                case variant:
+                    return await swarm.live_among_liars(scope, are_storers_lying=variant == "liars")
     finally:
         await swarm.stop()
 
@@ -73,14 +81,16 @@ class _Swarm:
 
     def __init__(self, world: World, settings: Settings, progress: Progress) -> None:
         self.honest_count = min(MAX_HONEST, max(LEAST_CAP // 4, settings.nodes // MEMBERS_PER_PROVIDER))
-        cap = cap_for(settings.nodes) if HOSTILE.variant(settings) == "liars" else max(LEAST_CAP, self.honest_count)
-        self.config = sabotage.dht_config(agents_config(cap), settings.sabotage)
+        is_spread = HOSTILE.variant(settings) in SPREAD_VARIANTS
+        cap = cap_for(settings.nodes) if is_spread else max(LEAST_CAP, self.honest_count)
+        self.config = agents_config(cap, settings.sabotage)
         self.population = Population(world, self.config)
         self._settings = settings
         self._progress = progress
         self._rng = world.rng
         self._hostile_nodes: list[DHTNode] = []
         self._honest: dict[NodeID, Provider] = {}
+        self._skills: dict[NodeID, str] = {}  # of those, what they offer
 
     async def stand(self) -> None:
         """Everybody who is honest is there, and knows everybody."""
@@ -112,7 +122,7 @@ class _Swarm:
         found_all = await self._recall(set(self._honest))
         honest_found = await self._search_all(LIMIT)
         good = sum(count >= HONEST_WANTED for count in honest_found)
-        foreign = await self._store_under_foreign_keys()
+        foreign = await self._store_under_foreign_keys(list(self._honest.values()), FOREIGN_STORES)
         figures: Figures = {
             "honest": self.honest_count,
             "flood": len(flood),
@@ -190,29 +200,72 @@ class _Swarm:
         await paced(self._settings.lookups, SEARCH_PAUSE_S, search_one)
         return counts
 
-    async def _store_under_foreign_keys(self) -> Figures:
-        """Honest records brought to storers of keys that are not theirs: how many are kept, and where they are then."""
+    # Honest records under keys that are not theirs
+
+    async def live_with_foreign_records(self, scope: TaskScope) -> Outcome:
+        """Records of one capability are brought to storers of another, which few have and are then looked for."""
+        residents = self._rng.sample(self.population.residents, self.honest_count + OTHER_PROVIDERS)
+        providers = [self._new_provider(resident) for resident in residents[OTHER_PROVIDERS:]]
+        others = [self._new_provider(resident, OTHER_SKILL) for resident in residents[:OTHER_PROVIDERS]]
+        await self._announce_all([*providers, *others], self.config.records.lease_s / 10, scope)
+        foreign = await self._store_under_foreign_keys(providers, self._settings.lookups)
+        wanted = {provider.id for provider in others}
+        shares, returned, requests = [], 0, []
+
+        async def search_one() -> None:
+            nonlocal returned
+            found = await search(self._any_node(), OTHER_SKILL)
+            shares.append(len(wanted.intersection(found.ids())) / len(wanted))
+            returned += len(set(found.ids()) - wanted)
+            requests.append(found.requests)
+
+        await paced(RECALL_SEARCHES, SEARCH_PAUSE_S, search_one)
+        figures: Figures = {
+            "honest": len(providers),
+            **foreign,
+            "foreign_returned": returned,
+            "other_recall_mean": round(fmean(shares), 5),
+            "other_requests_mean": round(fmean(requests), 3),
+        }
+        tried = self._settings.lookups
+        return Outcome(tried, tried - int(foreign["foreign_kept"]), (), (), 1.0, figures)
+
+    async def _store_under_foreign_keys(self, victims: Sequence[Provider], tries: int) -> Figures:
+        """Honest records brought to storers of keys that are not theirs: how many are kept, and where they are then.
+
+        Every other one to a storer who would keep it, for a capability that it does not list; the rest to who is
+        farthest of all from the key that it has at a depth where nobody is.
+        """
         attacker = self.population.world.network.client()
-        victims = list(self._honest.values())
         residents = self.population.residents
-        kept = 0
-        for number in range(FOREIGN_STORES):
+        network_id = residents[0].host.network_id
+        other_root = int.from_bytes(capability_root(network_id, OTHER_SKILL), "big")
+        near = sorted(residents, key=lambda each: each.contact.point ^ other_root)[: self.config.lookup.k]
+        kept = {OTHER_SKILL: 0, SKILL: 0}
+        for number in range(tries):
             envelope, record = self._rng.choice(victims).sealed()
-            # To a storer of the root: for a capability that it does not list, or at a depth whose key is elsewhere.
-            capability, depth = (OTHER_SKILL, 0) if number % 2 else (SKILL, FOREIGN_DEPTH)
-            point = int.from_bytes(capability_root(record.network_id, SKILL), "big")
-            storer = min(residents, key=lambda each: each.contact.point ^ point)
+            if number % 2:
+                capability, depth, storer = OTHER_SKILL, 0, self._rng.choice(near)
+            else:
+                point = int.from_bytes(capability_key(network_id, SKILL, record.owner, FOREIGN_DEPTH), "big")
+                storer = max(residents, key=lambda each: each.contact.point ^ point)
+                capability, depth = SKILL, FOREIGN_DEPTH
             request = Store(envelope, capability, depth).to_map()
             with suppress(SynapseError):
                 answer = await attacker.peers.call(storer.contact, "_dht.store", request, timeout_s=STORE_TIMEOUT_S)
-                kept += StoreAnswer.from_map(answer).stored
-        return {"foreign_stores": FOREIGN_STORES, "foreign_kept": kept, "foreign_held": self._held_under_foreign_keys()}
+                kept[capability] += StoreAnswer.from_map(answer).stored
+        return {
+            "foreign_stores": tries,
+            "foreign_kept": sum(kept.values()),
+            "foreign_kept_unlisted": kept[OTHER_SKILL],
+            "foreign_held": self._held_under_foreign_keys(),
+        }
 
     def _held_under_foreign_keys(self) -> int:
         """Records that anybody holds under a key that is not one of their owner's."""
         now, network_id = self.population.world.network.loop.time(), self.population.residents[0].host.network_id
         return sum(
-            key != capability_key(network_id, SKILL, stored.owner, stored.depth)
+            key != capability_key(network_id, self._skills.get(stored.owner, SKILL), stored.owner, stored.depth)
             for resident in self.population.residents
             if resident.node is not None
             for key, stored in resident.node.store.items(now)
@@ -220,12 +273,12 @@ class _Swarm:
 
     # Providers and storers that lie
 
-    async def live_among_liars(self, scope: TaskScope) -> Outcome:
-        """A tenth of the providers is at a wrong depth for ever, and a tenth of the storers lies about counts."""
+    async def live_among_liars(self, scope: TaskScope, *, are_storers_lying: bool) -> Outcome:
+        """A tenth of the providers is at a wrong depth for ever; a tenth of the storers may lie about counts."""
         lease_s = self.config.records.lease_s
         residents = self._rng.sample(self.population.residents, len(self.population.residents))
         lying = round(LYING_PART * len(residents))
-        for resident in residents[:lying]:
+        for resident in residents[:lying] if are_storers_lying else ():
             _make_liar(resident.host)
         wrong = [(resident, self._rng.choice(WRONG_DEPTHS)) for resident in residents[lying : 2 * lying]]
         honest = [self._new_provider(resident) for resident in residents[2 * lying :]]
@@ -241,31 +294,34 @@ class _Swarm:
         await paced(len(wrong), lease_s / 10 / max(1, len(wrong)), misplace_one)
         await asyncio.sleep(0.6 * lease_s)
         lookups: list[int] = []
-        full = 0
+        full = complete = 0
 
         async def search_one() -> None:
-            nonlocal full
+            nonlocal full, complete
             found = await search(self._any_node(), SKILL, limit=sought_for(SMALL_LIMIT))
             full += len(found.found.records) >= SMALL_LIMIT
+            complete += found.found.complete
             lookups.append(found.lookups)
             self._progress("searches", len(lookups), self._settings.lookups)
 
         await paced(self._settings.lookups, SEARCH_PAUSE_S, search_one)
         figures: Figures = {
-            "lying_storers": lying,
+            "lying_storers": lying if are_storers_lying else 0,
             "misplaced": len(wrong),
             "searches": len(lookups),
             "searches_full": full,
             "full_mean": round(full / len(lookups), 5),
+            "wrongly_complete": complete,
             "lookups_mean": round(fmean(lookups), 4),
             "registration_lookups_mean": round(fmean(each.first[SKILL].lookups for each in honest), 4),
         }
         return Outcome(len(lookups), full, (), (), 1.0, figures)
 
-    def _new_provider(self, resident: Resident) -> Provider:
+    def _new_provider(self, resident: Resident, skill: str = SKILL) -> Provider:
         assert resident.node is not None
-        provider = Provider(resident.host, resident.node, self.config, SKILL)
+        provider = Provider(resident.host, resident.node, self.config, skill)
         self._honest[provider.id] = provider
+        self._skills[provider.id] = skill
         return provider
 
     def _any_node(self) -> DHTNode:
@@ -278,14 +334,15 @@ RECALL_SEARCHES = 20
 
 
 async def _store_at(provider: Provider, depth: int) -> None:
-    """Have a record kept at this depth, whatever the storers say of it."""
+    """Have a record kept at this depth, whatever the storers say of it; and by those of the root, where all begin."""
     envelope, record = provider.sealed()
-    key = capability_key(record.network_id, SKILL, record.owner, depth)
-    outcome = await provider.node.lookup(key, LookupMode.STRICT)
     request = Store(envelope, SKILL, depth).to_map()
-    for contact in outcome.closest:
-        with suppress(SynapseError):
-            await provider.host.peers.call(contact, "_dht.store", request, timeout_s=STORE_TIMEOUT_S)
+    root = capability_root(record.network_id, SKILL)
+    for key in dict.fromkeys((capability_key(record.network_id, SKILL, record.owner, depth), root)):
+        outcome = await provider.node.lookup(key, LookupMode.STRICT)
+        for contact in outcome.closest:
+            with suppress(SynapseError):
+                await provider.host.peers.call(contact, "_dht.store", request, timeout_s=STORE_TIMEOUT_S)
 
 
 async def _keep_at(provider: Provider, depth: int, pause_s: float) -> None:
@@ -318,13 +375,15 @@ def _make_liar(host: VirtualHost) -> None:
         host.mount("_dht.", {endpoint: lying(handler, twisted)})
 
 
-HOSTILE = OverlayScenario(
+HOSTILE = AgentScenario(
     "agents-hostile",
     "a capability of which most providers, or some storers, are hostile; a lookup is a search for some agents",
     _play,
     {
         "flood": f"nine of ten announcements are from three /24s: {HONEST_WANTED} honest ones of {LIMIT} in >= 99%",
         "liars": f"a tenth of providers is misplaced, a tenth of storers lies: every search for {SMALL_LIMIT} is full",
+        "misplaced": "the same, where no storer lies",
+        "foreign": "honest records are brought to storers of foreign keys; a lookup is one, refused",
     },
-    ("trust-all",),
+    ("trust-all", *RULES),
 )

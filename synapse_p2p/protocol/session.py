@@ -107,20 +107,18 @@ class Session:
         "_config",
         "_counts",
         "_deadlines",
+        "_free_places",
         "_last_peer_ids",
         "_last_received",
         "_max_deadlines",
-        "_max_running",
         "_next_id",
         "_ours",
         "_parts",
         "_pinged_at",
         "_reader",
         "_running",
-        "_running_count",
         "_waiting",
         "_waiting_bytes",
-        "_waiting_sizes",
         "happened",
         "is_closing",
         "is_draining",
@@ -139,10 +137,8 @@ class Session:
         self._last_peer_ids = [0] * len(FrameKind)
         self._ours: dict[int, Ends] = {}  # and where the end of each is counted
         self._running: dict[int, Place] = {}
-        self._running_count = [0] * len(Place)
-        self._max_running = (config.max_calls_queued, config.max_calls_served, config.max_calls_served)  # by Place
-        self._waiting: OrderedDict[int, CallArrived] = OrderedDict()
-        self._waiting_sizes: dict[int, int] = {}  # bytes of their messages
+        self._free_places = self._all_places()
+        self._waiting: OrderedDict[int, tuple[CallArrived, int]] = OrderedDict()  # with the bytes of their messages
         self._waiting_bytes = 0
         self._arrived_bytes = 0  # of the message that is looked at
         self.streams = StreamTable(max_window_bytes=config.max_unread_bytes)
@@ -410,16 +406,18 @@ class Session:
         """Assert what must always hold; for tests."""
         assert not (self._running.keys() & self._waiting.keys())
         places = list(self._running.values())
-        assert self._running_count == [places.count(place) for place in Place]
-        assert all(self._running_count[place] <= self._max_running[place] for place in Place)
+        assert all(free >= 0 for free in self._free_places)
+        assert self._free_places == [
+            free - places.count(place) for place, free in zip(Place, self._all_places(), strict=True)
+        ]
         assert len(self._waiting) <= self._config.max_calls_queued
-        assert self._waiting.keys() == self._waiting_sizes.keys()
-        assert self._waiting_bytes == sum(self._waiting_sizes.values()) <= self._config.max_waiting_bytes
-        assert not (self._waiting and self._has_room(Place.TASK))
+        sizes = [size_bytes for _, size_bytes in self._waiting.values()]
+        assert self._waiting_bytes == sum(sizes) <= self._config.max_waiting_bytes
+        assert not (self._waiting and self._free_places[Place.TASK])
         assert all(call_id % 2 == self._next_id % 2 for call_id in self._ours)
         assert all(call_id % 2 != self._next_id % 2 for call_id in (*self._running, *self._waiting))
         assert not (self.is_closing and (self._ours or self._running or self._waiting))
-        assert not any(arrived.call.endpoint.startswith(CONTROL_PREFIX) for arrived in self._waiting.values())
+        assert not any(arrived.call.endpoint.startswith(CONTROL_PREFIX) for arrived, _ in self._waiting.values())
         assert all(self._is_open(call_id) for call_id in self.streams)
         for checked in (self.streams, self._parts, self.outbox):
             checked.check_invariants()
@@ -497,15 +495,14 @@ class Session:
             self._refuse(call_id, Code.BAD_REQUEST, text, kind=kind)
             return
         place = Place.OVERLAY if is_control else _place_of(call.endpoint)
-        if self._running_count[place] < self._max_running[place]:
+        if self._free_places[place]:
             self._running[call_id] = place
-            self._running_count[place] += 1
+            self._free_places[place] -= 1
             self.happened.append(CallArrived(call, deadline))
         elif place is Place.TASK and self._may_wait(
             size_bytes := self._arrived_bytes + len(uploads) * FIRST_CREDIT_BYTES
         ):
-            self._waiting[call_id] = CallArrived(call, deadline)
-            self._waiting_sizes[call_id] = size_bytes
+            self._waiting[call_id] = (CallArrived(call, deadline), size_bytes)
             self._waiting_bytes += size_bytes
         else:
             self._refuse(
@@ -628,9 +625,8 @@ class Session:
             self.streams.drop_call(call_id)
         self._parts.clear()
         self._running.clear()
-        self._running_count = [0] * len(Place)
+        self._free_places = self._all_places()
         self._waiting.clear()
-        self._waiting_sizes.clear()
         self._waiting_bytes = 0
         self._deadlines.clear()
 
@@ -675,28 +671,29 @@ class Session:
         return ends
 
     def _leave_queue(self, call_id: int) -> None:
-        if self._waiting.pop(call_id, None) is not None:
-            self._waiting_bytes -= self._waiting_sizes.pop(call_id)
+        if (waiting := self._waiting.pop(call_id, None)) is not None:
+            self._waiting_bytes -= waiting[1]
 
-    def _has_room(self, place: Place) -> bool:
-        return self._running_count[place] < self._max_running[place]
+    def _all_places(self) -> list[int]:
+        config = self._config
+        return [config.max_calls_queued, config.max_calls_served, config.max_calls_served]  # by Place
 
     def _run(self, arrived: CallArrived, place: Place) -> None:
         self._running[arrived.call.id] = place
-        self._running_count[place] += 1
+        self._free_places[place] -= 1
         self.happened.append(arrived)
 
     def _end_theirs(self, call_id: int) -> None:
         if (place := self._running.pop(call_id, None)) is not None:
-            self._running_count[place] -= 1
+            self._free_places[place] += 1
         else:
             self._leave_queue(call_id)
         if self.streams:
             self.streams.drop_call(call_id)
         if self._parts.held_bytes:
             self._parts.drop(call_id)
-        while self._waiting and self._has_room(Place.TASK) and not self.is_closing:
-            arrived = next(iter(self._waiting.values()))
+        while self._waiting and self._free_places[Place.TASK] and not self.is_closing:
+            arrived, _ = next(iter(self._waiting.values()))
             self._leave_queue(arrived.call.id)
             self._run(arrived, Place.TASK)
 

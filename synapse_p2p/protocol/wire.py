@@ -27,6 +27,7 @@ FRAME_HEADER_BYTES = 4
 MAX_DEPTH = 32
 MAX_ENDPOINT_CHARS = 256
 MAX_FAIL_MESSAGE_CHARS = 2048
+MAX_GOODBYE_CODE_CHARS = 64  # as it is read: a peer's word in the errors of all calls of a session, and in the log
 MAX_ID = 2**63 - 1
 MAX_WHOLE_BYTES = 32 * KIB  # a longer task message travels as parts of so many bytes
 PART_HEADER_BYTES = 9
@@ -422,7 +423,7 @@ def _decode_rarer(number: int, call_id: int, rest: list[Any]) -> Message:
         case MessageType.PONG, _:
             return Pong()
         case MessageType.GOODBYE, [str() as code, str() as text, *_]:
-            return Goodbye(code, text)
+            return Goodbye(code[:MAX_GOODBYE_CODE_CHARS], text[:MAX_FAIL_MESSAGE_CHARS])
         case MessageType.END, [part, *_]:
             return End(call_id, _part_of(part))
         case MessageType.CREDIT, [size_bytes, part, *_] if type(size_bytes) is int and 0 < size_bytes <= MAX_ID:

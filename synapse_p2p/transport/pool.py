@@ -95,6 +95,7 @@ class SessionPool:
         self._dials: dict[tuple[str, NodeID | None], asyncio.Task[SessionConnection]] = {}
         self._scope: TaskScope | None = None
         self._is_stopped = False
+        self.dialed_at: float | None = None
         self._outer = contextvars.copy_context()
 
     def __len__(self) -> int:
@@ -368,6 +369,8 @@ class SessionPool:
             connection.close("stopping")
             return
         sessions = self._by_id.setdefault(connection.peer.node_id, [])
+        if not connection.is_dialer and (connection.listen_address or sessions):
+            self.dialed_at = self._runtime.now()
         self._retire_duplicates(connection, sessions)
         sessions.append(connection)
         self._connections.enforce_limits()

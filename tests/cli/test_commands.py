@@ -7,8 +7,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,9 +121,37 @@ def test_the_first_agent_is_told_of_soon(rita: Up, olga: Up):
     assert [json.loads(line)["name"] for line in told.stdout.splitlines()] == ["Rita"]
     loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
     assert "dht.swarm" in loaded
-    assert not loaded & {"rich", "sqlite3", "tomllib", "simulations", "synapse_p2p.blocking"}
+    assert not loaded & {"rich", "typer", "pydantic", "sqlite3", "tomllib", "statistics", "importlib.metadata"}
+    assert not loaded & {"synapse_p2p.agent", "synapse_p2p.client", "dht.asks", "dht.publisher", "simulations"}
     took_s = after.children_user + after.children_system - before.children_user - before.children_system
     assert took_s < MAX_FIRST_CPU_S
+
+
+@pytest.mark.parametrize("limit", [("--limit", "5"), ("-n5",)], ids=["without typer", "with typer"])
+def test_find_ends_in_silence_where_nobody_reads_it_any_more(rita: Up, limit: tuple[str, ...]):
+    command = [sys.executable, "-m", "synapse_p2p", "find", "code-review", "--json", *limit]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as told:
+        assert told.stdout is not None
+        told.stdout.close()
+        told.stdout = None
+        said = told.communicate(timeout=PATIENCE_S)[1]
+
+    assert (told.returncode, said) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    "timeout", [("--timeout", "20"), ("--timeout", "20", "-n5")], ids=["without typer", "with typer"]
+)
+def test_ctrl_c_ends_a_find_that_waits(timeout: tuple[str, ...]):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(PATIENCE_S)
+        command = [sys.executable, "-m", "synapse_p2p", "find", "x", "--seed", f"127.0.0.1:{silent.getsockname()[1]}"]
+        waiting = subprocess.Popen([*command, *timeout], stderr=subprocess.PIPE, cwd=ROOT)
+        with waiting, silent.accept()[0]:
+            waiting.send_signal(signal.SIGINT)
+            said = waiting.communicate(timeout=PATIENCE_S)[1]
+
+    assert (waiting.returncode, said) == (130, b"")
 
 
 def test_find_takes_conditions_versions_and_a_limit(rita: Up, olga: Up):
@@ -152,6 +182,20 @@ def test_whom_nobody_offers_is_exit_code_3_with_what_to_type_next(rita: Up):
     ]
 
 
+def test_what_is_typed_next_comes_to_the_same_place(rita: Up):
+    flags = f"--seed {rita.seed} --network lab"
+    for command in (("find", "cooking"), ("ask", "cooking", "an egg"), ("ask", "cooking", "an egg", "--stream")):
+        shown = typed(*command, *flags.split())
+
+        assert shown.code == 3
+        assert shown.err.splitlines()[2:] == [f"  synapse find cooking --explain {flags}", f"  synapse doctor {flags}"]
+
+    refused = typed("find", "cooking", "--seed", rita.seed, "--network", "other")
+
+    assert refused.code == 6
+    assert refused.err.splitlines()[2:] == [f"  synapse doctor --seed {rita.seed} --network other"]
+
+
 def test_describe_has_schemas_and_endpoints(rita: Up, olga: Up):
     by_capability = typed("describe", "code-review")
     by_address = typed("describe", rita.seed, "--json").found["described"][0]
@@ -161,6 +205,49 @@ def test_describe_has_schemas_and_endpoints(rita: Up, olga: Up):
     assert "endpoint    add - The sum of two numbers.\n" in by_capability.out
     assert [each["name"] for each in by_address["capabilities"]] == ["python", "code-review"]
     assert by_address["methods"] == [{"name": "add", "description": "The sum of two numbers."}]
+
+
+@pytest.mark.parametrize("form", ["--json", "--jsonl", "--explain"])
+def test_a_search_ends_with_its_timeout(rita: Up, monkeypatch: pytest.MonkeyPatch, form: str):
+    async def search(*_: object, **__: object) -> None:
+        await asyncio.sleep(PATIENCE_S)
+
+    monkeypatch.setattr("dht.searching.Searching.search", search)
+    began_at = time.monotonic()
+
+    shown = typed("find", "python", "--timeout", "2", form)
+
+    assert time.monotonic() - began_at < PATIENCE_S / 2
+    if form == "--explain":
+        assert (shown.code, shown.out) == (5, "")
+        assert shown.err.splitlines()[0] == "Error: the search is not over after 2 s"
+    else:
+        assert shown.code == 3
+        assert "nobody offers python, as far as could be seen: not over after 2 s" in shown.err
+
+
+def test_a_description_ends_with_its_timeout(rita: Up, monkeypatch: pytest.MonkeyPatch):
+    async def call(*_: object, **__: object) -> None:
+        await asyncio.sleep(PATIENCE_S)
+
+    monkeypatch.setattr("dht.agent_calls.AgentCalls.call_agent", call)
+    began_at = time.monotonic()
+
+    place = typed("describe", rita.seed, "--network", "lab", "--timeout", "2")
+    agents = typed("describe", "python", "--timeout", "2", "--json").found["described"]
+
+    assert time.monotonic() - began_at < PATIENCE_S / 2
+    assert place.code == 5
+    assert place.err.startswith(f"Error: {rita.seed} has not told all of it after 2 s")
+    assert [(each["name"], each["problem"]) for each in agents] == [("Rita", "it has not told all of it after 2 s")]
+
+    monkeypatch.setattr("dht.searching.Searching.search", call)
+    none = typed("describe", "python", "--timeout", "2")
+
+    assert (none.code, none.err.splitlines()[0]) == (
+        3,
+        "Error: nobody offers python, as far as could be seen: not over after 2 s",
+    )
 
 
 def test_ask_has_a_task_done_with_its_context(folder: Path, rita: Up, olga: Up):
@@ -206,7 +293,15 @@ def test_call_runs_a_function_here_there_and_as_operator(rita: Up, olga: Up):
     refused = typed("call", rita.seed, "reset", "--network", "lab")
     assert (refused.code, refused.err.splitlines()[0].startswith("Error: reset is not open to you")) == (6, True)
     wrong = typed(*here, "ad", "2")
-    assert (wrong.code, wrong.err) == (3, "Error: Unregistered endpoint called: ad; did you mean 'add'?\n")
+    assert wrong.code == 3
+    assert wrong.err.splitlines() == [
+        "Error: Unregistered endpoint called: ad; did you mean 'add'?",
+        "Next:",
+        f"  synapse call here _synapse.methods --data-dir {rita.data_dir}",
+    ]
+    assert "add" in [method["name"] for method in typed(*here, "_synapse.methods", "--json").found["result"]]
+    elsewhere = typed("call", rita.seed, "ad", "2", "--network", "lab")
+    assert elsewhere.err.splitlines()[2:] == [f"  synapse describe {rita.seed} --network lab"]
 
 
 async def test_call_reaches_a_server_that_speaks_the_plain_wire_alone():
@@ -247,6 +342,17 @@ def test_trace_draws_a_lookup(rita: Up, olga: Up):
         "bits": 256,
         "addresses": [rita.seed.partition("@")[2]],
     }
+
+
+def test_a_lookup_that_is_traced_ends_with_its_timeout(rita: Up, monkeypatch: pytest.MonkeyPatch):
+    async def lookup(*_: object, **__: object) -> None:
+        await asyncio.sleep(PATIENCE_S)
+
+    monkeypatch.setattr("dht.swarm.Swarm.lookup", lookup)
+
+    shown = typed("trace", "--timeout", "2", "--seed", rita.seed, "--network", "lab")
+
+    assert (shown.code, shown.err.splitlines()[0]) == (5, "Error: the lookup is not over after 2 s")
 
 
 def test_doctor_finds_nothing_wrong_with_a_healthy_node(rita: Up, olga: Up):

@@ -7,16 +7,24 @@ import pytest
 from synapse_p2p.apps.cli.asking import check_asked
 from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
 from synapse_p2p.apps.cli.searching import Wanted, check_found, is_place
+from synapse_p2p.apps.cli.settings import Settings
 
 
 def test_where_nobody_is_found_the_next_command_asks_for_the_same_and_can_be_typed():
     wanted = Wanted(("parser>=2,<3", "python"))
 
     with pytest.raises(CommandError, match="nobody offers parser>=2,<3, python, as far as could be seen: late") as end:
-        check_found({"agents": [], "complete": False, "reason": "late"}, wanted)
+        check_found({"agents": [], "complete": False, "reason": "late"}, wanted, Settings(network="lab"))
 
     assert end.value.code is ExitCode.NOTHING_FOUND
-    assert end.value.next_commands == ("find 'parser>=2,<3' python --explain", "status")
+    assert end.value.next_commands == ("find 'parser>=2,<3' python --explain --network lab", "status --network lab")
+
+
+def test_where_nobody_is_found_through_a_seed_the_seed_is_looked_at_next():
+    with pytest.raises(CommandError) as end:
+        check_found({"agents": [], "complete": True, "reason": ""}, Wanted(("x",)), Settings(("a:1",)))
+
+    assert end.value.next_commands == ("find x --explain --seed a:1", "doctor --seed a:1")
 
 
 @pytest.mark.parametrize(

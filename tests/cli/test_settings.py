@@ -36,6 +36,15 @@ def test_what_is_typed_goes_over_the_file_and_the_file_over_the_default():
     assert settle({"network": ""}, in_file).network == ""  # said, and not left open
 
 
+def test_the_next_command_comes_to_the_same_place_and_can_be_typed():
+    settings = Settings(("a:1", "b:2"), "my lab", "/etc/lab.key", "/srv/rita", 5)
+
+    assert settings.place_flags == (
+        " --seed a:1 --seed b:2 --network 'my lab' --network-key-file /etc/lab.key --data-dir /srv/rita"
+    )
+    assert Settings().place_flags == ""
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht.admission import MAX_REMEMBERED, MAX_WAITING, RETURN_PAUSE_S, Candidates
+from dht.admission import MAX_REMEMBERED, MAX_WAITING, PROVE_PAUSE_S, RETURN_PAUSE_S, Candidates
 from dht.contact import Contact
 from synapse_p2p.trust import TrustConfig
 
@@ -21,7 +21,8 @@ def test_candidates_are_taken_in_the_order_in_which_they_came():
     for number in (3, 1, 2):
         assert candidates.offer(make_contact(number), now=0)
 
-    assert [candidates.take(now=0) for _ in range(4)] == [make_contact(3), make_contact(1), make_contact(2), None]
+    taken = [candidates.take(now=0) for _ in range(4)]
+    assert taken == [(make_contact(3), False), (make_contact(1), False), (make_contact(2), False), None]
 
 
 def test_an_address_is_dialed_again_only_after_the_pause():
@@ -126,3 +127,30 @@ def test_a_flood_from_one_source_takes_one_of_the_places_to_wait():
     assert len(candidates) == 1
     assert candidates.offer(at("8.8.8.8:9000"), now=0)
     candidates.check_invariants()
+
+
+def test_who_asks_to_be_dialed_waits_for_less_and_is_known_as_one_who_asked():
+    candidates = Candidates(pause_s=600)
+    candidates.offer(make_contact(1), now=0)
+    assert candidates.take(now=0) == (make_contact(1), False)
+
+    assert not candidates.offer(make_contact(1), now=PROVE_PAUSE_S - 1, has_asked=True)
+    assert not candidates.offer(make_contact(1), now=PROVE_PAUSE_S)
+    assert candidates.offer(make_contact(1), now=PROVE_PAUSE_S, has_asked=True)
+    assert candidates.take(now=PROVE_PAUSE_S) == (make_contact(1), True)
+    assert not candidates.offer(make_contact(1), now=PROVE_PAUSE_S + 1, has_asked=True)
+    candidates.check_invariants()
+
+
+def test_who_asks_to_be_dialed_has_no_more_dials_of_his_host_than_others():
+    candidates = Candidates(pause_s=600, trust=TrustConfig(loopback=False, private=False))
+
+    dialed = 0
+    for second in range(100):
+        for port in range(9000, 9020):
+            candidates.offer(at(f"8.8.8.8:{port}"), now=second, has_asked=True)
+        while candidates.take(now=second) is not None:
+            dialed += 1
+        candidates.check_invariants()
+
+    assert dialed <= 100

@@ -21,6 +21,11 @@ def worker(name: str) -> AgentNode:
     def handle(task: str, context: dict) -> str:
         return f"{name} did {task}"
 
+    @agent.endpoint()
+    async def count(up_to: int):
+        for number in range(up_to):
+            yield number
+
     return agent
 
 
@@ -42,6 +47,42 @@ def test_a_program_without_a_loop_joins_finds_and_asks():
                 client.ask("cooking", "an egg")
 
 
+def test_a_program_without_a_loop_is_told_of_agents_as_they_are_found():
+    with blocking.Swarm(worker("first"), listen="127.0.0.1:0") as first:
+        seeds = list(first.status().listening)
+        with blocking.Swarm(worker("second"), bootstrap=seeds), blocking.Swarm(bootstrap=seeds) as client:
+            stream = client.stream_find("work", timeout=20)
+            assert (stream.complete, stream.reason) == (False, "the search is not over")
+            found = sorted(agent.name for agent in stream)
+            with client.stream_find("work") as left_early:
+                one = next(left_early)
+
+            assert (found, stream.complete, stream.reason) == (["first", "second"], True, "")
+            assert one.ask("this") == f"{one.name} did this"
+            assert list(one.stream("count", 3)) == [0, 1, 2]
+            assert list(left_early) == []
+            with pytest.raises(ConfigError, match="limit is 0"):
+                client.stream_find("work", limit=0)
+
+
+def test_a_program_without_a_loop_calls_a_peer_by_its_address_and_by_its_id():
+    with blocking.Swarm(worker("first"), listen="127.0.0.1:0") as first:
+        seeds = list(first.status().listening)
+        with blocking.Swarm(worker("second"), bootstrap=seeds) as second:
+            kept = {agent.name: agent for agent in first.agents()}["second"]
+            by_address, by_id = second.peer(seeds[0]), second.peer(first.status().id, timeout=20)
+
+            assert kept.ask("this") == "second did this"
+            for peer in (by_address, by_id):
+                assert peer.call("_agent.info")["name"] == "first"
+                assert list(peer.stream("count", 3)) == [0, 1, 2]
+                assert peer.ask("that", {"a": 1}) == "first did that"
+                assert list(peer.stream_ask("that")) == ["first did that"]
+            assert repr(by_address) == f"<Peer {seeds[0]}>"
+            with pytest.raises(ConfigError):
+                second.peer("nowhere")
+
+
 def test_a_program_without_a_loop_revokes_the_key_of_its_agent():
     with blocking.Swarm(worker("first"), listen="127.0.0.1:0") as first:
         seeds = list(first.status().listening)
@@ -55,13 +96,21 @@ def test_a_program_without_a_loop_revokes_the_key_of_its_agent():
 
 def test_in_a_running_loop_a_blocking_call_names_its_twin():
     async def main() -> None:
+        swarm = blocking.Swarm(bootstrap=["127.0.0.1:5"])
         with pytest.raises(ConfigError, match=r"await swarm.find\(...\)"):
-            blocking.Swarm(bootstrap=["127.0.0.1:5"]).find("work")
+            swarm.find("work")
+        with pytest.raises(ConfigError, match=r"`await peer.call\(...\)`"):
+            swarm.peer("127.0.0.1:5").call("work")
+        with pytest.raises(ConfigError, match=r"`swarm.agents\(\)`"):
+            swarm.agents()
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("method", ["__init__", "start", "stop", "join", "revoke", "find", "ask", "status"])
+METHODS = ["__init__", "start", "stop", "join", "revoke", "find", "stream_find", "ask", "stream_ask"]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "status", "peer", "agents"])
 def test_methods_take_what_those_of_loops_take(method: str):
     ours = inspect.signature(getattr(blocking.Swarm, method)).parameters
     theirs = inspect.signature(getattr(of_loops.Swarm, method)).parameters

@@ -43,8 +43,8 @@ def place_answer(refusal: str | None, report: ShardReport | None, contacts: tupl
 
 
 MESSAGES = st.one_of(
-    st.builds(Ping, st.booleans()),
-    st.builds(PingAnswer, COUNTS),
+    st.builds(Ping, st.booleans(), st.booleans()),
+    st.builds(PingAnswer, COUNTS, st.booleans()),
     st.builds(FindNode, KEYS, st.none() | KEYS),
     st.builds(FindNodeAnswer, CONTACTS),
     st.builds(FindValue, KEYS, NAMES, DEPTHS, st.binary(max_size=8), st.binary(max_size=16), COUNTS),
@@ -93,7 +93,7 @@ def test_the_wire_names_the_fields_and_ignores_keys_from_the_future(message):
     fields = message.to_map()
 
     assert (
-        set(fields) | {"expected_seq", "offers", "wanted", "skip", "next", "query", "report"}
+        set(fields) | {"expected_seq", "offers", "wanted", "skip", "next", "query", "report", "prove", "dials"}
         >= set(type(message).__dataclass_fields__)
         >= set(fields)
     )

@@ -29,6 +29,7 @@ from dht.node import DHTNode
 from dht.results import SwarmMode
 from dht.store import MemoryRecordStore
 from simulations.host_clock import HostClock
+from simulations.links import Nat
 from simulations.network import ConstantLatency, Digest, VirtualHost, VirtualNetwork
 from simulations.virtual_loop import run
 from synapse_p2p.exceptions import PeerUnavailable, Timeout
@@ -105,6 +106,14 @@ class Places:
             self.all.append(place)
         await asyncio.sleep(5)
         return added
+
+    async def inside(self, nat: Nat) -> Place:
+        """One more, behind a NAT, that joined through the first."""
+        place = Place(self.network, self.config)
+        place.host.put_behind(nat)
+        await place.start([self.all[0].host.address])
+        self.all.append(place)
+        return place
 
     async def knowing(self, whom: Place) -> int:
         return sum(whom.id in place.known() for place in self.all if place is not whom)

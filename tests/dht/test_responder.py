@@ -10,7 +10,7 @@ import pytest
 
 from dht.agents.index import capability_key, capability_root
 from dht.agents.record import AgentRecord, CapabilityClaim, Reach
-from dht.config import DHTConfig, LookupConfig, RecordConfig
+from dht.config import DHTConfig, LookupConfig, RecordConfig, RoutingConfig
 from dht.contact import Contact, decode_contacts
 from dht.keyspace import distance
 from dht.messages import FindValueAnswer, StoreAnswer
@@ -111,6 +111,38 @@ def test_plain_callers_are_refused_on_every_endpoint(endpoint: str):
 
     assert error.code == "failed"
     assert error.details["reason"] == "not_authenticated"
+
+
+def test_who_asks_to_be_dialed_is_dialed_though_there_is_no_room_for_it():
+    """And not again in the next 30 s: nobody has us dial all the time. A client has no address to dial."""
+
+    async def main() -> None:
+        pair = Pair(DHTConfig(routing=RoutingConfig(k=1)))
+        await pair.node.start()
+        hosts = [pair.network.host(ip=f"8.{number}.1.1") for number in range(1, 5)]
+        answers = []
+        for host in hosts:
+            await pair.ask("_dht.ping", {}, caller=host)
+            await asyncio.sleep(5)
+            answers.append(await pair.ask("_dht.ping", {"prove": True}, caller=host))
+        await asyncio.sleep(40)
+        left_out = [host for host in hosts if pair.node.routing_table.get(host.id) is None]
+        assert left_out, "one has no room"
+        dialed_at = left_out[0].peers.dialed_at
+
+        willing = await pair.ask("_dht.ping", {"prove": True}, caller=left_out[0])
+        again = await pair.ask("_dht.ping", {"prove": True}, caller=left_out[0])
+        of_client = await pair.ask("_dht.ping", {"prove": True})
+        await asyncio.sleep(5)
+
+        assert willing["dials"] is True
+        assert "dials" not in again
+        assert "dials" not in of_client
+        assert left_out[0].peers.dialed_at != dialed_at
+        assert pair.node.routing_table.get(left_out[0].id) is None
+        await pair.node.stop()
+
+    run(main())
 
 
 def test_the_asker_is_never_named_to_itself():
@@ -389,13 +421,14 @@ BAD_FIELDS = [
     ("_dht.renew", "places", [MISSING, None, 5, [], ["x"], [[SKILL]], [[SKILL, 0]] * 2, [[5, 0]], {}]),
     ("_dht.renew", "watched", [None, True, -1, 2, 0.0]),
     ("_dht.ping", "leaving", [None, 0, 1, "true", b"", []]),
+    ("_dht.ping", "prove", [None, 0, 1, "true", b"", []]),
     ("_dht.exchange", "count", [MISSING, None, True, 0, -1, 21, 2**64 - 1, 1.5, "5", b"5", []]),
 ]
 
 
 def good_request(endpoint: str) -> dict[str, Any]:
     return {
-        "_dht.ping": {"leaving": False},
+        "_dht.ping": {"leaving": False, "prove": False},
         "_dht.find_node": {"target": bytes(32), "radius": None},
         "_dht.find_value": {"key": bytes(32), "capability": SKILL, "depth": 0, "prefix": b"", "nonce": b"", "limit": 0},
         "_dht.store": {"record": sealed(), "capability": SKILL, "depth": 0},

@@ -19,6 +19,7 @@ from synapse_p2p.protocol.wire import (
     CONTROL_LIMITS,
     MAX_ENDPOINT_CHARS,
     MAX_FAIL_MESSAGE_CHARS,
+    MAX_GOODBYE_CODE_CHARS,
     MAX_ID,
     MAX_U24,
     TASK_LIMITS,
@@ -539,6 +540,12 @@ def test_the_text_of_a_failure_is_cut_where_it_is_sent():
     fail = decode_message(encode_message(Fail(2, "failed", "x" * 10_000)), FrameKind.TASK)
 
     assert fail == Fail(2, "failed", "x" * MAX_FAIL_MESSAGE_CHARS)
+
+
+def test_the_words_of_a_goodbye_are_cut_where_they_are_read():
+    read = decode_message(pack([MessageType.GOODBYE, 0, "c" * 5000, "t" * 5000]), FrameKind.CONTROL)
+
+    assert read == Goodbye("c" * MAX_GOODBYE_CODE_CHARS, "t" * MAX_FAIL_MESSAGE_CHARS)
 
 
 def test_control_frames_hold_less_than_task_frames():

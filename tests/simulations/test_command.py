@@ -102,6 +102,10 @@ def test_list_names_every_scenario_with_what_it_does(capsys: pytest.CaptureFixtu
     assert code == 0
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == list(SCENARIOS)
     assert "then lookups of random keys" in lines[0]
+    assert main(["list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["scenarios"]
+    assert [each["name"] for each in listed] == list(SCENARIOS)
+    assert (list(listed[0]["variants"]), listed[0]["sabotages"]) == (["early", "strict"], [])
 
 
 @pytest.mark.parametrize(

@@ -608,6 +608,30 @@ def test_a_check_dial_proves_an_address_and_leaves_the_open_session_alone():
     virtually(main())
 
 
+def test_a_member_knows_that_it_was_dialed_by_a_check_dial_or_another_member_and_not_by_a_command():
+    async def main() -> None:
+        network = Network(delay_s=0.01)
+        first = await Node(network, 1).listen()
+        command, member, newcomer = Node(network, 2), await Node(network, 3).listen(), await Node(network, 4).listen()
+
+        await command.echo(first)
+        assert first.pool.dialed_at is None
+        await member.echo(first)
+        dialed_at = first.pool.dialed_at
+        assert dialed_at == pytest.approx(now(), abs=1)
+        assert member.pool.dialed_at is None
+        await asyncio.sleep(10)
+        await first.pool.check_dial(member.peer)
+        assert member.pool.dialed_at == pytest.approx(now(), abs=1)
+        assert first.pool.dialed_at == dialed_at
+        await member.echo(newcomer)
+        await command.echo(newcomer)
+        assert newcomer.pool.dialed_at == pytest.approx(now(), abs=1)
+        await asyncio.gather(*(node.stop() for node in (first, command, member, newcomer)))
+
+    virtually(main())
+
+
 def test_no_call_goes_over_a_check_dial_in_either_direction():
     async def main() -> None:
         network = Network()

@@ -4,17 +4,15 @@ Each takes what was typed, has it done, and prints what was found: as a view for
 Annotations are no texts here (`from __future__`): typer reads them all at each start, and would have to evaluate them.
 """
 
-import asyncio
-import os
 import shlex
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from synapse_p2p.apps.cli.settings import Settings, read_settings_file, settle
+from synapse_p2p.apps.cli.settings import Settings, settled
 
 if TYPE_CHECKING:
     from synapse_p2p.apps.cli.screen import Screen
@@ -56,9 +54,9 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the release, and end.")] = False,
 ) -> None:
     if version:
-        from synapse_p2p.version import installed_version
+        from synapse_p2p.version import VERSION
 
-        typer.echo(installed_version())
+        typer.echo(VERSION)
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
@@ -101,7 +99,7 @@ def status(
 
     screen = _screen(ctx)
     found = _wait(operating.status(_settings(None, network, network_key_file, data_dir), screen))
-    _print(screen, found, views.view_of_status, is_json=json)
+    screen.print(found, views.view_of_status, is_json=json)
 
 
 @app.command()
@@ -117,7 +115,7 @@ def peers(
 
     screen = _screen(ctx)
     found = _wait(operating.peers(_settings(None, network, network_key_file, data_dir), screen))
-    _print(screen, found, views.view_of_peers, is_json=json)
+    screen.print(found, views.view_of_peers, is_json=json)
 
 
 @app.command()
@@ -139,7 +137,7 @@ def doctor(
     source = ctx.get_parameter_source("seed")
     is_typed = source is not None and source.name == "COMMANDLINE"
     found = _wait(examine(settings, screen, are_seeds_meant=is_typed))
-    _print(screen, found, views.view_of_checks, is_json=json)
+    screen.print(found, views.view_of_checks, is_json=json)
     if not found["healthy"]:
         raise typer.Exit(1)
 
@@ -166,19 +164,24 @@ def find(
     jsonl: JsonLines = False,
 ) -> None:
     """Agents by what they can do."""
-    from synapse_p2p.apps.cli import searching, views
-    from synapse_p2p.apps.cli.arguments import where_of
+    from synapse_p2p.apps.cli.searching import find_as_said
 
-    screen = _screen(ctx)
-    settings = _settings(seed, network, network_key_file, data_dir, timeout=timeout)
-    wanted = searching.Wanted(tuple(capabilities), where_of(where or ()), limit, max_age, probe, explain)
-    if jsonl:
-        found = _wait(searching.find_each(settings, wanted, screen.emit))
-    else:
-        found = _wait(searching.find(settings, wanted))
-        if json or found["agents"] or explain:
-            _print(screen, found, views.view_of_agents, is_json=json)
-    searching.check_found(found, wanted)
+    find_as_said(
+        _screen(ctx),
+        capabilities,
+        where=where,
+        limit=limit,
+        max_age=max_age,
+        probe=probe,
+        explain=explain,
+        seed=seed,
+        network=network,
+        network_key_file=network_key_file,
+        data_dir=data_dir,
+        timeout=timeout,
+        json=json,
+        jsonl=jsonl,
+    )
 
 
 @app.command()
@@ -197,7 +200,7 @@ def describe(
     from synapse_p2p.apps.cli import searching, views
 
     settings = _settings(seed, network, network_key_file, data_dir, timeout=timeout)
-    _print(_screen(ctx), _wait(searching.describe(settings, target, limit)), views.view_of_description, is_json=json)
+    _screen(ctx).print(_wait(searching.describe(settings, target, limit)), views.view_of_description, is_json=json)
 
 
 @app.command()
@@ -258,7 +261,7 @@ def ask(
         )
     if not json:
         screen.say(*views.attempts_lines(answer["attempts"]))
-    _print(screen, answer, views.view_of_answer, is_json=json)
+    screen.print(answer, views.view_of_answer, is_json=json)
 
 
 @app.command()
@@ -282,7 +285,7 @@ def call(
     settings = _settings(seed, network, network_key_file, data_dir, timeout=timeout)
     positions, names = call_arguments(arguments or ())
     answer = _wait(asking.call(settings, screen, place, endpoint, positions, names))
-    _print(screen, answer, views.view_of_answer, is_json=json)
+    screen.print(answer, views.view_of_answer, is_json=json)
 
 
 @app.command()
@@ -300,7 +303,7 @@ def trace(
     from synapse_p2p.apps.cli import tracing
 
     settings = _settings(seed, network, network_key_file, data_dir, timeout=timeout)
-    _print(_screen(ctx), _wait(tracing.trace(settings, target)), tracing.drawing, is_json=json)
+    _screen(ctx).print(_wait(tracing.trace(settings, target)), tracing.drawing, is_json=json)
 
 
 @app.command()
@@ -353,7 +356,7 @@ def show_id(
     from synapse_p2p.apps.cli import identities, views
 
     found = identities.show(_settings(None, network, None, data_dir), path)
-    _print(_screen(ctx), found, views.view_of_keys, is_json=json)
+    _screen(ctx).print(found, views.view_of_keys, is_json=json)
 
 
 @ids.command("new")
@@ -361,7 +364,7 @@ def new_id(ctx: typer.Context, path: Annotated[str, typer.Argument(help="A new f
     """A new key for a node, in a new file."""
     from synapse_p2p.apps.cli import identities, views
 
-    _print(_screen(ctx), identities.new(path), views.view_of_pairs, is_json=json)
+    _screen(ctx).print(identities.new(path), views.view_of_pairs, is_json=json)
 
 
 @ids.command("new-network-key")
@@ -372,7 +375,7 @@ def new_network_key(
     from synapse_p2p.apps.cli import identities, views
 
     screen = _screen(ctx)
-    _print(screen, identities.new_network_key(path), views.view_of_pairs, is_json=json)
+    screen.print(identities.new_network_key(path), views.view_of_pairs, is_json=json)
     if not json:
         screen.say(*screen.next_lines([f"up --network-key-file {shlex.quote(path)}"]))
 
@@ -385,15 +388,15 @@ def show_network(
     from synapse_p2p.apps.cli import identities, views
 
     found = identities.network(_settings(None, network, network_key_file, None))
-    _print(_screen(ctx), found, views.view_of_pairs, is_json=json)
+    _screen(ctx).print(found, views.view_of_pairs, is_json=json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def simulate(ctx: typer.Context) -> None:
-    """Real nodes on a virtual clock: all that follows goes to `python -m simulations`."""
+    """Real nodes on a virtual clock, and what goes wrong among them; `simulate list` says what there is to run."""
     from simulations.__main__ import main
 
-    raise typer.Exit(main(ctx.args))
+    raise typer.Exit(main(ctx.args, program=ctx.command_path))
 
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -431,7 +434,7 @@ def _settings(
         "listen": listen,
         "advertise": advertise,
     }
-    return settle(given, read_settings_file(os.environ, sys.platform, os.path.expanduser("~")))
+    return settled(given)
 
 
 def _text_in(path: Path) -> str:
@@ -451,19 +454,6 @@ def _screen(ctx: typer.Context) -> "Screen":
 
 
 def _wait(work: Awaitable[T]) -> T:
-    """Its result; Ctrl-C ends it, and us."""
+    from synapse_p2p.apps.cli.waiting import wait  # here: the loop takes as long to load as the help to print
 
-    async def run() -> T:
-        return await work
-
-    try:
-        return asyncio.run(run())
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _print(screen: "Screen", found: dict[str, Any], view: Callable[[dict[str, Any]], Any], *, is_json: bool) -> None:
-    if is_json:
-        screen.emit(found)
-    else:
-        screen.show(view(found))
+    return wait(work)

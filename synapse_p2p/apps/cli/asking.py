@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from synapse_p2p.apps.cli.connecting import called, entered, operated_place, operator_client, place_of
+from dht.exceptions import NoAgentFound
+from synapse_p2p.apps.cli.connecting import (
+    called,
+    entered,
+    nothing_found,
+    operated_place,
+    operator_client,
+    place_of,
+)
 from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
 from synapse_p2p.apps.cli.screen import Screen
 from synapse_p2p.apps.cli.searching import is_place
 from synapse_p2p.apps.cli.settings import Settings
 from synapse_p2p.client import Client
+from synapse_p2p.exceptions import RemoteError
 from synapse_p2p.network_key import read_network_key
 
 if TYPE_CHECKING:
@@ -44,14 +54,15 @@ async def ask(
         if is_place(target):
             result = await swarm.peer(target).ask(task, context, timeout=timeout_s or TASK_TIMEOUT_S)
             return {"result": result, "agent": None, "attempts": []}
-        answer = await swarm.ask(
-            target,
-            task,
-            context=context,
-            timeout=timeout_s or TASK_TIMEOUT_S,
-            idempotent=is_idempotent,
-            budget=budget,
-        )
+        with _whom_to_look_for(settings):
+            answer = await swarm.ask(
+                target,
+                task,
+                context=context,
+                timeout=timeout_s or TASK_TIMEOUT_S,
+                idempotent=is_idempotent,
+                budget=budget,
+            )
     return _answer_map(answer)
 
 
@@ -81,10 +92,20 @@ async def ask_streaming(
             idempotent=is_idempotent,
             budget=budget,
         )
-        async with stream:
-            async for item in stream:
-                on_item(item)
+        with _whom_to_look_for(settings):
+            async with stream:
+                async for item in stream:
+                    on_item(item)
     return _answer_map(stream.answer)
+
+
+@contextlib.contextmanager
+def _whom_to_look_for(settings: Settings) -> Generator[None]:
+    """Within it nobody who could be asked is a CommandError, which names the search."""
+    try:
+        yield
+    except NoAgentFound as error:
+        raise nothing_found(str(error), (error.capability,), settings) from error
 
 
 async def call(
@@ -96,6 +117,23 @@ async def call(
     kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What one function returns: of the node here, which takes us for its operator, of an address, or of an id."""
+    try:
+        return await _called(settings, screen, place, endpoint, args, kwargs)
+    except RemoteError as error:
+        if error.code != "not_found" or place.startswith("legacy://"):
+            raise
+        others = "call here _synapse.methods" if place == HERE else f"describe {place}"
+        raise CommandError(ExitCode.NOTHING_FOUND, str(error), f"{others}{settings.place_flags}") from error
+
+
+async def _called(
+    settings: Settings,
+    screen: Screen,
+    place: str,
+    endpoint: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
     if place == HERE:
         local, node = operated_place(settings, screen)
         async with operator_client(local, node) as client:

@@ -6,27 +6,29 @@ directories.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator
+import shlex
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from synapse_p2p.apps.cli.blocks import Line, Tone
 from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
 from synapse_p2p.apps.cli.running import RunningNode, is_alive, newest_first, read
 from synapse_p2p.apps.cli.screen import Screen
 from synapse_p2p.apps.cli.settings import Settings
-from synapse_p2p.client import Client
 from synapse_p2p.data_dir import known_data_dirs
 from synapse_p2p.exceptions import HandshakeFailed, PeerUnavailable, Timeout
-from synapse_p2p.keyfile import read_identity
-from synapse_p2p.network_key import read_network_key
 
 if TYPE_CHECKING:
     from dht.bootstrap import JoinReport
     from dht.swarm import Swarm
+    from synapse_p2p.client import Client
+
+T = TypeVar("T")
 
 MAX_LOCAL_SEEDS = 3
 """Nodes of this machine that a command joins through: one is enough, and of three one answers."""
@@ -46,7 +48,7 @@ def place_of(settings: Settings) -> Place:
     """Where a command enters. Raises CommandError where no seed is named and no node runs here."""
     if settings.seeds:
         key_file = settings.network_key_file
-        return Place(settings.seeds, settings.network or "", None if not key_file else read_network_key(key_file))
+        return Place(settings.seeds, settings.network or "", _network_key(key_file))
     nodes = [node for node in live_nodes(settings) if node.address]
     if not nodes:
         raise CommandError(ExitCode.UNREACHABLE, "the node that runs here listens nowhere", "doctor")
@@ -56,13 +58,13 @@ def place_of(settings: Settings) -> Place:
         raise CommandError(
             ExitCode.USAGE,
             f"nodes of {len(networks)} networks run here: say which one is meant",
-            *(f"status --network {_quoted(network)}" for network in sorted(networks)),
+            *(f"status --network {shlex.quote(network)}" for network in sorted(networks)),
         )
     key_file = settings.network_key_file or newest.network_key_file
     return Place(
         tuple(node.seed for node in nodes[:MAX_LOCAL_SEEDS]),
         newest.network,
-        None if not key_file else read_network_key(key_file),
+        _network_key(key_file),
         newest,
     )
 
@@ -124,11 +126,23 @@ async def entered(place: Place, settings: Settings) -> AsyncGenerator[Swarm]:
     try:
         await swarm.start(join_timeout=settings.timeout_s, wait_joined=True, join_attempts=1)
     except JoinFailed as error:
-        raise _not_let_in(place, error.report) from error
+        raise _not_let_in(place, settings, error.report) from error
     try:
         yield swarm
     finally:
         await swarm.stop(grace=0)
+
+
+async def in_time(work: Awaitable[T], settings: Settings, what: str) -> T:
+    """Its result. Raises CommandError, which says what is not there when `--timeout` is over."""
+    limit = asyncio.timeout(settings.timeout_s)
+    try:
+        async with limit:
+            return await work
+    except TimeoutError as error:
+        if not limit.expired():
+            raise  # one of its calls had less time
+        raise CommandError(ExitCode.TIMEOUT, f"{what} after {settings.timeout_s:g} s", "doctor") from error
 
 
 async def ask_operated(place: Place, node: RunningNode, endpoint: str, /, **arguments: Any) -> Any:
@@ -137,8 +151,20 @@ async def ask_operated(place: Place, node: RunningNode, endpoint: str, /, **argu
         return await called(node, client, endpoint, **arguments)
 
 
+def nothing_found(text: str, capabilities: Sequence[str], settings: Settings) -> CommandError:
+    """Nobody has these capabilities, as far as `text` says."""
+    look = "doctor" if settings.seeds else "status"
+    flags = settings.place_flags
+    return CommandError(
+        ExitCode.NOTHING_FOUND, text, f"find {shlex.join(capabilities)} --explain{flags}", f"{look}{flags}"
+    )
+
+
 def operator_client(place: Place, node: RunningNode) -> Client:
     """A client that a node lets in as its operator. Raises KeyFileError."""
+    from synapse_p2p.client import Client  # here: most commands enter the swarm instead
+    from synapse_p2p.keyfile import read_identity
+
     return Client(
         node.seed,
         timeout=5,
@@ -161,7 +187,7 @@ async def called(node: RunningNode, client: Client, endpoint: str, /, *args: Any
         ) from error
 
 
-def _not_let_in(place: Place, report: JoinReport) -> CommandError:
+def _not_let_in(place: Place, settings: Settings, report: JoinReport) -> CommandError:
     from dht.bootstrap import SeedState
 
     states = [seed.state for seed in report.seeds]
@@ -170,10 +196,12 @@ def _not_let_in(place: Place, report: JoinReport) -> CommandError:
     reasons = "; ".join(f"{seed.address.rpartition('@')[2]}: {seed.text or seed.state}" for seed in report.seeds)
     if place.node is not None:
         return CommandError(code, f"the node that runs here lets nobody in: {reasons}", "doctor", "up")
-    return CommandError(code, f"no seed let us in: {reasons}", f"doctor --seed {place.seeds[0]}")
+    return CommandError(code, f"no seed let us in: {reasons}", f"doctor{settings.place_flags}")
 
 
-def _quoted(text: str) -> str:
-    import shlex
+def _network_key(key_file: str | None) -> bytes | None:
+    if not key_file:
+        return None
+    from synapse_p2p.network_key import read_network_key
 
-    return shlex.quote(text)
+    return read_network_key(key_file)

@@ -102,7 +102,11 @@ async def _evidence(
                 offsets_s.append(told[0])
                 naming += told[1]
         return Evidence(
-            tuple(offsets_s), await _own_dial(place, node, status), asked, naming, await _is_found(swarm, status)
+            tuple(offsets_s),
+            await _own_dial(place, node, status),
+            asked,
+            naming,
+            await _is_found(swarm, status, settings.timeout_s),
         )
 
 
@@ -133,11 +137,11 @@ async def _own_dial(place: Place, node: RunningNode, status: dict[str, Any]) -> 
     return ""
 
 
-async def _is_found(swarm: Swarm, status: dict[str, Any]) -> bool | None:
+async def _is_found(swarm: Swarm, status: dict[str, Any], timeout_s: float) -> bool | None:
     agent = status["agent"]
     if agent is None or not agent["capabilities"] or status["record"]["expires_in_s"] is None:
         return None
-    found = await swarm.find(agent["capabilities"][0])
+    found = await swarm.find(agent["capabilities"][0], timeout=timeout_s)
     return any(each.id.hex() == status["id"] for each in found) or not found.complete
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+from typing import Any
 
 from synapse_p2p.apps.cli.program import DEFAULT, program_name
+from synapse_p2p.apps.cli.quick_find import typed_find
 
 MISSING = "the commands need the packages typer and rich, and this Python has no {name}"
 INSTALL = "python -m pip install 'synapse-p2p[cli]'"
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 VERBS_OF_RELEASE_2 = {
     "watch": "watch",
     "ask": "ask CAPABILITY TASK",
@@ -24,10 +28,14 @@ def main() -> None:
     for name in ("typer", "rich"):  # the second is used late, and better missed now
         if importlib.util.find_spec(name) is None:
             _fail(f"Error: {MISSING.format(name=name)}\nNext:\n  {INSTALL}")
-    from synapse_p2p.apps.cli.app import app
-
+    find = typed_find(sys.argv[1:], os.environ)
     try:
-        app(prog_name=program)
+        if find is None:
+            from synapse_p2p.apps.cli.app import app
+
+            app(prog_name=program)
+        else:
+            _find(program, find)
     except Exception as error:
         from synapse_p2p.apps.cli.exit_codes import command_error_of
         from synapse_p2p.apps.cli.screen import Screen
@@ -37,6 +45,21 @@ def main() -> None:
             raise
         Screen(program).say_error(str(known), known.next_commands)
         sys.exit(known.code)
+
+
+def _find(program: str, said: dict[str, Any]) -> None:
+    """The command `find`, which ends as typer has commands end."""
+    try:
+        from synapse_p2p.apps.cli.screen import Screen
+        from synapse_p2p.apps.cli.searching import find_as_said
+
+        find_as_said(Screen(program), **said)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Who read us has gone. What is still to be written must go somewhere, or Python complains at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def sn() -> None:

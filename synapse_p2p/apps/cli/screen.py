@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
 from synapse_p2p.apps.cli.blocks import Block, Line, Tone, json_line, plain_text, printable
@@ -36,6 +36,13 @@ class Screen:
     def show(self, blocks: Iterable[Block]) -> None:
         """Findings, for people."""
         _write(self._out, blocks)
+
+    def print(self, found: dict[str, Any], view: Callable[[dict[str, Any]], Iterable[Block]], *, is_json: bool) -> None:
+        """Findings, for whom they are asked."""
+        if is_json:
+            self.emit(found)
+        else:
+            self.show(view(found))
 
     def say(self, *blocks: Block) -> None:
         """Talk."""

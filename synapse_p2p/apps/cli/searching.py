@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from synapse_p2p.apps.cli.connecting import entered, place_of
-from synapse_p2p.apps.cli.exit_codes import CommandError, ExitCode
-from synapse_p2p.apps.cli.settings import Settings
+from synapse_p2p.apps.cli.arguments import where_of
+from synapse_p2p.apps.cli.connecting import entered, in_time, nothing_found, place_of
+from synapse_p2p.apps.cli.exit_codes import CommandError
+from synapse_p2p.apps.cli.screen import Screen
+from synapse_p2p.apps.cli.settings import Settings, settled
+from synapse_p2p.apps.cli.views import view_of_agents
+from synapse_p2p.apps.cli.waiting import wait
+from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import ConfigError, RemoteError, SynapseError
 
 if TYPE_CHECKING:
@@ -39,17 +43,57 @@ class Wanted:
         return ", ".join(self.capabilities)
 
 
+def find_as_said(
+    screen: Screen,
+    capabilities: Sequence[str],
+    *,
+    where: Sequence[str] | None = None,
+    limit: int | None = None,
+    max_age: float | None = None,
+    probe: bool = True,
+    explain: bool = False,
+    seed: Sequence[str] | None = None,
+    network: str | None = None,
+    network_key_file: str | None = None,
+    data_dir: str | None = None,
+    timeout: float | None = None,
+    json: bool = False,
+    jsonl: bool = False,
+) -> None:
+    """The command, by the names of its options. Raises CommandError, and what settings and conditions raise."""
+    given = {
+        "seed": seed,
+        "network": network,
+        "network-key-file": network_key_file,
+        "data-dir": data_dir,
+        "timeout": timeout,
+    }
+    settings = settled(given)
+    wanted = Wanted(tuple(capabilities), where_of(where or ()), limit, max_age, probe, explain)
+    if jsonl:
+        found = wait(find_each(settings, wanted, screen.emit))
+    else:
+        found = wait(find(settings, wanted))
+        if json or found["agents"] or explain:
+            screen.print(found, view_of_agents, is_json=json)
+    check_found(found, wanted, settings)
+
+
 async def find(settings: Settings, wanted: Wanted) -> dict[str, Any]:
-    """All of them, when the search has ended."""
+    """Those who have answered when the search has ended, or the time for it; one that is explained has to end in time.
+    Raises CommandError.
+    """
     async with entered(place_of(settings), settings) as swarm:
-        found = await swarm.find(
+        search = swarm.find(
             *wanted.capabilities,
             where=wanted.where,
             limit=wanted.limit,
             max_age=wanted.max_age_s,
+            timeout=None if wanted.is_explained else settings.timeout_s,
             probe=wanted.is_probed,
             explain=wanted.is_explained,
         )
+        found = await (in_time(search, settings, "the search is not over") if wanted.is_explained else search)
     result = _result([agent_map(agent) for agent in found], complete=found.complete, reason=found.reason)
     if found.explanation is not None:
         result["explanation"] = str(found.explanation)
@@ -75,24 +119,25 @@ async def find_each(settings: Settings, wanted: Wanted, on_found: Callable[[dict
     return _result(agents, complete=stream.complete, reason=stream.reason)
 
 
-def check_found(found: Mapping[str, Any], wanted: Wanted) -> None:
+def check_found(found: Mapping[str, Any], wanted: Wanted, settings: Settings) -> None:
     """Raises CommandError where nobody was found."""
     if not found["agents"]:
         why = "" if found["complete"] else f", as far as could be seen: {found['reason']}"
-        explain = f"find {shlex.join(wanted.capabilities)} --explain"
-        raise CommandError(ExitCode.NOTHING_FOUND, f"nobody offers {wanted.query}{why}", explain, "status")
+        raise nothing_found(f"nobody offers {wanted.query}{why}", wanted.capabilities, settings)
 
 
 async def describe(settings: Settings, target: str, limit: int | None) -> dict[str, Any]:
     """What agents with a capability, or whoever is at an address or has an id, can do in full. Raises CommandError."""
     async with entered(place_of(settings), settings) as swarm:
         if is_place(target):
-            return {"described": [await _described_place(swarm, target)]}
-        found = await swarm.find(target, limit=limit or MAX_DESCRIBED)
-        if not found.agents:
-            explain = f"find {shlex.quote(target)} --explain"
-            raise CommandError(ExitCode.NOTHING_FOUND, f"nobody offers {target}", explain)
-        return {"described": [await _described_agent(agent) for agent in found]}
+            described = _described_place(swarm, target, settings.timeout_s)
+            return {"described": [await in_time(described, settings, f"{target} has not told all of it")]}
+        found = await swarm.find(target, limit=limit or MAX_DESCRIBED, timeout=settings.timeout_s)
+        listed = _result([agent_map(agent) for agent in found], complete=found.complete, reason=found.reason)
+        check_found(listed, Wanted((target,)), settings)
+        async with TaskScope("describe") as scope:
+            described = [scope.spawn_awaited(_described_agent(agent, settings)) for agent in found]
+            return {"described": [await each for each in described]}
 
 
 def agent_map(agent: FoundAgent) -> dict[str, Any]:
@@ -129,7 +174,7 @@ def _result(agents: Sequence[Mapping[str, Any]], *, complete: bool, reason: str)
     return {"agents": list(agents), "complete": complete, "reason": reason}
 
 
-async def _described_agent(agent: FoundAgent) -> dict[str, Any]:
+async def _described_agent(agent: FoundAgent, settings: Settings) -> dict[str, Any]:
     described: dict[str, Any] = {
         "id": agent.id.hex(),
         "name": agent.name,
@@ -140,16 +185,20 @@ async def _described_agent(agent: FoundAgent) -> dict[str, Any]:
         "methods": [],
         "problem": "",
     }
-    try:
+
+    async def ask() -> None:
         described["capabilities"] = [asdict(capability) for capability in await agent.describe()]
         described["methods"] = _method_maps(await agent.call("_synapse.methods"))
-    except SynapseError as error:
+
+    try:
+        await in_time(ask(), settings, "it has not told all of it")
+    except (SynapseError, CommandError) as error:
         described["problem"] = str(error)
     return described
 
 
-async def _described_place(swarm: Swarm, target: str) -> dict[str, Any]:
-    peer = swarm.peer(target)
+async def _described_place(swarm: Swarm, target: str, timeout_s: float) -> dict[str, Any]:
+    peer = swarm.peer(target, timeout=timeout_s)
     info = await peer.call("_synapse.info")
     agent = await _of_agent(peer)
     return {

@@ -8,6 +8,8 @@ names of the flags: `seed = ["10.0.0.5:9999"]`, `network = "lab"`, `network-key-
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,14 @@ class Settings:
     listen: str | None = None
     advertise: str | None = None
 
+    @property
+    def place_flags(self) -> str:
+        """What a command that is named to the user needs to come to the same place; with a blank before each flag."""
+        values = [("--seed", seed) for seed in self.seeds]
+        values += [("--network", self.network), ("--network-key-file", self.network_key_file)]
+        values += [("--data-dir", self.data_dir)]
+        return "".join(f" {flag} {shlex.quote(value)}" for flag, value in values if value is not None)
+
 
 def settle(given: Mapping[str, Any], in_file: Mapping[str, Any]) -> Settings:
     """`given` has what flags and environment say, None or empty for what they do not; keys are names of flags."""
@@ -50,6 +60,11 @@ def settle(given: Mapping[str, Any], in_file: Mapping[str, Any]) -> Settings:
         listen=value("listen"),
         advertise=value("advertise"),
     )
+
+
+def settled(given: Mapping[str, Any]) -> Settings:
+    """As `settle`, with the user's file. Raises as `read_settings_file`."""
+    return settle(given, read_settings_file(os.environ, sys.platform, os.path.expanduser("~")))
 
 
 def settings_of_file(text: str, *, path: str) -> dict[str, Any]:

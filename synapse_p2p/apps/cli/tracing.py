@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from synapse_p2p.apps.cli.blocks import Block, Line, Table, Tone
-from synapse_p2p.apps.cli.connecting import entered, place_of
+from synapse_p2p.apps.cli.connecting import entered, in_time, place_of
 from synapse_p2p.apps.cli.settings import Settings
 
 BAR_CHARS = 32
@@ -35,7 +35,7 @@ async def trace(settings: Settings, target: str | None) -> dict[str, Any]:
         what = f"those who know of {target}"
     point = Contact(key, ()).point
     async with entered(place, settings) as swarm:
-        outcome = await swarm.lookup(key)
+        outcome = await in_time(swarm.lookup(key), settings, "the lookup is not over")
     began = outcome.trace[0].at if outcome.trace else 0.0
 
     def bits(node_id: bytes) -> int:

@@ -303,6 +303,24 @@ def test_a_full_key_is_not_searched_to_the_bottom():
     assert max(shard.depth for shard in search.reports) <= 3
 
 
+@pytest.mark.parametrize("limit", [16, None])
+def test_a_lie_at_a_deep_shard_is_found_out_by_its_neighbours_and_everybody_is_found_higher_up(limit: int | None):
+    """The one read that is a lie is the first; 50 providers are where they belong, in the halves of the root."""
+    search = ShardSearch(64, random.Random(1), limit=limit, estimate=1e9)
+    found, reads = 0, 0
+    while not isinstance(step := search.poll(), Ended):
+        if isinstance(step, Take):
+            found += 25 if step.shard.depth == 1 else 0
+            search.on_taken(found)
+            continue
+        reads += 1
+        said = report(10**6, 40, is_full=True) if reads == 1 else report(25 if step.shard.depth == 1 else 0, 1)
+        search.on_read(step.shard, said, is_whole=True)
+
+    assert found >= (limit or 50)
+    assert reads <= 12
+
+
 def test_what_was_read_and_is_no_sample_is_taken_before_more_is_read():
     rejected = 0
     for seed in range(40):
