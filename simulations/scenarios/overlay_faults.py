@@ -9,6 +9,7 @@ tombstone.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from simulations.fault_player import FaultPlayer
 from simulations.faults import FaultSpec, timetable
@@ -16,7 +17,9 @@ from simulations.member_values import KeptValue, MemberValues
 from simulations.members import Member
 from simulations.scenarios.base import MAX_NOTES, Outcome, Progress, Scenario, Settings
 from simulations.scenarios.faults import (
-    CONFIG,
+    CONFIG as FAULTS_CONFIG,
+)
+from simulations.scenarios.faults import (
     DEFAULT_HOURS,
     FIND_PAUSE_S,
     MIN_SUCCESS_AFTER_FAULTS,
@@ -26,12 +29,14 @@ from simulations.scenarios.inspected import Inspected, grow, inspect_members
 from simulations.world import World
 from synapse_p2p.background import TaskScope
 
-FAULTS_PER_MEMBER = 2.0
-"""Of each kind in an hour, at most."""
-USE_PAUSE_S = 0.5
+CONFIG = replace(FAULTS_CONFIG, replicate_s=300.0)
+"""What reached a few storers alone is brought to the others by a copy, so there have to be some while it is quiet."""
+FAULTS_PER_MEMBER = {"usual": 2.0, "stormy": 15.0}
+"""Of each kind in an hour, at most, by variant."""
+USE_PAUSE_S = 0.3
 WRITERS = 4
 """Members with a mutable value: so few that everybody meets versions of the same ones."""
-PUT_SHARE, WRITE_SHARE, DELETE_SHARE = 0.1, 0.15, 0.05
+PUT_SHARE, WRITE_SHARE, DELETE_SHARE = 0.02, 0.15, 0.05
 """Of what is done in the phase of faults; the rest is read, mutable values as often as others."""
 
 
@@ -43,7 +48,7 @@ async def _play(world: World, settings: Settings, progress: Progress) -> Outcome
         await _put_first(inspected, values)
         player = FaultPlayer(inspected.members)
         duration_s = (settings.hours or DEFAULT_HOURS) * 3600
-        spec = FaultSpec(max_per_hour=FAULTS_PER_MEMBER * settings.nodes)
+        spec = FaultSpec(max_per_hour=FAULTS_PER_MEMBER[settings.variant or "usual"] * settings.nodes)
         planned = timetable(world.rng, spec, settings.nodes, duration_s)
         disturbed = _Reads(inspected, values)
         activities = [lambda scope: _use(disturbed, values, scope), lambda _: _forge(disturbed, values)]
@@ -154,5 +159,8 @@ class _Reads:
 
 
 OVERLAY_FAULTS = Scenario(
-    "overlay-faults", "faults from a timetable while values are put, changed, deleted and read; then quiet", _play
+    "overlay-faults",
+    "faults from a timetable while values are put, changed, deleted and read; then quiet",
+    _play,
+    {name: f"at most {rate:g} faults of each kind an hour for each member" for name, rate in FAULTS_PER_MEMBER.items()},
 )
