@@ -5,6 +5,7 @@ A storer that lags behind is given the newest. What nobody has is remembered for
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from dht.config import DHTConfig
@@ -20,11 +21,15 @@ from dht.store import RecordStore
 from synapse_p2p.background import TaskScope
 from synapse_p2p.peers import Host
 
+MAX_SEEN = 4096
+"""Keys of values that change, whose newest version is remembered: 0.2 KiB each."""
 MAX_REPAIRS_AT_ONCE = 60  # storers given a newer version after one search: a whole region, as large as one can be
 
 
 class Getting:
-    """One node's way to values. Invariant: a key under which something was stored here is no known miss."""
+    """One node's way to values. Invariants: a key under which something was stored here is no known miss; of a value
+    that changes no older version is handed out than one that was, of the `MAX_SEEN` read last.
+    """
 
     def __init__(
         self, host: Host, config: DHTConfig, requester: Requester, putting: Putting, store: RecordStore
@@ -34,6 +39,7 @@ class Getting:
         self._putting = putting
         self._store = store
         self._misses = missed_keys(config.lookup)
+        self._newest_seen: OrderedDict[Key, int] = OrderedDict()  # of values that change
 
     async def read(self, key: Key, reader: RecordReader, scope: TaskScope | None) -> ValueReading:
         """What is stored under a key. Repairs of storers that lag behind run in `scope`, if there is one.
@@ -46,6 +52,7 @@ class Getting:
         held = [stored.record for stored in self._store.get(key, runtime.now())]
         is_held = bool(held) and reading.take(own_id, held, self._unix_ms())
         if (is_held and reading.newest is None) or self._misses.is_paused(key, runtime.now()):
+            self._leave_out_replaced(key, reading)
             return reading
 
         async def ask(contact: Contact) -> tuple[Sequence[Contact], bool, int]:
@@ -61,7 +68,20 @@ class Getting:
             storers = [storer for storer in outcome.region if storer.id in behind]
             if storers:
                 scope.spawn(self._repair(storers[:MAX_REPAIRS_AT_ONCE], reading.newest_data), name="repair storers")
+        self._leave_out_replaced(key, reading)
         return reading
+
+    def _leave_out_replaced(self, key: Key, reading: ValueReading) -> None:
+        """Storers that were cut off for a while send what they hold; who has seen a newer version knows better."""
+        if reading.newest is None:
+            return
+        seq = reading.newest.seq
+        seen = self._newest_seen.pop(key, seq)
+        self._newest_seen[key] = max(seq, seen)
+        if len(self._newest_seen) > MAX_SEEN:
+            self._newest_seen.popitem(last=False)
+        if seq < seen:
+            reading.newest = None
 
     def on_stored(self, key: Key) -> None:
         """Something is stored under this key now, as we know."""

@@ -15,6 +15,7 @@ messages of the real shape: what has none is refused by the wire, and is tested 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -43,6 +44,8 @@ from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import SynapseError
 from synapse_p2p.identity import SEED_SIZE_BYTES, Identity
 
+HOARDED_AT_ONCE = 64
+"""Stores of a flooder that hoards, between two pauses."""
 NAMED = 20
 """Contacts in an answer, as an honest node with the usual k gives."""
 GARBAGE_BYTES = 200
@@ -254,7 +257,8 @@ class IdentityMill:
 class Flooder:
     """Asks at full speed, some requests at a time, and does not care for the answers.
 
-    `records` are envelopes that it stores again and again: good ones of its own, or bad.
+    `records` are envelopes that it stores again and again: good ones of its own, or bad. `hoard` is what it has others
+    store once, many at a time, until there is no more of it.
     """
 
     def __init__(
@@ -264,6 +268,7 @@ class Flooder:
         rng: random.Random,
         *,
         records: Sequence[Mapping[str, Any]],
+        hoard: Iterable[tuple[Contact, Mapping[str, Any]]] = (),
         at_once: int = 8,
         pause_s: float = 0.05,
     ) -> None:
@@ -272,6 +277,7 @@ class Flooder:
         self._victims = victims
         self._rng = rng
         self._records = records
+        self._hoard = iter(hoard)
         self._at_once = at_once
         self._pause_s = pause_s
         self.asked = 0
@@ -283,10 +289,14 @@ class Flooder:
             while True:
                 for _ in range(self._at_once):
                     scope.spawn(self._ask(self._rng.choice(self._victims)), name="flood")
+                for victim, request in itertools.islice(self._hoard, HOARDED_AT_ONCE):
+                    scope.spawn(self._send(victim, "_dht.store", request), name="hoard")
                 await asyncio.sleep(self._pause_s)
 
     async def _ask(self, victim: Contact) -> None:
-        endpoint, request = self._request()
+        await self._send(victim, *self._request())
+
+    async def _send(self, victim: Contact, endpoint: str, request: Mapping[str, Any]) -> None:
         self.asked += 1
         self.refused += 1
         with suppress(SynapseError):

@@ -3,7 +3,7 @@
 A step is STEP_S of virtual time. What can be seen only as it happens (a stored record, an answer, the end of a request)
 is noted in a History at that moment, so no step misses it. The rules:
 
-    S1  no storer takes a record that its owner did not sign
+    S1  no storer takes a record that its owner did not sign, and nobody reads a value that is none
     S2  nobody is handed an older version of a record than one it has seen
     S3  a record that was acknowledged and has not expired is held, unless all who held it are dead
     S4  no cap is passed, and nothing is taken that is not given back
@@ -21,10 +21,13 @@ from typing import Any, Protocol
 
 from dht.config import RecordConfig
 from dht.exceptions import RecordRefused
-from dht.keyspace import Key
-from dht.records import LABELS, RENEWAL_LABEL, RecordKind, open_envelope
-from dht.store import MemoryRecordStore
-from simulations.history import Accepted, Acknowledged, History
+from dht.keyspace import Key, content_key, mutable_key
+from dht.records import LABELS, MAX_RECORD_SIZE_BYTES, RENEWAL_LABEL, RecordKind, open_envelope
+from dht.store import RecordStore
+from dht.stored_record import Slot, StoredRecord
+from simulations.bounds import Amount
+from simulations.history import Acknowledged, Client, History, ReadValue
+from synapse_p2p.background import wait_at_most
 from synapse_p2p.exceptions import InvalidMessageError, SynapseError
 from synapse_p2p.identity import NodeID, node_id_of, verify
 from synapse_p2p.protocol.wire import CONTROL_LIMITS, unpack
@@ -82,7 +85,7 @@ class Storer(Protocol):
     def is_alive(self) -> bool: ...
 
     @property
-    def store(self) -> MemoryRecordStore: ...
+    def store(self) -> RecordStore: ...
 
 
 class Inspector:
@@ -92,6 +95,13 @@ class Inspector:
         self._checkers = tuple(checkers)
         self._loop = asyncio.get_running_loop()
 
+    async def watch_while(self, task: asyncio.Task[Any]) -> None:
+        """Look on until this task ends, at every step. Raises Violation, and what the task failed with."""
+        while not task.done():
+            await wait_at_most(task, STEP_S)
+            self._look()
+        task.result()
+
     async def watch(self, duration_s: float, tasks: Sequence[asyncio.Task[Any]] = ()) -> None:
         """Let time pass, with a look at every step. Raises Violation, and whatever one of the `tasks` failed with."""
         end_s = self._loop.time() + duration_s
@@ -100,8 +110,7 @@ class Inspector:
             for task in tasks:
                 if task.done() and not task.cancelled():
                     task.result()
-            for checker in self._checkers:
-                checker.on_step(self._loop.time())
+            self._look()
 
     def look_after_faults(self) -> None:
         """The last look, when the world is quiet."""
@@ -109,44 +118,76 @@ class Inspector:
             checker.on_step(self._loop.time())
             checker.after_faults(self._loop.time())
 
+    def _look(self) -> None:
+        at_s = self._loop.time()
+        for checker in self._checkers:
+            checker.on_step(at_s)
+
 
 class Signatures:
-    """S1. It reads an envelope by itself: what a storer made of it is what is in doubt."""
+    """S1. It reads an envelope by itself: what a storer made of it is what is in doubt.
+
+    Whoever reads a value takes it as a storer does: what a node hands to its user is what hashes to the key, or a
+    version that was stored under it. It remembers every version of every mutable value.
+    """
 
     def __init__(self, history: History, config: RecordConfig) -> None:
         self._history = history
         self._config = config
         self._good: dict[bytes, None] = {}
+        self._versions: dict[tuple[Key, int], bytes | None] = {}
 
     def on_step(self, at_s: float) -> None:
         accepted, self._history.accepted = self._history.accepted, []
-        for record in accepted:
-            if record.envelope in self._good:
+        for each in accepted:
+            if each.record.record in self._good:
                 continue
-            if not self._is_signed(record):
-                who, owner = record.storer.hex()[:16], record.owner.hex()[:16]
+            if not self._is_signed(each.key, each.record):
+                who, owner = _short(each.storer), _short(each.record.owner)
                 raise Violation(
-                    Rule.SIGNATURE, at_s, f"{who} took version {record.seq} of {owner}, who did not sign it"
+                    Rule.SIGNATURE, at_s, f"{who} took version {each.record.seq} of {owner}, who did not sign it"
                 )
             if len(self._good) >= MAX_REMEMBERED_SIGNATURES:
                 self._good.clear()
-            self._good[record.envelope] = None
+            self._good[each.record.record] = None
+        read, self._history.values_read = self._history.values_read, []
+        for value in read:
+            if not self._was_put(value):
+                who, key = _short(value.client[0]), _short(value.key)
+                raise Violation(
+                    Rule.SIGNATURE, at_s, f"{who} got what nobody signed as version {value.seq} of the value {key}"
+                )
 
     def after_faults(self, at_s: float) -> None:
         """Nothing that the last step has not seen."""
 
-    def _is_signed(self, record: Accepted) -> bool:
+    def _is_signed(self, key: Key, record: StoredRecord) -> bool:
+        is_agent = record.kind is RecordKind.AGENT
+        max_bytes = self._config.max_agent_record_bytes if is_agent else MAX_RECORD_SIZE_BYTES
         try:
-            envelope = open_envelope(record.envelope, self._config.max_agent_record_bytes)
+            envelope = open_envelope(record.record, max_bytes)
             body = unpack(envelope.body, CONTROL_LIMITS)
-            is_signed = verify(body["key"], LABELS[RecordKind.AGENT], envelope.body, envelope.signature)
-            seq = body["seq"]
+            is_signed = verify(body["key"], LABELS[record.kind], envelope.body, envelope.signature)
+            match record.kind:
+                case RecordKind.IMMUTABLE:
+                    seq, belongs = body["expires"], content_key(body["value"]) == key
+                case RecordKind.MUTABLE:
+                    seq, belongs = body["seq"], mutable_key(body["key"], body["salt"]) == key
+                    self._versions[key, seq] = None if "gone" in body else body["value"]
+                case RecordKind.AGENT:  # under which keys it belongs is a matter of capabilities, and not of signatures
+                    seq, belongs = body["seq"], True
             if (renewal := envelope.renewal) is not None:
                 is_signed = is_signed and verify(body["key"], RENEWAL_LABEL, renewal.body, renewal.signature)
                 seq = unpack(renewal.body, CONTROL_LIMITS)["seq"]
-            return is_signed and node_id_of(body["key"]) == record.owner and seq == record.seq
+            return is_signed and belongs and node_id_of(body["key"]) == record.owner and seq == record.seq
         except (RecordRefused, InvalidMessageError, KeyError, TypeError):
             return False
+
+    def _was_put(self, read: ReadValue) -> bool:
+        if read.seq:
+            version = (read.key, read.seq)
+            return version in self._versions and self._versions[version] == read.value
+        return read.value is not None and content_key(read.value) == read.key
 
 
 class MonotonicReads:
@@ -154,18 +195,18 @@ class MonotonicReads:
 
     def __init__(self, history: History) -> None:
         self._history = history
-        self._seen: dict[tuple[tuple[NodeID, int], NodeID], int] = {}
+        self._seen: dict[tuple[Client, bytes], int] = {}
 
     def on_step(self, at_s: float) -> None:
         reads, self._history.reads = self._history.reads, []
         for read in reads:
-            seen = self._seen.get((read.client, read.owner), 0)
+            seen = self._seen.get((read.client, read.name), 0)
             if read.seq < seen:
-                who, owner = read.client[0].hex()[:16], read.owner.hex()[:16]
+                who, name = _short(read.client[0]), _short(read.name)
                 raise Violation(
-                    Rule.MONOTONIC_READS, at_s, f"{who} got version {read.seq} of {owner} after version {seen}"
+                    Rule.MONOTONIC_READS, at_s, f"{who} got version {read.seq} of {name} after version {seen}"
                 )
-            self._seen[read.client, read.owner] = read.seq
+            self._seen[read.client, read.name] = read.seq
 
     def after_faults(self, at_s: float) -> None:
         """Nothing that the last step has not seen."""
@@ -180,42 +221,53 @@ class _Kept:
 
 
 class Durability:
-    """S3. Who held a record and died is excused; who lives and has lost it is not.
+    """S3. Who held a record and died is excused; who lives and has lost it is not, be it to an older version.
 
     `storers` lists everybody alive. Cost of a step: one look into one store for each record, and a look into all of
-    them when that one has it no more.
+    them when that one has it no more. `all_holders_died` counts what is excused.
     """
 
     def __init__(self, history: History, storers: Callable[[], Iterable[Storer]]) -> None:
         self._history = history
         self._storers = storers
-        self._kept: dict[tuple[NodeID, Key], _Kept] = {}
+        self._kept: dict[tuple[Key, Slot], _Kept] = {}
         self.all_holders_died = 0
 
     def on_step(self, at_s: float) -> None:
         acknowledged, self._history.acknowledged = self._history.acknowledged, []
+        alive = {storer.id: storer for storer in self._storers()} if acknowledged else {}
         for record in acknowledged:
-            if self._history.newest_accepted.get(record.owner, 0) < record.seq:
-                who = record.owner.hex()[:16]
-                raise Violation(Rule.DURABILITY, at_s, f"version {record.seq} of {who} is acknowledged; nobody took it")
-            self._kept[record.owner, record.key] = _Kept(record, self._holders_of(record))
-        for name, kept in list(self._kept.items()):
+            takers = self._history.takers(record)
+            if not takers:
+                raise Violation(Rule.DURABILITY, at_s, f"{_described(record)} is acknowledged; nobody took it")
+            # Whoever took it and lives has it, or has lost it since.
+            holders = [(alive[who], life) for who, life in takers if who in alive and alive[who].life == life]
+            self._kept[record.key, record.slot] = _Kept(record, holders)
+        in_doubt = [
+            name
+            for name, kept in self._kept.items()
+            if kept.record.expires_at_s <= at_s or not kept.holders or not _is_held(kept.record, *kept.holders[0])
+        ]
+        for name in in_doubt:
+            kept = self._kept[name]
             if kept.record.expires_at_s <= at_s:
                 del self._kept[name]
-            elif not kept.holders or not _is_held(kept.record, *kept.holders[0]):
+            else:
                 self._look_for(name, kept, at_s)
 
     def after_faults(self, at_s: float) -> None:
         """Every record that is still owed has been looked at by the last step."""
 
-    def _look_for(self, name: tuple[NodeID, Key], kept: _Kept, at_s: float) -> None:
+    def is_owed(self, key: Key, slot: Slot) -> bool:
+        """Whether somebody alive has to have what was acknowledged last under this key, as of the last step."""
+        return (key, slot) in self._kept
+
+    def _look_for(self, name: tuple[Key, Slot], kept: _Kept, at_s: float) -> None:
         holders = self._holders_of(kept.record)
         if not holders:
             if alive := [storer for storer, life in kept.holders if storer.is_alive and storer.life == life]:
-                owner, who = kept.record.owner.hex()[:16], ", ".join(storer.id.hex()[:16] for storer in alive)
-                raise Violation(
-                    Rule.DURABILITY, at_s, f"nobody holds version {kept.record.seq} of {owner}, though {who} did"
-                )
+                who = ", ".join(_short(storer.id) for storer in alive)
+                raise Violation(Rule.DURABILITY, at_s, f"nobody holds {_described(kept.record)}, though {who} did")
             self.all_holders_died += 1
             del self._kept[name]
         kept.holders = holders
@@ -225,25 +277,42 @@ class Durability:
 
 
 def _is_held(record: Acknowledged, storer: Storer, life: int) -> bool:
-    held = storer.store.find(record.key, record.owner)
-    return storer.is_alive and storer.life == life and held is not None and held.seq >= record.seq
+    if not storer.is_alive or storer.life != life:
+        return False
+    held = storer.store.find(record.key, record.slot)
+    return held is not None and held.seq >= record.seq
+
+
+def _described(record: Acknowledged) -> str:
+    whose = f" of {_short(record.slot)}" if record.slot else ""
+    return f"version {record.seq}{whose} under {_short(record.key)}"
+
+
+def _short(name: bytes) -> str:
+    return name.hex()[:16]
 
 
 class Caps:
     """S4. `amounts` gives what is bounded, each time anew: what it is, whose, how much there is, how much may be."""
 
-    def __init__(self, amounts: Callable[[], Iterable[tuple[str, NodeID, int, int]]]) -> None:
+    def __init__(
+        self, amounts: Callable[[], Iterable[Amount]], *, at_the_end: Callable[[], Iterable[Amount]] = tuple
+    ) -> None:
+        """Where there is so much that a step can look at some of it alone, `at_the_end` has all."""
         self._amounts = amounts
+        self._at_the_end = at_the_end
 
     def on_step(self, at_s: float) -> None:
-        for what, whose, amount, cap in self._amounts():
-            if amount > cap:
-                raise Violation(
-                    Rule.CAPS, at_s, f"{whose.hex()[:16]} has {amount} {what}, and at most {cap} are allowed"
-                )
+        self._look(self._amounts(), at_s)
 
     def after_faults(self, at_s: float) -> None:
         """A cap is no looser while faults last."""
+        self._look(self._at_the_end(), at_s)
+
+    def _look(self, amounts: Iterable[Amount], at_s: float) -> None:
+        for what, whose, amount, cap in amounts:
+            if amount > cap:
+                raise Violation(Rule.CAPS, at_s, f"{_short(whose)} has {amount} {what}, and at most {cap} are allowed")
 
 
 class Deadlines:
@@ -257,12 +326,12 @@ class Deadlines:
             if ended_at_s > request.deadline_s + GRACE_S:
                 late_s = ended_at_s - request.deadline_s
                 raise Violation(
-                    Rule.DEADLINES, at_s, f"{request.what} of {request.who.hex()[:16]} ended {late_s:.6f} s late"
+                    Rule.DEADLINES, at_s, f"{request.what} of {_short(request.who)} ended {late_s:.6f} s late"
                 )
         self._history.ended_late.clear()
-        for request in self._history.open_requests.values():
+        for request in self._history.open_requests:
             if self._history.now(request.who) > request.deadline_s + GRACE_S:
-                raise Violation(Rule.DEADLINES, at_s, f"{request.what} of {request.who.hex()[:16]} is still open")
+                raise Violation(Rule.DEADLINES, at_s, f"{request.what} of {_short(request.who)} is still open")
 
     def after_faults(self, at_s: float) -> None:
         """A request that is open now has a deadline too."""

@@ -20,6 +20,7 @@ from typing import Any
 from simulations.gates_page import GateResult, PageText, write_page
 from simulations.scenarios import SCENARIOS, Settings
 from simulations.scenarios.base import Start
+from simulations.scenarios.overlay_churn import EARLY_GETS
 from simulations.statistics import wilson_low
 from simulations.sweep import Cell, CellEnd, play_cells
 
@@ -113,6 +114,7 @@ def put_together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ("restart_success_low", "restarts_good", "restarts"),
         ("join_success_low", "joined_in_time", "newcomers"),
         ("early_nearest_low", "early_nearest", "early_lookups"),
+        ("early_get_success_low", "early_gets_found", "early_gets"),
     ):
         if tried in together:
             together[low] = round(wilson_low(together[good], together[tried]), 5)
@@ -125,6 +127,8 @@ _NODES = 1000
 _HOURS = 2.0
 _SHORT_NODES = 200
 _FEW_NODES = 120
+_FEWEST = (130, None, 80)
+"""Lookups, hours and nodes where many are hostile: a few reads tell."""
 
 
 def _settings(variant: str, lookups: int, hours: float | None = None, nodes: int = _NODES) -> Settings:
@@ -137,7 +141,11 @@ def _gets(at_least: float) -> Limit:
 
 _NOTHING_LOST = Limit("values_lost", "<=", 0)
 _EIGHT_STORERS = Limit("fewest_storers_p01", ">=", 8)
+_ALL_KEPT = Limit("values", ">=", "values_put")
 _ONE_STRICT = Limit("get_messages_mean", "<=", "strict_messages_mean")
+_EARLY_GETS = Limit("early_gets_found", ">=", round(0.99 * EARLY_GETS))
+"""Those within the minute that a network has to heal, while `_gets` are about those from its end on. They are too few
+to prove 99 %, so they are counted."""
 _UNHURT = Limit("get_seconds_p99", "<=", 2.0)
 _SHORT_GETS = _gets(0.97)
 """Of 200 reads of which none fails, the lower bound is 0.981; of those under a sabotage it is far below this."""
@@ -190,6 +198,9 @@ def _steps(start: Start, of_formula: float) -> Gate:
             Limit("early_nearest_low", ">=", 0.96),
         ),
         budget_s=240,
+        sabotage="small-buckets",
+        sabotaged=Settings(100, 8000, 1, None, start),
+        sabotaged_s=100,
     )
 
 
@@ -200,7 +211,7 @@ GATES = (
         "churn as in BitTorrent, for a day",
         "overlay-churn",
         _settings("weibull-40", 10_000, 24.0),
-        _settings("half-life-10", 200, 0.5, nodes=60),
+        _settings("half-life-10", 130, 0.2, nodes=40),
         (_gets(0.995), _NOTHING_LOST, _EIGHT_STORERS),
         (_SHORT_GETS, _NOTHING_LOST, _EIGHT_STORERS),
         budget_s=4800,
@@ -247,8 +258,8 @@ GATES = (
         "overlay-partition",
         _settings("halves", 10_000),
         _settings("halves", 200, nodes=80),
-        (_gets(0.99), _NOTHING_LOST),
-        (_SHORT_GETS, _NOTHING_LOST),
+        (_gets(0.99), _EARLY_GETS, _NOTHING_LOST),
+        (_SHORT_GETS, _EARLY_GETS, _NOTHING_LOST),
         budget_s=120,
         sabotage="forgetful",
         sabotaged=_settings("halves", 1000, nodes=200),
@@ -263,8 +274,8 @@ GATES = (
         sabotaged_s=80,
     ),
     _hostile("20 % collude", "colluders-20", 0.995),
-    _hostile("30 % collude", "colluders-30", 0.99),
-    _hostile("50 % collude", "colluders-50", 0.95),
+    _hostile("30 % collude", "colluders-30", 0.99, short=_settings("colluders-30", *_FEWEST)),
+    _hostile("50 % collude", "colluders-50", 0.95, short=_settings("colluders-50", *_FEWEST)),
     _hostile(
         "20 % collude, tables poisoned 4x, for two hours",
         "poisoned-20",
@@ -272,8 +283,8 @@ GATES = (
         full=_settings("poisoned-20", 10_000, _HOURS),
         budget_s=450,
     ),
-    _hostile("30 % collude, tables poisoned 4x", "poisoned-30", 0.99),
-    _hostile("50 % collude, tables poisoned 4x", "poisoned-50", 0.90),
+    _hostile("30 % collude, tables poisoned 4x", "poisoned-30", 0.99, short=_settings("poisoned-30", *_FEWEST)),
+    _hostile("50 % collude, tables poisoned 4x", "poisoned-50", 0.90, short=_settings("poisoned-50", *_FEWEST)),
     # The same cell, without d alone: in a small swarm one path finds nearly as much, so there is no short form.
     _hostile("the same, where paths share nobody", "poisoned-50", 0.90, short=None, sabotage="one-path"),
     _hostile(
@@ -295,9 +306,18 @@ GATES = (
         sabotage="patient",
     ),
     _hostile("20 % lie", "liars-20", 0.99, short=_settings("liars-20", 400, nodes=_SHORT_NODES), budget_s=240),
-    # No sabotage: a simulated node has all the time that it wants, so this shows that nobody is kept from reading, and
-    # not what keeps a flood from filling a store: for that see `tests/dht/test_quotas.py`.
-    _hostile("2 % flood", "flooders-2", 0.99, budget_s=240, sabotage=""),
+    # A simulated node has all the time that it wants: what a flood can take is the room of its store.
+    _hostile(
+        "2 % flood, and fill what they can",
+        "hoarders-2",
+        0.99,
+        limits=(_gets(0.99), _ALL_KEPT, _NOTHING_LOST),
+        short=_settings("hoarders-2", 130, nodes=60),
+        short_limits=(_SHORT_GETS, _ALL_KEPT, _NOTHING_LOST),
+        budget_s=300,
+        sabotage="no-quotas",
+        sabotaged=_settings("hoarders-2", SABOTAGED_LOOKUPS, nodes=200),
+    ),
     # More than is asked of it: diversity stands in for the defence that is missing, and 99 % are found all the same.
     replace(
         _sybils("20 ids in two /24s, honest nodes first", "two-honest-first", "crowded", is_short_sabotaged=False),
@@ -362,6 +382,8 @@ PAGE = PageText(
         "Real node code on a virtual network, hosts at public addresses, tables from global knowledge at the start.",
         "Rates are the lower end of the 95 % Wilson interval. What hostile hosts do is in `simulations/adversary.py`;",
         "every gate is played once more without the defence that it is about, and has to miss then.",
+        "What is done to a swarm is mostly done at once, and its 10,000 reads take some minutes of virtual time then,",
+        "where two hours were meant: the column says how long each run lasts.",
     ),
     "make gates",
 )
@@ -435,6 +457,7 @@ def _judge(gate: Gate, ends: Mapping[Cell, CellEnd]) -> GateResult:
         limits=[(str(limit), figures.get(limit.figure), limit.is_met(figures)) for limit in gate.limits],
         sabotage=gate.sabotage,
         is_sabotage_noticed=sabotaged_end is None or bool(gate.missed(put_together([sabotaged_end]))),
+        virtual_s=sum(run["virtual_s"] for run in runs),
         cpu_s=sum(run["cpu_s"] for run in runs),
         budget_s=gate.budget_s * gate.seeds,
     )

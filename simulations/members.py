@@ -7,7 +7,7 @@ Owns their lives: join, leave, crash, restart, with the tasks of each. How their
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from dht.lookup import LookupMode
 from dht.messages import Store
 from dht.node import DHTNode
 from dht.store import MemoryRecordStore
+from simulations.bounds import Amount, counts_of, shares_of
 from simulations.faults import MAX_SKEW_S
 from simulations.history import Acknowledged, History, Read
 from simulations.host_clock import HostClock
@@ -53,7 +54,7 @@ class Member:
         self.number = number
         self.host = host
         self.clock = HostClock(members.world.network.loop, host)
-        self.store: MemoryRecordStore = members.new_store(host.id)
+        self.store: MemoryRecordStore = members.new_store(host)
         self.capability = f"skill/{number % CAPABILITY_COUNT}"
         self.node: DHTNode | None = None
         self.is_published = False
@@ -126,7 +127,7 @@ class Member:
         if self.is_alive:
             self.crash()
         if not with_state:
-            self.store = self._members.new_store(self.id)
+            self.store = self._members.new_store(self.host)
         self.host.restart()
         self.begin(seeds)
 
@@ -151,16 +152,24 @@ class Member:
                 self._members.world.note_trace(self.id, read.outcome, k=self._members.config.lookup.k)
         return any(record.owner == owner.id for record in found.records)
 
+    async def do(self, action: Callable[[DHTNode], Coroutine[Any, Any, T]]) -> T | None:
+        """What its node makes of this, in its own time; None where it is down."""
+        node = self.node
+        return None if node is None else await self._run(action(node))
+
     async def offer_forgery(self, victim: Member, owner: Member) -> None:
         """Ask the victim to store another's record with a bit of it turned; whether it does, the checkers see."""
         held = next((held for _, held in self.store.items(self.host.runtime.now()) if held.owner == owner.id), None)
         envelope = owner.sealed_record()[0] if held is None else held.record
         forged = bytearray(envelope)
         forged[self._members.world.rng.randrange(len(forged))] ^= 1
+        await self.offer(victim, Store(bytes(forged), owner.capability))
+
+    async def offer(self, victim: Member, record: Store) -> None:
+        """Ask somebody to store this, whatever comes of it."""
         contact = Contact(victim.id, victim.host.advertised_addresses)
-        request = Store(bytes(forged), owner.capability).to_map()
         with suppress(SynapseError):  # refused in whatever way
-            await self._run(self.peers.call(contact, "_dht.store", request, timeout_s=FORGERY_TIMEOUT_S))
+            await self._run(self.peers.call(contact, "_dht.store", record.to_map(), timeout_s=FORGERY_TIMEOUT_S))
 
     def sealed_record(self) -> tuple[bytes, AgentRecord]:
         """Its next version, signed."""
@@ -210,7 +219,7 @@ class Member:
         if report.is_kept:
             # By a storer's clock it may be over earlier, by as much as clocks are ever wrong.
             expires_at_s = record.expires_ms / 1000 - EPOCH_S - MAX_SKEW_S
-            self._members.history.acknowledged.append(Acknowledged(self.id, self.key, record.seq, expires_at_s))
+            self._members.history.acknowledged.append(Acknowledged(self.key, self.id, record.seq, expires_at_s))
 
     async def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of something that the process does for an onlooker."""
@@ -243,6 +252,7 @@ class Members:
         self.scope = TaskScope("members")
         self.all: list[Member] = []
         self._count = 0  # of all there ever were
+        self._turn = 0
 
     def alive(self) -> list[Member]:
         """Those whose process runs, by number."""
@@ -283,18 +293,27 @@ class Members:
         others = [other.host.address for other in self.alive() if other is not member]
         return list(dict.fromkeys([*others[:1], *self.world.rng.sample(others, min(SEEDS_PER_JOIN - 1, len(others)))]))
 
-    def new_store(self, storer: NodeID) -> MemoryRecordStore:
+    def new_store(self, storer: VirtualHost) -> MemoryRecordStore:
         """An empty store, whose records are noted."""
         return WatchedStore(self.config.records, storer, self.history)
 
-    def amounts(self) -> Iterator[tuple[str, NodeID, int, int]]:
-        """What is bounded: records and sessions of everybody alive."""
-        max_records = self.config.records.max_records
-        max_sessions = self.world.network.config.pool.max_sessions
-        for member in self.all:
-            if member.is_alive:
-                yield "records", member.id, len(member.store), max_records
-                yield "sessions", member.id, len(member.peers.peer_ids()), max_sessions
+    def amounts(self) -> Iterator[Amount]:
+        """What is bounded, of everybody alive; what takes long to add up, of the next in turn."""
+        alive, pool = self.alive(), self.world.network.config.pool
+        for member in alive:
+            yield from counts_of(member.id, member.store, member.peers, self.config, pool)
+        self._turn += 1
+        for member in alive[self._turn % len(alive) :][:1] if alive else ():
+            yield from self._shares_of(member)
+
+    def all_amounts(self) -> Iterator[Amount]:
+        """The same, of everybody all of it."""
+        yield from self.amounts()
+        for member in self.alive():
+            yield from self._shares_of(member)
+
+    def _shares_of(self, member: Member) -> list[Amount]:
+        return shares_of(member.id, member.store, member.host.runtime.now(), self.config)
 
     async def stop(self) -> None:
         """End everybody's tasks."""

@@ -1,26 +1,30 @@
 """Nodes of a world that come and go, and hostile hosts among them, for scenarios that ask how the overlay stands it.
 
-Owns who lives where and for how long. What they store is in `custody.py`. Unlike `members.py` it notes no request and
-publishes nothing by itself, so that a thousand nodes live for a day in minutes.
+Owns who lives where and for how long. What they store is in `custody.py`. Unlike `members.py` it publishes nothing by
+itself, so that a thousand nodes live for a day in minutes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.node import DHTNode
 from dht.store import RecordStore
 from simulations.adversary import Conduct, settle
+from simulations.bounds import Amount, counts_of, shares_of
 from simulations.churn import SessionLength
+from simulations.history import Acknowledged, History
 from simulations.network import VirtualHost
 from simulations.oracle import introduce_everybody, offer
 from simulations.places import Places
+from simulations.watched import WatchedHost, WatchedStore
 from simulations.world import World
 from synapse_p2p.background import TaskScope
-from synapse_p2p.identity import Identity
+from synapse_p2p.identity import Identity, NodeID
+from synapse_p2p.peers import Host
 
 SEEDS_PER_JOIN = 3
 """Through how many random members a newcomer joins: the first may have died a moment ago."""
@@ -47,9 +51,49 @@ class Resident:
         """Who and where."""
         return Contact(self.host.id, self.host.advertised_addresses)
 
+    @property
+    def history(self) -> History | None:
+        """Where onlookers note what it does, if there are any."""
+        return self._population.history
+
+    @property
+    def find_timeout_s(self) -> float:
+        """When a search of its own is over, if nobody ever answers."""
+        lookup = self._population.config.lookup
+        return lookup.max_timeout_s * lookup.max_requests / lookup.alpha
+
+    def note_acknowledged(self, record: Acknowledged) -> None:
+        """It was told that a record of its own is kept. What hostile hosts alone took was never kept."""
+        history = self.history
+        if history is not None and (history.takers(record) or not self._population.hostile):
+            history.acknowledged.append(record)
+
+    # As a `simulations.checkers.Storer`
+
+    @property
+    def id(self) -> NodeID:
+        return self.host.id
+
+    @property
+    def life(self) -> int:
+        return self.host.incarnation
+
+    @property
+    def is_alive(self) -> bool:
+        return self.node is not None
+
+    @property
+    def store(self) -> RecordStore:
+        return _node(self).store
+
     def make_node(self, store: RecordStore | None = None) -> DHTNode:
         """A node with nothing in its table, and in its store what it is given; not started."""
-        self.node = DHTNode(self.host, config=self._population.config, store=store)
+        host: Host = self.host
+        config, history = self._population.config, self._population.history
+        if history is not None:
+            host = WatchedHost(self.host, self.host.network.config, history)
+            store = WatchedStore(config.records, self.host, history) if store is None else store
+        self.node = DHTNode(host, config=config, store=store)
         self._scope = TaskScope(f"resident {self.number}")
         return self.node
 
@@ -94,6 +138,8 @@ class Resident:
 class Population:
     """Everybody in a world. `residents` are honest, in order of arrival; `hostile` hosts never go.
 
+    With a `history`, set before anybody comes, it is noted what residents ask and store.
+
     `on_joined` is told of every newcomer that is in, and `on_end` of every resident that ends, with its node, while its
     store can still be looked at.
     """
@@ -104,10 +150,12 @@ class Population:
         self.places = places or Places()
         self.residents: list[Resident] = []
         self.hostile: list[VirtualHost] = []
+        self.history: History | None = None
         self.scope = TaskScope("population")
         self.on_joined: Callable[[Resident], None] = lambda resident: None
         self.on_end: Callable[[Resident, DHTNode], None] = lambda resident, node: None
         self._count = 0  # of all residents there ever were
+        self._next_looked_at = 0
 
     # Who there is
 
@@ -132,6 +180,28 @@ class Population:
     def contacts(self) -> list[Contact]:
         """Of all residents."""
         return [resident.contact for resident in self.residents]
+
+    def storers(self) -> list[Resident]:
+        """Those whose node runs, joined or not."""
+        return [resident for resident in self.residents if resident.node is not None]
+
+    def some_amounts(self, part: float) -> Iterator[Amount]:
+        """What is bounded, of this part of the residents, which is another part each time."""
+        for _ in range(max(1, round(part * len(self.residents)))):
+            self._next_looked_at = (self._next_looked_at + 1) % len(self.residents)
+            yield from self._amounts_of(self.residents[self._next_looked_at])
+
+    def amounts(self) -> Iterator[Amount]:
+        """The same of all."""
+        for resident in self.residents:
+            yield from self._amounts_of(resident)
+
+    def _amounts_of(self, resident: Resident) -> Iterator[Amount]:
+        node = resident.node
+        if node is not None:
+            network = self.world.network
+            yield from counts_of(resident.id, node.store, resident.host.peers, self.config, network.config.pool)
+            yield from shares_of(resident.id, node.store, network.loop.time(), self.config)
 
     # How they come
 

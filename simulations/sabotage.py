@@ -15,6 +15,8 @@ from synapse_p2p.trust import TrustConfig
 
 TRUST_ALL = "trust-all"
 NO_LIMIT = 1_000_000
+SMALL_BUCKET = 4
+"""Contacts of a k-bucket, in the place of 20."""
 NEVER_S = 365 * 24 * 3600.0
 
 
@@ -67,6 +69,27 @@ def _forgetful(config: DHTConfig) -> DHTConfig:
     return replace(config, routing=replace(config.routing, max_failures=1, stale_after_s=30.0), liveness_s=15.0)
 
 
+def _small_buckets(config: DHTConfig) -> DHTConfig:
+    # Hardly anybody is known of any part of the key space, so that an answer brings a search less far.
+    return replace(config, routing=replace(config.routing, k=SMALL_BUCKET))
+
+
+def _no_quotas(config: DHTConfig) -> DHTConfig:
+    # Whoever comes first may take all the room that a store has.
+    records = config.records
+    return replace(
+        config,
+        records=replace(
+            records,
+            max_records_per_owner=records.max_records,
+            max_bytes_per_owner=records.max_bytes,
+            max_records_per_group=records.max_records,
+            max_bytes_per_group=records.max_bytes,
+            unseen_share=1.0,
+        ),
+    )
+
+
 def _one_shard(config: DHTConfig) -> DHTConfig:
     # A capability is never spread: its storers take all of it.
     return replace(config, records=replace(config.records, max_records_per_key=NO_LIMIT))
@@ -82,6 +105,8 @@ _CHANGES: dict[str, Callable[[DHTConfig], DHTConfig]] = {
     "no-replication": _no_replication,
     "no-offers": _no_offers,
     "forgetful": _forgetful,
+    "small-buckets": _small_buckets,
+    "no-quotas": _no_quotas,
     "one-shard": _one_shard,
     TRUST_ALL: _no_diversity,  # and every address is exempt, see `server_config`
 }

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 
 from dht.config import DHTConfig, HealthConfig
 from dht.keyspace import Key, content_key
+from dht.stored_record import ANY_OWNER
 from dht.values import ImmutableRecord
-from simulations.network import VirtualHost
+from simulations.history import Acknowledged
+from simulations.network import EPOCH_S, VirtualHost
 from simulations.population import Resident
 from simulations.world import RARE_BEAT_S
 
@@ -43,14 +45,28 @@ async def put(resident: Resident, number: int) -> Value | None:
     node = resident.node
     if node is None:
         return None
+    unix_ms = round(resident.host.runtime.unix_now() * 1000)
     report = await node.put(_bytes_of(number), ttl_s=LIFE_S)
-    return Value(number, report.key) if report.is_stored else None
+    if not report.is_stored:
+        return None
+    ends_ms = unix_ms + round(LIFE_S * 1000)  # or later, if it had to wait before it was signed
+    resident.note_acknowledged(Acknowledged(report.key, ANY_OWNER, ends_ms, ends_ms / 1000 - EPOCH_S))
+    return Value(number, report.key)
 
 
 async def get(resident: Resident, value: Value) -> bool:
     """Whether a plain read finds the value."""
-    node = resident.node
-    return node is not None and await node.get(value.key) == _bytes_of(value.number)
+    node, history = resident.node, resident.history
+    if node is None:
+        return False
+    if history is None:
+        return await node.get(value.key) == _bytes_of(value.number)
+    client = (resident.id, resident.life)
+    with history.request(resident.id, "get", resident.find_timeout_s):
+        found = await node.get(value.key)
+    if found is not None:
+        history.note_value(client, value.key, 0, found)
+    return found == _bytes_of(value.number)
 
 
 def sealed(host: VirtualHost, number: int) -> bytes:

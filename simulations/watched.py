@@ -11,6 +11,7 @@ from dht.records import Refusal
 from dht.store import MemoryRecordStore
 from dht.stored_record import StoredRecord
 from simulations.history import Accepted, History
+from simulations.network import VirtualHost
 from synapse_p2p.config import ServerConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.identity import Identity, NodeID
@@ -22,7 +23,7 @@ from synapse_p2p.trust import TrustConfig
 class WatchedStore(MemoryRecordStore):
     """A store that notes what it takes."""
 
-    def __init__(self, config: RecordConfig, storer: NodeID, history: History) -> None:
+    def __init__(self, config: RecordConfig, storer: VirtualHost, history: History) -> None:
         super().__init__(config)
         self._storer = storer
         self._history = history
@@ -30,7 +31,7 @@ class WatchedStore(MemoryRecordStore):
     def put(self, key: Key, new: StoredRecord, now: float, *, expected_seq: int | None = None) -> Refusal | None:
         refusal = super().put(key, new, now, expected_seq=expected_seq)
         if refusal is None:
-            self._history.note_accepted(Accepted(self._storer, new.owner, new.seq, new.record))
+            self._history.note_accepted(Accepted(self._storer.id, self._storer.incarnation, key, new))
         return refusal
 
 
@@ -88,8 +89,11 @@ class WatchedCaller:
             await self._peers.check_dial(peer)
 
     async def call(self, peer: KnownPeer, endpoint: str, request: Mapping[str, Any], *, timeout_s: float) -> Any:
-        with self._history.request(self._id, endpoint, timeout_s):
+        noted = self._history.begin(self._id, endpoint, timeout_s)
+        try:
             return await self._peers.call(peer, endpoint, request, timeout_s=timeout_s)
+        finally:
+            self._history.end(noted)
 
     @property
     def dialed_at(self) -> float | None:

@@ -10,11 +10,12 @@ from simulations.scenarios.faults import FAULTS
 from simulations.scenarios.lookups import LOOKUPS
 from simulations.scenarios.overlay_churn import CHURN as OVERLAY_CHURN
 from simulations.scenarios.overlay_churn import FLASH_CROWD, MASSACRE, PARTITION, ROLLING
+from simulations.scenarios.overlay_faults import OVERLAY_FAULTS
 from simulations.scenarios.overlay_hostile import HOSTILE, RESTART, SYBILS
 from simulations.scenarios.planted import PLANTED
 from simulations.scenarios.steps import STEPS
 
-_OVERLAY = (OVERLAY_CHURN, MASSACRE, PARTITION, FLASH_CROWD, ROLLING, HOSTILE, SYBILS, RESTART)
+_OVERLAY = (OVERLAY_CHURN, MASSACRE, PARTITION, FLASH_CROWD, ROLLING, HOSTILE, SYBILS, RESTART, OVERLAY_FAULTS)
 _AGENTS = (AGENTS_CROWD, AGENTS_CHURN, AGENTS_HOSTILE, AGENTS_SAMPLES)
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario for scenario in (LOOKUPS, STEPS, CHURN, FAULTS, *_OVERLAY, *_AGENTS, *PLANTED)

@@ -9,10 +9,12 @@ which all have to succeed.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeAlias
 
 from dht.config import DHTConfig, LookupConfig, RoutingConfig
 from simulations.fault_player import FaultPlayer
-from simulations.faults import FaultSpec, timetable
+from simulations.faults import FaultSpec, PlannedFault, timetable
 from simulations.scenarios.base import Outcome, Progress, Scenario, Settings
 from simulations.scenarios.inspected import Finds, Inspected, grow, inspect_members
 from simulations.world import World
@@ -24,10 +26,14 @@ FIND_PAUSE_S = 2.0
 K = 8  # of buckets and storers: with the usual 20 all of a small world would store everything
 WATCH_S = 10.0  # between two words of progress
 MIN_SUCCESS_AFTER_FAULTS = 1.0
+CONFIG = DHTConfig(lookup=LookupConfig(k=K), routing=RoutingConfig(k=K))
+
+Activity: TypeAlias = Callable[[TaskScope], Coroutine[Any, Any, None]]
+"""What members do all the time; what it begins belongs to the scope."""
 
 
 async def _play(world: World, settings: Settings, progress: Progress) -> Outcome:
-    inspected = inspect_members(world, DHTConfig(lookup=LookupConfig(k=K), routing=RoutingConfig(k=K)))
+    inspected = inspect_members(world, CONFIG)
     try:
         await grow(inspected, settings, progress)
         player = FaultPlayer(inspected.members)
@@ -51,27 +57,40 @@ async def _phase_of_faults(
     duration_s = (settings.hours or DEFAULT_HOURS) * 3600
     planned = timetable(world.rng, FaultSpec(), settings.nodes, duration_s)
     finds = Finds(inspected.members)
+    activities: list[Activity] = [lambda scope: search(finds, scope), lambda _: forge(world, inspected)]
+    await disturb(inspected, player, planned, duration_s, activities, progress)
+    return finds
+
+
+async def disturb(
+    inspected: Inspected,
+    player: FaultPlayer,
+    planned: Sequence[PlannedFault],
+    duration_s: float,
+    activities: Sequence[Activity],
+    progress: Progress,
+) -> None:
+    """Play a timetable, and look on, while the members are busy with these."""
     async with TaskScope("faults") as scope:
-        tasks = [
-            scope.spawn_awaited(player.play(planned), name="faults"),
-            scope.spawn_awaited(_search(finds, scope), name="searches"),
-            scope.spawn_awaited(_forge(world, inspected), name="forgeries"),
-        ]
+        tasks = [scope.spawn_awaited(player.play(planned), name="faults")]
+        tasks += [scope.spawn_awaited(activity(scope)) for activity in activities]
         left_s = duration_s
         while left_s > 0:
             await inspected.inspector.watch(min(WATCH_S, left_s), tasks)
             left_s -= WATCH_S
             progress("faults", round(duration_s - max(0.0, left_s)), round(duration_s))
-    return finds
+        await tasks[0]  # all that is down comes back at this very moment
 
 
-async def _search(finds: Finds, scope: TaskScope) -> None:
+async def search(finds: Finds, scope: TaskScope) -> None:
+    """Begin a search for an agent now and then, for ever."""
     while True:
         scope.spawn(finds.find_one(), name="search")
         await asyncio.sleep(FIND_PAUSE_S)
 
 
-async def _forge(world: World, inspected: Inspected) -> None:
+async def forge(world: World, inspected: Inspected) -> None:
+    """Offer a forgery of somebody's record to somebody now and then, for ever."""
     while True:
         forger, victim, owner = (world.rng.choice(inspected.members.alive()) for _ in range(3))
         if forger is not victim:

@@ -31,7 +31,7 @@ def inspect_members(world: World, config: DHTConfig) -> Inspected:
         Signatures(history, config.records),
         MonotonicReads(history),
         durability,
-        Caps(members.amounts),
+        Caps(members.amounts, at_the_end=members.all_amounts),
         Deadlines(history),
         AtMostOnce(history),
     )

@@ -6,22 +6,28 @@ hosts have public addresses, which limits of place count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeAlias
 
 from dht.config import DHTConfig
 from dht.lookup import LookupMode
 from simulations import sabotage, values
+from simulations.checkers import STEP_S, Caps, Deadlines, Durability, Inspector, MonotonicReads, Signatures
 from simulations.custody import Custody
+from simulations.history import History
+from simulations.network import VirtualNetwork
 from simulations.pool import REQUESTS
 from simulations.population import Population, Resident
-from simulations.scenarios.base import MAX_NOTES, Outcome, Progress, Scenario, Settings, Start
+from simulations.scenarios.base import MAX_NOTES, Outcome, Play, Progress, Scenario, Settings, Start
 from simulations.scenarios.phases import paced
 from simulations.statistics import quantile, wilson_low
 from simulations.values import Value
 from simulations.virtual_loop import VirtualLoop
 from simulations.world import World
+from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import ConfigError
 
 SECONDS_PER_HOUR = 3600.0
@@ -41,6 +47,9 @@ TOLD_EVERY = 100
 """Reads between two outcomes so far. Each looks at all reads: after every one of 10,000 that took a tenth of the time.
 """
 SETTLE_S = 5.0
+CAPS_EVERY_S = 60.0
+"""In which the caps of everybody are looked at once, some residents at each step: at every step all of a thousand took
+a third of a run."""
 
 Figures = dict[str, int | float | str]
 
@@ -55,8 +64,16 @@ class Swarm:
     progress: Progress
 
     @property
+    def network(self) -> VirtualNetwork:
+        return self.population.world.network
+
+    @property
     def loop(self) -> VirtualLoop:
-        return self.population.world.network.loop
+        return self.network.loop
+
+    @property
+    def rng(self) -> random.Random:
+        return self.population.world.rng
 
 
 class OverlayScenario(Scenario):
@@ -84,6 +101,49 @@ def new_swarm(world: World, settings: Settings, progress: Progress, config: DHTC
     config = sabotage.dht_config(config or values.config(), settings.sabotage)
     population = Population(world, config)
     return Swarm(settings, population, Custody(population), progress)
+
+
+Live: TypeAlias = Callable[[Swarm], Awaitable[Outcome]]
+"""How a swarm lives, from nobody to its last figures; it is ended by whoever made it."""
+
+
+def _usual_config(_: Settings) -> DHTConfig:
+    return values.config()
+
+
+def inspected(live: Live, config: Callable[[Settings], DHTConfig] = _usual_config) -> Play:
+    """A play with the rules of `simulations.checkers` looked after, at every step and at its end, which takes it some
+    hundredths of its time. S6 is about tasks, and the overlay promises none.
+    """
+
+    async def play(world: World, settings: Settings, progress: Progress) -> Outcome:
+        swarm = new_swarm(world, settings, progress, config(settings))
+        population = swarm.population
+        history = population.history = History(world.network.awake_s)
+        inspector = Inspector(
+            (
+                Signatures(history, population.config.records),
+                MonotonicReads(history),
+                Durability(history, population.storers),
+                Caps(lambda: population.some_amounts(STEP_S / CAPS_EVERY_S), at_the_end=population.amounts),
+                Deadlines(history),
+            )
+        )
+
+        async def live_to_the_end() -> Outcome:
+            try:
+                outcome = await live(swarm)
+                inspector.look_after_faults()
+                return outcome
+            finally:
+                await population.stop()
+
+        async with TaskScope("scenario") as scope:
+            living = scope.spawn_awaited(live_to_the_end())
+            await inspector.watch_while(living)
+        return living.result()
+
+    return play
 
 
 class Gets:

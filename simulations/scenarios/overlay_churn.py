@@ -9,7 +9,7 @@ from dht.config import HealthConfig
 from simulations import values
 from simulations.churn import BITTORRENT, FAST, FASTEST, GAMES, SessionLength, crowd_times, struck
 from simulations.population import Resident
-from simulations.scenarios.base import Outcome, Progress, Settings
+from simulations.scenarios.base import Outcome
 from simulations.scenarios.overlay import (
     GET_PAUSE_S,
     GETS_PER_CHURNED_VALUE,
@@ -20,13 +20,12 @@ from simulations.scenarios.overlay import (
     Gets,
     OverlayScenario,
     Swarm,
-    new_swarm,
+    inspected,
     put_values,
     read_values,
     value_count,
 )
 from simulations.scenarios.phases import paced
-from simulations.world import World
 from synapse_p2p.background import TaskScope, wait_at_most
 
 DEFAULT_CHURN_HOURS = 1.0
@@ -59,22 +58,19 @@ _CHURNS = {
 }
 
 
-async def _play_churn(world: World, settings: Settings, progress: Progress) -> Outcome:
+async def _play_churn(swarm: Swarm) -> Outcome:
+    settings = swarm.settings
     churn = _CHURNS[CHURN.variant(settings)]
-    swarm = new_swarm(world, settings, progress)
     gets = Gets(swarm)
     pause_s = (settings.hours or DEFAULT_CHURN_HOURS) * SECONDS_PER_HOUR / settings.lookups
-    try:
-        await _stand(swarm, GETS_PER_CHURNED_VALUE)
-        async with TaskScope("churn") as scope:
-            scope.spawn(swarm.custody.watch(), name="custody")
-            churning = scope.spawn_awaited(swarm.population.churn(churn.lengths), name="churn")
-            await paced(settings.lookups, pause_s, gets.get_one)
-            if churning.done():
-                churning.result()
-        swarm.custody.recount()
-    finally:
-        await swarm.population.stop()
+    await _stand(swarm, GETS_PER_CHURNED_VALUE)
+    async with TaskScope("churn") as scope:
+        scope.spawn(swarm.custody.watch(), name="custody")
+        churning = scope.spawn_awaited(swarm.population.churn(churn.lengths), name="churn")
+        await paced(settings.lookups, pause_s, gets.get_one)
+        if churning.done():
+            churning.result()
+    swarm.custody.recount()
     figures: Figures = {"session_median_s": round(churn.lengths.median_s, 1), **swarm.custody.figures()}
     return gets.outcome(churn.required, figures)
 
@@ -82,7 +78,7 @@ async def _play_churn(world: World, settings: Settings, progress: Progress) -> O
 CHURN = OverlayScenario(
     "overlay-churn",
     "nodes come and go for some hours while values are read; nobody renews a value",
-    _play_churn,
+    inspected(_play_churn),
     {name: churn.summary for name, churn in _CHURNS.items()},
     REPLICATION,
 )
@@ -106,26 +102,23 @@ class _Massacre:
 _MASSACRES = {"30": _Massacre(0.3, 0.99), "50": _Massacre(0.5, 0.95), "30-six-times": _Massacre(0.3, 0.99, 6)}
 
 
-async def _play_massacre(world: World, settings: Settings, progress: Progress) -> Outcome:
+async def _play_massacre(swarm: Swarm) -> Outcome:
+    settings = swarm.settings
     massacre = _MASSACRES[MASSACRE.variant(settings)]
-    swarm = new_swarm(world, settings, progress)
     population, gets = swarm.population, Gets(swarm)
-    try:
-        await _stand(swarm)
-        for number in range(massacre.times):
-            if number:
-                await asyncio.sleep(MASSACRE_PAUSE_S)
-            dead = struck(population.residents, massacre.share, world.rng)
-            for resident in dead:
-                resident.die()
-                population.remove(resident)
-            await paced(settings.lookups // massacre.times, GET_PAUSE_S, gets.get_one)
-            for _ in dead if massacre.times > 1 else ():
-                population.arrive()
-                await asyncio.sleep(ARRIVAL_PAUSE_S)
-        swarm.custody.recount()
-    finally:
-        await population.stop()
+    await _stand(swarm)
+    for number in range(massacre.times):
+        if number:
+            await asyncio.sleep(MASSACRE_PAUSE_S)
+        dead = struck(population.residents, massacre.share, swarm.rng)
+        for resident in dead:
+            resident.die()
+            population.remove(resident)
+        await paced(settings.lookups // massacre.times, GET_PAUSE_S, gets.get_one)
+        for _ in dead if massacre.times > 1 else ():
+            population.arrive()
+            await asyncio.sleep(ARRIVAL_PAUSE_S)
+    swarm.custody.recount()
     figures: Figures = {"dead_share": massacre.share, "massacres": massacre.times, **swarm.custody.figures()}
     return gets.outcome(massacre.required, figures)
 
@@ -133,7 +126,7 @@ async def _play_massacre(world: World, settings: Settings, progress: Progress) -
 MASSACRE = OverlayScenario(
     "overlay-massacre",
     "a share of all nodes dies at one instant, and values are read from then on",
-    _play_massacre,
+    inspected(_play_massacre),
     {name: massacre.summary for name, massacre in _MASSACRES.items()},
     (*REPLICATION, "narrow"),
 )
@@ -143,27 +136,24 @@ HEALED_WITHIN_S = 60.0
 _PARTITIONS = {"halves": 0.5, "tenth": 0.1}
 
 
-async def _play_partition(world: World, settings: Settings, progress: Progress) -> Outcome:
+async def _play_partition(swarm: Swarm) -> Outcome:
+    settings = swarm.settings
     share = _PARTITIONS[PARTITION.variant(settings)]
-    swarm = new_swarm(world, settings, progress, values.config(beat_s=HealthConfig().beat_s))
     gets, early = Gets(swarm), Gets(swarm, phase="first minute")
     count = value_count(settings)
-    try:
-        await _stand(swarm)
-        apart = struck(swarm.population.residents, share, world.rng)
-        cut = world.network.cut([resident.host for resident in apart])
-        await asyncio.sleep(PARTITION_S / 2)
-        # Half of these are put on either side, where the other cannot hear of them.
-        sides = [apart, [each for each in swarm.population.residents if each not in apart]]
-        for number, side in enumerate(sides):
-            await put_values(swarm, count // 2, first=count * (number + 1), putters=side)
-        await asyncio.sleep(max(0.0, PARTITION_S / 2 - count * 0.05))
-        world.network.heal(cut)
-        await paced(EARLY_GETS, HEALED_WITHIN_S / EARLY_GETS, early.get_one)
-        await read_values(swarm, gets)
-        swarm.custody.recount()
-    finally:
-        await swarm.population.stop()
+    await _stand(swarm)
+    apart = struck(swarm.population.residents, share, swarm.rng)
+    cut = swarm.network.cut([resident.host for resident in apart])
+    await asyncio.sleep(PARTITION_S / 2)
+    # Half of these are put on either side, where the other cannot hear of them.
+    sides = [apart, [each for each in swarm.population.residents if each not in apart]]
+    for number, side in enumerate(sides):
+        await put_values(swarm, count // 2, first=count * (number + 1), putters=side)
+    await asyncio.sleep(max(0.0, PARTITION_S / 2 - count * 0.05))
+    swarm.network.heal(cut)
+    await paced(EARLY_GETS, HEALED_WITHIN_S / EARLY_GETS, early.get_one)
+    await read_values(swarm, gets)
+    swarm.custody.recount()
     return gets.outcome(REQUIRED_AFTER_PARTITION, {**early.figures("early_get"), **swarm.custody.figures()})
 
 
@@ -172,7 +162,7 @@ REQUIRED_AFTER_PARTITION = 0.99
 PARTITION = OverlayScenario(
     "overlay-partition",
     f"a network cut in two for {PARTITION_S / 60:.0f} min and healed; values are read a minute after that",
-    _play_partition,
+    inspected(_play_partition, lambda _: values.config(beat_s=HealthConfig().beat_s)),
     {name: f"{share:.0%} are cut off from the others: gets >= 99%" for name, share in _PARTITIONS.items()},
     ("forgetful",),
 )
@@ -182,9 +172,9 @@ CROWD_JOINED_WITHIN_S = 120.0
 FIRST_MEMBERS = 20
 
 
-async def _play_flash_crowd(world: World, settings: Settings, progress: Progress) -> Outcome:
+async def _play_flash_crowd(swarm: Swarm) -> Outcome:
     """A lookup is a newcomer of whom is asked whether it has joined in time."""
-    swarm = new_swarm(world, settings, progress)
+    settings = swarm.settings
     population, gets = swarm.population, Gets(swarm)
     joined_s: list[float] = []
 
@@ -196,24 +186,19 @@ async def _play_flash_crowd(world: World, settings: Settings, progress: Progress
         await wait_at_most(joining, CROWD_JOINED_WITHIN_S)
         if joining.done():
             joined_s.append(swarm.loop.time() - began_at)
-        progress("joins", len(joined_s), settings.nodes)
+        swarm.progress("joins", len(joined_s), settings.nodes)
 
-    try:
-        await population.start_residents(FIRST_MEMBERS)
-        population.acquaint()
-        await asyncio.sleep(SETTLE_S)
-        await put_values(swarm, value_count(settings))
-        swarm.custody.begin_window()
-        async with TaskScope("crowd") as scope:
-            crowd = [
-                scope.spawn_awaited(arrive(at_s)) for at_s in crowd_times(settings.nodes, CROWD_WITHIN_S, world.rng)
-            ]
-            for each in crowd:
-                await each
-        await read_values(swarm, gets)
-        swarm.custody.recount()
-    finally:
-        await population.stop()
+    await population.start_residents(FIRST_MEMBERS)
+    population.acquaint()
+    await asyncio.sleep(SETTLE_S)
+    await put_values(swarm, value_count(settings))
+    swarm.custody.begin_window()
+    async with TaskScope("crowd") as scope:
+        crowd = [scope.spawn_awaited(arrive(at_s)) for at_s in crowd_times(settings.nodes, CROWD_WITHIN_S, swarm.rng)]
+        for each in crowd:
+            await each
+    await read_values(swarm, gets)
+    swarm.custody.recount()
     figures = {
         "newcomers": settings.nodes,
         "joined_in_time": len(joined_s),
@@ -228,7 +213,7 @@ async def _play_flash_crowd(world: World, settings: Settings, progress: Progress
 FLASH_CROWD = OverlayScenario(
     "overlay-flash-crowd",
     f"all nodes join {FIRST_MEMBERS} that are there within {CROWD_WITHIN_S:g} s, then values are read",
-    _play_flash_crowd,
+    inspected(_play_flash_crowd),
     sabotages=OFFERS,
 )
 
@@ -241,21 +226,18 @@ _ROLLINGS = {
 }
 
 
-async def _play_rolling(world: World, settings: Settings, progress: Progress) -> Outcome:
+async def _play_rolling(swarm: Swarm) -> Outcome:
+    settings = swarm.settings
     is_kept = ROLLING.variant(settings) == "with-state"
-    swarm = new_swarm(world, settings, progress)
     gets = Gets(swarm)
     duration_s = (settings.hours or DEFAULT_ROLLING_HOURS) * SECONDS_PER_HOUR
-    try:
-        await _stand(swarm)
-        async with TaskScope("rolling") as scope:
-            scope.spawn(swarm.custody.watch(), name="custody")
-            rolling = scope.spawn_awaited(_roll(swarm, duration_s, is_kept=is_kept), name="rolling")
-            await paced(settings.lookups, duration_s / settings.lookups, gets.get_one)
-            await rolling
-        swarm.custody.recount()
-    finally:
-        await swarm.population.stop()
+    await _stand(swarm)
+    async with TaskScope("rolling") as scope:
+        scope.spawn(swarm.custody.watch(), name="custody")
+        rolling = scope.spawn_awaited(_roll(swarm, duration_s, is_kept=is_kept), name="rolling")
+        await paced(settings.lookups, duration_s / settings.lookups, gets.get_one)
+        await rolling
+    swarm.custody.recount()
     return gets.outcome(REQUIRED_WHILE_ROLLING, swarm.custody.figures())
 
 
@@ -280,7 +262,7 @@ async def _restart(swarm: Swarm, resident: Resident, *, is_kept: bool) -> None:
 ROLLING = OverlayScenario(
     "overlay-rolling",
     "every node is restarted in turn, over some hours, while values are read",
-    _play_rolling,
+    inspected(_play_rolling),
     _ROLLINGS,
     OFFERS,
 )

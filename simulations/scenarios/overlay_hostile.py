@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.messages import Store
 from simulations import values
@@ -21,23 +22,23 @@ from simulations.adversary import (
     Silent,
 )
 from simulations.network import VirtualHost
+from simulations.oracle import nearest_points
 from simulations.places import HOSTILE_OCTETS, Places
 from simulations.population import Population, Resident, contacts_of
-from simulations.scenarios.base import Outcome, Progress, Settings
+from simulations.scenarios.base import Outcome, Settings
 from simulations.scenarios.overlay import (
     SETTLE_S,
     Figures,
     Gets,
     OverlayScenario,
     Swarm,
-    new_swarm,
+    inspected,
     put_values,
     read_values,
     strict_messages,
     value_count,
 )
 from simulations.statistics import wilson_low
-from simulations.world import World
 from synapse_p2p.background import TaskScope
 
 POISONED_WEIGHT = 4.0
@@ -71,33 +72,49 @@ _MIXES = {
     "silent-20": _Mix(0.2, 0.99, "silent"),
     "liars-20": _Mix(0.2, 0.99, "liars"),
     "flooders-2": _Mix(0.02, 0.99, "flooders"),
+    "hoarders-2": _Mix(0.02, 0.99, "hoarders"),
 }
+ROOM_BYTES = 80 * 1024
+"""Of a store where somebody hoards: so little that a few could fill all of them. Its shares are the usual ones."""
 
 
-async def _play_hostile(world: World, settings: Settings, progress: Progress) -> Outcome:
+def _config(settings: Settings) -> DHTConfig:
+    config = values.config()
+    if _MIXES[HOSTILE.variant(settings)].kind != "hoarders":
+        return config
+    usual = config.records
+    room = ROOM_BYTES / usual.max_bytes
+    small = replace(
+        usual,
+        max_bytes=ROOM_BYTES,
+        max_bytes_per_owner=round(room * usual.max_bytes_per_owner),
+        max_bytes_per_group=round(room * usual.max_bytes_per_group),
+    )
+    return replace(config, records=small)
+
+
+async def _play_hostile(swarm: Swarm) -> Outcome:
+    settings = swarm.settings
     mix = _MIXES[HOSTILE.variant(settings)]
-    swarm = new_swarm(world, settings, progress)
     population = swarm.population
     gets = Gets(swarm)
-    try:
-        hostile_count = round(mix.share * settings.nodes)
-        for _ in range(hostile_count):
-            population.add_hostile(population.places)
-        await population.start_residents(settings.nodes - hostile_count)
-        population.acquaint(contacts_of(population.hostile), weight=mix.weight)
-        _instruct(population, mix.kind)
-        async with TaskScope("flood") as scope:
-            if mix.kind == "flooders":
-                for host in population.hostile:
-                    scope.spawn(_flooder(population, host).run(), name="flooder")
-            await asyncio.sleep(SETTLE_S)
-            strict = await strict_messages(swarm)
-            await put_values(swarm, value_count(settings))
-            swarm.custody.begin_window()
-            await read_values(swarm, gets)
-        swarm.custody.recount()
-    finally:
-        await population.stop()
+    hostile_count = round(mix.share * settings.nodes)
+    for _ in range(hostile_count):
+        population.add_hostile(population.places)
+    await population.start_residents(settings.nodes - hostile_count)
+    population.acquaint(contacts_of(population.hostile), weight=mix.weight)
+    _instruct(population, mix.kind)
+    async with TaskScope("flood") as scope:
+        if mix.kind in ("flooders", "hoarders"):
+            for number, host in enumerate(population.hostile):
+                hoard = _hoard(population, host, number) if mix.kind == "hoarders" else ()
+                scope.spawn(_flooder(population, host, hoard).run(), name="flooder")
+        await asyncio.sleep(SETTLE_S)
+        strict = await strict_messages(swarm)
+        await put_values(swarm, value_count(settings))
+        swarm.custody.begin_window()
+        await read_values(swarm, gets)
+    swarm.custody.recount()
     figures: Figures = {
         "hostile_share": mix.share,
         "hostile_weight": mix.weight,
@@ -105,6 +122,8 @@ async def _play_hostile(world: World, settings: Settings, progress: Progress) ->
         "strict_messages_mean": strict,
         **swarm.custody.figures(),
     }
+    if mix.kind == "hoarders":
+        figures["values_put"] = value_count(settings)  # those that were kept are `values`
     return gets.outcome(mix.required, figures)
 
 
@@ -126,20 +145,35 @@ def _instruct(population: Population, kind: str) -> None:
     population.instruct(conduct_of)
 
 
-def _flooder(population: Population, host: VirtualHost) -> Flooder:
+def _hoard(population: Population, host: VirtualHost, number: int) -> Iterator[tuple[Contact, Mapping[str, Any]]]:
+    """Values of its own, each for those who are near its key: all flooders together have more than there is room."""
+    by_point = {contact.point: contact for contact in population.contacts()}
+    points, k = sorted(by_point), population.config.lookup.k
+    first = (number + 1) * 10**6
+    for value in range(first, first + HOARDED_VALUES * len(points) // (k * len(population.hostile))):
+        record = Store(values.sealed(host, value)).to_map()
+        for point in nearest_points(points, int.from_bytes(values.key_of(value), "big"), k):
+            yield by_point[point], record
+
+
+HOARDED_VALUES = 90
+"""For each store, which has room for 60."""
+
+
+def _flooder(population: Population, host: VirtualHost, hoard: Iterable[tuple[Contact, Mapping[str, Any]]]) -> Flooder:
     """One that floods with stores of garbage and of one good record of its own, which is not theirs to keep."""
     rng = population.world.rng
     garbage: list[Mapping[str, Any]] = [{"record": rng.randbytes(1000)} for _ in range(4)]
     good = Store(values.sealed(host, 10**6)).to_map()
-    return Flooder(host, population.contacts(), rng, records=[*garbage, good])
+    return Flooder(host, population.contacts(), rng, records=[*garbage, good], hoard=hoard)
 
 
 HOSTILE = OverlayScenario(
     "overlay-hostile",
     "a share of all nodes is hostile from the start; values are put and read among them",
-    _play_hostile,
+    inspected(_play_hostile, _config),
     {name: mix.summary for name, mix in _MIXES.items()},
-    ("one-path", "narrow", "no-diversity", "patient"),
+    ("one-path", "narrow", "no-diversity", "patient", "no-quotas"),
 )
 
 
@@ -175,29 +209,26 @@ _SIEGES = {
 }
 
 
-async def _play_sybils(world: World, settings: Settings, progress: Progress) -> Outcome:
+async def _play_sybils(swarm: Swarm) -> Outcome:
+    settings = swarm.settings
     siege = _SIEGES[SYBILS.variant(settings)]
-    swarm = new_swarm(world, settings, progress)
     population = swarm.population
     gets = Gets(swarm)
-    try:
-        await population.start_residents(settings.nodes)
-        keys = siege.keys(settings.nodes)
-        _besiege(population, siege, keys)
-        sybils = contacts_of(population.hostile)
-        if siege.is_first:
-            population.offer_to_all(sybils)
-        population.acquaint()
-        if not siege.is_first:
-            population.offer_to_all(sybils)
-        await asyncio.sleep(SETTLE_S)
-        strict = await strict_messages(swarm)
-        await put_values(swarm, keys)
-        swarm.custody.begin_window()
-        await read_values(swarm, gets)
-        swarm.custody.recount()
-    finally:
-        await population.stop()
+    await population.start_residents(settings.nodes)
+    keys = siege.keys(settings.nodes)
+    _besiege(population, siege, keys)
+    sybils = contacts_of(population.hostile)
+    if siege.is_first:
+        population.offer_to_all(sybils)
+    population.acquaint()
+    if not siege.is_first:
+        population.offer_to_all(sybils)
+    await asyncio.sleep(SETTLE_S)
+    strict = await strict_messages(swarm)
+    await put_values(swarm, keys)
+    swarm.custody.begin_window()
+    await read_values(swarm, gets)
+    swarm.custody.recount()
     return gets.outcome(
         siege.required, {"attacked_keys": keys, "strict_messages_mean": strict, **swarm.custody.figures()}
     )
@@ -225,7 +256,7 @@ def _besiege(population: Population, siege: _Siege, keys: int) -> None:
 SYBILS = OverlayScenario(
     "overlay-sybils",
     "ids ground near the keys of some values; those are put and read under siege",
-    _play_sybils,
+    inspected(_play_sybils),
     {name: siege.summary for name, siege in _SIEGES.items()},
     ("no-density", "no-diversity", "crowded"),
 )
@@ -242,29 +273,26 @@ POISON_NETWORKS = 4
 REQUIRED_RESTARTS = 0.99
 
 
-async def _play_restart(world: World, settings: Settings, progress: Progress) -> Outcome:
-    swarm = new_swarm(world, settings, progress)
+async def _play_restart(swarm: Swarm) -> Outcome:
+    settings = swarm.settings
     population = swarm.population
     honest_counts: list[int] = []
     notes: list[str] = []
-    try:
-        await population.start_residents(settings.nodes)
-        population.acquaint()
-        seed = _poisoned_seed(population)
-        await asyncio.sleep(SETTLE_S)
+    await population.start_residents(settings.nodes)
+    population.acquaint()
+    seed = _poisoned_seed(population)
+    await asyncio.sleep(SETTLE_S)
 
-        async def restart() -> None:
-            honest = await _restart_one(swarm, seed)
-            honest_counts.append(honest)
-            if honest < HONEST_WANTED:
-                notes.append(f"{honest} honest contacts after {RESTART_TIME_S:g} s")
-            good = sum(count >= HONEST_WANTED for count in honest_counts)
-            progress("restarts", len(honest_counts), settings.lookups, Outcome(len(honest_counts), good, (), notes))
+    async def restart() -> None:
+        honest = await _restart_one(swarm, seed)
+        honest_counts.append(honest)
+        if honest < HONEST_WANTED:
+            notes.append(f"{honest} honest contacts after {RESTART_TIME_S:g} s")
+        good = sum(count >= HONEST_WANTED for count in honest_counts)
+        swarm.progress("restarts", len(honest_counts), settings.lookups, Outcome(len(honest_counts), good, (), notes))
 
-        for _ in range(settings.lookups):
-            await restart()
-    finally:
-        await population.stop()
+    for _ in range(settings.lookups):
+        await restart()
     good = sum(count >= HONEST_WANTED for count in honest_counts)
     figures = {
         "restarts": len(honest_counts),
@@ -320,6 +348,6 @@ def _poisoned_seed(population: Population) -> VirtualHost:
 RESTART = OverlayScenario(
     "overlay-restart",
     f"restarts through three seeds, one of which names {POISON_COUNT:,} poisoned addresses; a lookup is a restart",
-    _play_restart,
+    inspected(_play_restart),
     sabotages=("trust-all", "no-diversity"),
 )

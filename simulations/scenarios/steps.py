@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from dht.lookup import LookupMode
+from simulations import sabotage
 from simulations.model import expected_hops
 from simulations.scenarios.base import Outcome, Progress, Scenario, Settings
 from simulations.scenarios.lookups import EARLY_SUCCESS, PAUSE_S
 from simulations.scenarios.phases import grow, paced
 from simulations.statistics import quantile, wilson_low
+from simulations.virtual_loop import VirtualLoop
 from simulations.world import UNDISTURBED, World
 
 
@@ -94,6 +96,18 @@ def _figures(
     }
 
 
-STEPS = Scenario(
-    "steps", "hops, requests and time of early and strict lookups, cold and warm", _play, config=UNDISTURBED
+class _StepsScenario(Scenario):
+    """One that can go without a defence."""
+
+    def new_world(self, loop: VirtualLoop, settings: Settings) -> World:
+        """See Scenario."""
+        config = sabotage.dht_config(UNDISTURBED, settings.sabotage)
+        return World(loop, seed=settings.seed, start=settings.start, wire=settings.wire, config=config)
+
+
+STEPS = _StepsScenario(
+    "steps",
+    "hops, requests and time of early and strict lookups, cold and warm",
+    _play,
+    sabotages=("small-buckets",),
 )

@@ -11,9 +11,11 @@ import pytest
 from dht.agents.record import AgentRecord, Reach
 from dht.agents.renewal import Renewal, with_renewal
 from dht.config import RecordConfig
-from dht.records import RENEWAL_LABEL
+from dht.keyspace import content_key
+from dht.records import RENEWAL_LABEL, Gone, RecordKind
 from dht.store import MemoryRecordStore
 from dht.stored_record import StoredRecord
+from dht.values import MutableRecord
 from simulations.checkers import (
     GRACE_S,
     AtMostOnce,
@@ -57,8 +59,8 @@ def history(at_s: float = 0.0) -> History:
 
 def acknowledged_by(*storers: FakeStorer, seq: int = 5) -> Durability:
     notes = history()
-    notes.note_accepted(Accepted(OTHER, OWNER, seq, b"record"))
-    notes.acknowledged.append(Acknowledged(OWNER, KEY, seq, 900.0))
+    notes.note_accepted(Accepted(OTHER, 0, KEY, StoredRecord(b"record", OWNER, seq, 900.0)))
+    notes.acknowledged.append(Acknowledged(KEY, OWNER, seq, 900.0))
     checker = Durability(notes, lambda: [storer for storer in storers if storer.is_alive])
     checker.on_step(0.5)
     return checker
@@ -75,7 +77,7 @@ def broken(rule: Rule, checker: Checker, at_s: float) -> str:
 
 def test_a_record_that_is_no_record_is_not_to_be_taken():
     notes = history()
-    notes.note_accepted(Accepted(OTHER, OWNER, 5, b"anything"))
+    notes.note_accepted(Accepted(OTHER, 0, KEY, StoredRecord(b"anything", OWNER, 5, 900.0)))
 
     what = broken(Rule.SIGNATURE, Signatures(notes, RecordConfig()), 3.0)
 
@@ -93,11 +95,58 @@ def test_a_record_that_was_renewed_has_the_number_of_its_renewal_and_both_are_si
     checker = Signatures(notes, RecordConfig())
 
     for seq, envelope in ((5, record), (6, renewed)):
-        notes.note_accepted(Accepted(OTHER, owner.node_id, seq, envelope))
+        notes.note_accepted(Accepted(OTHER, 0, KEY, StoredRecord(envelope, owner.node_id, seq, 900.0)))
         checker.on_step(1.0)
     for seq, envelope in ((6, forged), (7, with_renewal(record, replace(renewal, expires_ms=4).seal(owner)))):
-        notes.note_accepted(Accepted(OTHER, owner.node_id, seq, envelope))
+        notes.note_accepted(Accepted(OTHER, 0, KEY, StoredRecord(envelope, owner.node_id, seq, 900.0)))
         broken(Rule.SIGNATURE, checker, 2.0)
+
+
+VALUE_KEY = content_key(b"value")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_broken"),
+    [(VALUE_KEY, b"value", False), (VALUE_KEY, b"other", True), (KEY, b"value", True), (VALUE_KEY, None, True)],
+)
+def test_an_immutable_value_that_is_read_is_what_its_key_says(key: bytes, value: bytes | None, is_broken: bool):
+    notes = history()
+    notes.note_value((CLIENT, 0), key, 0, value)
+
+    if is_broken:
+        assert "nobody signed" in broken(Rule.SIGNATURE, Signatures(notes, RecordConfig()), 1.0)
+    else:
+        Signatures(notes, RecordConfig()).on_step(1.0)
+        assert notes.values_read == []
+
+
+@pytest.mark.parametrize(
+    ("seq", "value", "is_broken"),
+    [(5, b"five", False), (6, None, False), (5, b"six", True), (5, None, True), (6, b"five", True), (7, b"five", True)],
+)
+def test_a_version_that_is_read_is_one_that_its_owner_signed(seq: int, value: bytes | None, is_broken: bool):
+    owner = Identity.from_seed(bytes(32))
+    five = MutableRecord(owner.public_key, b"", 5, 1, 2, bytes(16), b"five")
+    notes = history()
+    for record in (five, replace(five, seq=6, value=b"", gone=Gone.NOW)):
+        stored = StoredRecord(record.seal(owner), owner.node_id, record.seq, 900.0, RecordKind.MUTABLE)
+        notes.note_accepted(Accepted(OTHER, 0, five.key, stored))
+    notes.note_value((CLIENT, 0), five.key, seq, value)
+
+    if is_broken:
+        broken(Rule.SIGNATURE, Signatures(notes, RecordConfig()), 1.0)
+    else:
+        Signatures(notes, RecordConfig()).on_step(1.0)
+
+
+def test_a_value_under_the_key_of_another_is_not_to_be_taken():
+    owner = Identity.from_seed(bytes(32))
+    record = MutableRecord(owner.public_key, b"", 5, 1, 2, bytes(16), b"five")
+    notes = history()
+    stored = StoredRecord(record.seal(owner), owner.node_id, 5, 900.0, RecordKind.MUTABLE)
+    notes.note_accepted(Accepted(OTHER, 0, KEY, stored))
+
+    broken(Rule.SIGNATURE, Signatures(notes, RecordConfig()), 1.0)
 
 
 @pytest.mark.parametrize(("reads", "is_broken"), [((1, 2, 2, 9), False), ((1, 3, 2), True)])
@@ -171,6 +220,25 @@ def test_a_copy_handed_on_counts_when_the_first_holder_is_dead():
     broken(Rule.DURABILITY, checker, 1.5)
 
 
+def test_who_took_a_record_and_has_lost_it_before_the_first_look_is_found():
+    only = storer()
+    notes = history()
+    notes.note_accepted(Accepted(only.id, 0, KEY, StoredRecord(b"record", OWNER, 5, 900.0)))
+    notes.acknowledged.append(Acknowledged(KEY, OWNER, 5, 900.0))
+
+    assert only.id.hex()[:16] in broken(Rule.DURABILITY, Durability(notes, lambda: [only]), 0.5)
+
+
+def test_an_older_version_in_the_place_of_the_last_copy_breaks_durability():
+    only = storer(5)
+    checker = acknowledged_by(only)
+
+    only.store.remove(KEY, OWNER)
+    only.store.put(KEY, StoredRecord(b"older", OWNER, 4, 900.0), 0.0)
+
+    broken(Rule.DURABILITY, checker, 1.0)
+
+
 def test_an_expired_record_may_be_forgotten():
     only = storer(5)
     checker = acknowledged_by(only)
@@ -183,7 +251,7 @@ def test_an_expired_record_may_be_forgotten():
 
 def test_an_acknowledged_record_that_nobody_took_is_found():
     notes = history()
-    notes.acknowledged.append(Acknowledged(OWNER, KEY, 5, 900.0))
+    notes.acknowledged.append(Acknowledged(KEY, OWNER, 5, 900.0))
 
     broken(Rule.DURABILITY, Durability(notes, list), 1.0)
 

@@ -92,8 +92,8 @@ def test_members_join_and_publish_by_themselves_and_find_each_other(wire: bool):
 
     stage = on_stage(check, wire=wire)
 
-    assert {record.owner for record in stage.history.acknowledged} == {member.id for member in stage.members.all}
-    assert {read.owner for read in stage.history.reads} >= {stage.members.all[0].id}
+    assert {record.slot for record in stage.history.acknowledged} == {member.id for member in stage.members.all}
+    assert {read.name for read in stage.history.reads} >= {stage.members.all[0].id}
 
 
 @pytest.mark.parametrize("wire", [False, True])

@@ -9,9 +9,14 @@ import pytest
 
 from dht.records import Signed
 from dht.store import MemoryRecordStore
+from simulations.fault_player import FaultPlayer
+from simulations.faults import Crash, PlannedFault, Restart
 from simulations.report import run_scenario
-from simulations.scenarios import SCENARIOS, Settings
-from simulations.world import Start
+from simulations.scenarios import SCENARIOS, Outcome, Scenario, Settings
+from simulations.scenarios.base import Progress
+from simulations.scenarios.faults import CONFIG, disturb
+from simulations.scenarios.inspected import grow, inspect_members
+from simulations.world import Start, World
 
 SHORT = Settings(nodes=8, lookups=5, seed=1, hours=0.05)
 TWO_WORLDS = [(Start.PROTOCOL, False), (Start.ORACLE, True)]
@@ -49,6 +54,23 @@ def test_a_run_repeats_with_all_its_faults(name: str, wire: bool):
     assert first["passed"]
     assert first["digest"] == again["digest"]
     assert first["messages"] == again["messages"]
+
+
+def test_who_is_down_at_the_end_of_a_timetable_comes_back_at_that_moment():
+    async def play(world: World, settings: Settings, progress: Progress) -> Outcome:
+        inspected = inspect_members(world, CONFIG)
+        down = [PlannedFault(4.0, Crash(number)) for number in (1, 2)]
+        planned = [*down, *(PlannedFault(10.0, Restart(number, with_state=True)) for number in (1, 2))]
+        try:
+            await grow(inspected, settings, progress)
+            await disturb(inspected, FaultPlayer(inspected.members), planned, 10.0, [], progress)
+            return Outcome(3, len(inspected.members.alive()), ())
+        finally:
+            await inspected.members.stop()
+
+    figures = run_scenario(Scenario("down", "some are down", play), Settings(nodes=3)).figures
+
+    assert (figures["error"], figures["lookup_success"]) == (None, 1.0)
 
 
 def test_a_storer_that_does_not_check_signatures_is_found(monkeypatch: pytest.MonkeyPatch):
