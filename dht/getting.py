@@ -63,12 +63,12 @@ class Getting:
         outcome = await self._requester.lookup(key, LookupMode.FAST, ask=ask)
         if not reading.is_found and outcome.complete and outcome.asked:
             self._misses.add(key, runtime.now())
-        elif reading.newest is not None and scope is not None and not scope.is_closed:
+        self._leave_out_replaced(key, reading)
+        if reading.newest is not None and scope is not None and not scope.is_closed:
             behind = set(reading.behind())
             storers = [storer for storer in outcome.region if storer.id in behind]
             if storers:
                 scope.spawn(self._repair(storers[:MAX_REPAIRS_AT_ONCE], reading.newest_data), name="repair storers")
-        self._leave_out_replaced(key, reading)
         return reading
 
     def _leave_out_replaced(self, key: Key, reading: ValueReading) -> None:

@@ -411,7 +411,8 @@ class DHTNode:
 
     async def get(self, key: Key) -> bytes | None:
         """The value under a key; None where there is none, or it was deleted. Of a mutable one the newest version that
-        three parties among its storers hold. Cost: about 4 requests, and 1 over an open session.
+        three parties among its storers hold, and none that is older than one that this node has read before.
+        Cost: about 4 requests, and 1 over an open session.
         """
         await self._knock_if_alone()
         return (await self._getting.read(key, self._responder.reader, self._scope)).value

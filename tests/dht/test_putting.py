@@ -115,6 +115,48 @@ def test_the_newest_version_is_read_and_those_who_lag_behind_are_given_it():
     run(main())
 
 
+def test_who_has_read_a_version_is_shown_no_older_one_and_finds_the_next():
+    async def main() -> None:
+        world = await grown(40, config=SMALL_K)
+        owner, reader, stranger = world.nodes[2], world.nodes[30], world.nodes[31]
+        key = (await owner.put_mutable(b"first", salt=b"s")).key
+        old = {node: node.store.get(key, world.network.loop.time())[0] for node in holders(world, key)}
+        await owner.put_mutable(b"second", salt=b"s")
+        assert await reader.get(key) == b"second"
+
+        for node in holders(world, key):  # as if those had been cut off who were given the second
+            held = node.store.get(key, world.network.loop.time())[0]
+            node.store.remove(key, held.slot)
+            if node in old:
+                node.store.put(key, old[node], world.network.loop.time())
+
+        assert await stranger.get(key) == b"first", "who knows no better"
+        for _ in range(3):
+            assert await reader.get(key) is None
+            assert await reader.get_mutable(key) is None
+        await owner.put_mutable(b"third", salt=b"s")
+        assert await reader.get(key) == b"third"
+        await world.stop()
+
+    run(main())
+
+
+def test_of_how_many_values_the_newest_version_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dht.getting.MAX_SEEN", 3)
+
+    async def main() -> None:
+        world = await grown(12)
+        owner, reader = world.nodes[2], world.nodes[5]
+        for number in range(6):
+            key = (await owner.put_mutable(b"v", salt=bytes([number]))).key
+            assert await reader.get(key) == b"v"
+            assert len(reader._getting._newest_seen) <= 3
+        assert key in reader._getting._newest_seen
+        await world.stop()
+
+    run(main())
+
+
 def test_a_value_is_replaced_only_where_the_expected_version_is_held():
     async def main() -> None:
         world = await grown(25)
