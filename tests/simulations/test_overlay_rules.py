@@ -43,9 +43,8 @@ def assert_is_found(rule: str, name: str, settings: Settings) -> str:
     return report.figures["error"]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_faults_over_values_break_no_rule_and_all_are_read_afterwards(seed: int):
-    figures = run_scenario(SCENARIOS["overlay-faults"], replace(FAULTS, seed=seed)).figures
+def test_faults_over_values_break_no_rule_and_all_are_read_afterwards():
+    figures = run_scenario(SCENARIOS["overlay-faults"], replace(FAULTS, seed=1)).figures
 
     assert (figures["error"], figures["passed"]) == (None, True)
     assert (figures["lookups"], figures["lookup_success"]) == (20, 1.0)
@@ -69,7 +68,9 @@ def test_a_storer_that_checks_no_signature_of_a_value_is_found(monkeypatch: pyte
     assert "did not sign it" in assert_is_found("S1", "overlay-faults", FAULTS)
 
 
-def test_storers_that_keep_the_version_that_they_have_let_readers_go_back(monkeypatch: pytest.MonkeyPatch):
+def test_storers_that_keep_the_version_that_they_have_let_readers_go_back_who_remember_none(
+    monkeypatch: pytest.MonkeyPatch,
+):
     put = WatchedStore.put
 
     def keep_the_first(self: WatchedStore, key: bytes, new: StoredRecord, now: float, **expected: Any) -> Any:
@@ -77,6 +78,7 @@ def test_storers_that_keep_the_version_that_they_have_let_readers_go_back(monkey
         return None if is_lagging else put(self, key, new, now, **expected)
 
     monkeypatch.setattr(WatchedStore, "put", keep_the_first)
+    monkeypatch.setattr("dht.getting.MAX_SEEN", 0)
 
     assert "after version" in assert_is_found("S2", "overlay-faults", FAULTS)
 
