@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import TypeAlias
 
@@ -113,37 +114,40 @@ def _usual_config(_: Settings) -> DHTConfig:
 
 def inspected(live: Live, config: Callable[[Settings], DHTConfig] = _usual_config) -> Play:
     """A play with the rules of `simulations.checkers` looked after, at every step and at its end, which takes it some
-    hundredths of its time. S6 is about tasks, and the overlay promises none.
+    hundredths of its time. S6 is about tasks, and the overlay promises none. Workers of a sweep are sent plays, so both
+    are functions of a module.
     """
+    return partial(_play_inspected, live, config)
 
-    async def play(world: World, settings: Settings, progress: Progress) -> Outcome:
-        swarm = new_swarm(world, settings, progress, config(settings))
-        population = swarm.population
-        history = population.history = History(world.network.awake_s)
-        inspector = Inspector(
-            (
-                Signatures(history, population.config.records),
-                MonotonicReads(history),
-                Durability(history, population.storers),
-                Caps(lambda: population.some_amounts(STEP_S / CAPS_EVERY_S), at_the_end=population.amounts),
-                Deadlines(history),
-            )
+
+async def _play_inspected(
+    live: Live, config: Callable[[Settings], DHTConfig], world: World, settings: Settings, progress: Progress
+) -> Outcome:
+    swarm = new_swarm(world, settings, progress, config(settings))
+    population = swarm.population
+    history = population.history = History(world.network.awake_s)
+    inspector = Inspector(
+        (
+            Signatures(history, population.config.records),
+            MonotonicReads(history),
+            Durability(history, population.storers),
+            Caps(lambda: population.some_amounts(STEP_S / CAPS_EVERY_S), at_the_end=population.amounts),
+            Deadlines(history),
         )
+    )
 
-        async def live_to_the_end() -> Outcome:
-            try:
-                outcome = await live(swarm)
-                inspector.look_after_faults()
-                return outcome
-            finally:
-                await population.stop()
+    async def live_to_the_end() -> Outcome:
+        try:
+            outcome = await live(swarm)
+            inspector.look_after_faults()
+            return outcome
+        finally:
+            await population.stop()
 
-        async with TaskScope("scenario") as scope:
-            living = scope.spawn_awaited(live_to_the_end())
-            await inspector.watch_while(living)
-        return living.result()
-
-    return play
+    async with TaskScope("scenario") as scope:
+        living = scope.spawn_awaited(live_to_the_end())
+        await inspector.watch_while(living)
+    return living.result()
 
 
 class Gets:

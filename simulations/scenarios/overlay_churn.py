@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from dht.config import HealthConfig
+from dht.config import DHTConfig, HealthConfig
 from simulations import values
 from simulations.churn import BITTORRENT, FAST, FASTEST, GAMES, SessionLength, crowd_times, struck
 from simulations.population import Resident
-from simulations.scenarios.base import Outcome
+from simulations.scenarios.base import Outcome, Settings
 from simulations.scenarios.overlay import (
     GET_PAUSE_S,
     GETS_PER_CHURNED_VALUE,
@@ -136,6 +136,10 @@ HEALED_WITHIN_S = 60.0
 _PARTITIONS = {"halves": 0.5, "tenth": 0.1}
 
 
+def _config_of_partition(_settings: Settings) -> DHTConfig:
+    return values.config(beat_s=HealthConfig().beat_s)
+
+
 async def _play_partition(swarm: Swarm) -> Outcome:
     settings = swarm.settings
     share = _PARTITIONS[PARTITION.variant(settings)]
@@ -162,7 +166,7 @@ REQUIRED_AFTER_PARTITION = 0.99
 PARTITION = OverlayScenario(
     "overlay-partition",
     f"a network cut in two for {PARTITION_S / 60:.0f} min and healed; values are read a minute after that",
-    inspected(_play_partition, lambda _: values.config(beat_s=HealthConfig().beat_s)),
+    inspected(_play_partition, _config_of_partition),
     {name: f"{share:.0%} are cut off from the others: gets >= 99%" for name, share in _PARTITIONS.items()},
     ("forgetful",),
 )

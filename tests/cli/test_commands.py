@@ -127,10 +127,15 @@ def test_the_first_agent_is_told_of_soon(rita: Up, olga: Up):
     assert took_s < MAX_FIRST_CPU_S
 
 
+def as_users() -> dict[str, str]:
+    """The environment of now, without the development mode, which logs what is slow."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDEVMODE"}
+
+
 @pytest.mark.parametrize("limit", [("--limit", "5"), ("-n5",)], ids=["without typer", "with typer"])
 def test_find_ends_in_silence_where_nobody_reads_it_any_more(rita: Up, limit: tuple[str, ...]):
     command = [sys.executable, "-m", "synapse_p2p", "find", "code-review", "--json", *limit]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as told:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=as_users()) as told:
         assert told.stdout is not None
         told.stdout.close()
         told.stdout = None
@@ -146,7 +151,7 @@ def test_ctrl_c_ends_a_find_that_waits(timeout: tuple[str, ...]):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(PATIENCE_S)
         command = [sys.executable, "-m", "synapse_p2p", "find", "x", "--seed", f"127.0.0.1:{silent.getsockname()[1]}"]
-        waiting = subprocess.Popen([*command, *timeout], stderr=subprocess.PIPE, cwd=ROOT)
+        waiting = subprocess.Popen([*command, *timeout], stderr=subprocess.PIPE, cwd=ROOT, env=as_users())
         with waiting, silent.accept()[0]:
             waiting.send_signal(signal.SIGINT)
             said = waiting.communicate(timeout=PATIENCE_S)[1]

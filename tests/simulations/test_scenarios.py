@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -21,6 +22,11 @@ from simulations.world import World
 from synapse_p2p.exceptions import ConfigError
 
 VOLATILE = {"wall_s", "cpu_s", "messages_per_s", "peak_rss_bytes"}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_scenario_can_be_sent_to_a_worker_of_a_sweep(name: str):
+    assert pickle.loads(pickle.dumps(SCENARIOS[name])).name == name
 
 
 def play(name: str = "lookups", *, nodes: int = 12, lookups: int = 10, seed: int = 1) -> dict[str, Any]:

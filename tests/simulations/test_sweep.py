@@ -153,7 +153,7 @@ def played_again(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings of cells that a sweep would start a worker for, which is left out."""
     played: list[Settings] = []
 
-    def noted(cell: Cell, _: Path) -> Any:
+    def noted(cell: Cell, *_: object) -> Any:
         played.append(cell.settings)
         raise ProcessLookupError
 
@@ -223,12 +223,12 @@ def test_a_sweep_that_is_killed_leaves_no_worker_behind(tmp_path: Path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    worker = ended_by(30, lambda: workers_of(sweeping.pid))[0]
+    worker = ended_by(60, lambda: workers_of(sweeping.pid))[0]
 
     sweeping.kill()
     sweeping.wait()
 
-    ended_by(30, lambda: [worker] if has_ended(worker) else [])
+    ended_by(60, lambda: [worker] if has_ended(worker) else [])
 
 
 def workers_of(pid: int) -> list[int]:
