@@ -34,8 +34,7 @@ class Candidates:
         self._pause_s = pause_s
         self._source_pause_s = source_pause_s
         self._trust = trust or TrustConfig()
-        self._waiting: OrderedDict[str, Contact] = OrderedDict()  # by the address to dial
-        self._have_asked: set[str] = set()  # of those
+        self._waiting: OrderedDict[str, tuple[Contact, bool]] = OrderedDict()  # by the address to dial; who has asked
         self._waiting_sources: set[str] = set()
         self._dialed_at: OrderedDict[str, float] = OrderedDict()
         self._source_dialed_at: OrderedDict[str, float] = OrderedDict()
@@ -57,24 +56,20 @@ class Candidates:
             if _is_within(self._source_dialed_at, source, now - self._source_pause_s):
                 return False
             self._waiting_sources.add(source)
-        self._waiting[address] = contact
-        if has_asked:
-            self._have_asked.add(address)
+        self._waiting[address] = contact, has_asked
         return True
 
     def take(self, now: float) -> tuple[Contact, bool] | None:
         """The next to check-dial now, and whether it has asked for that; None when nobody waits."""
         if not self._waiting:
             return None
-        address, contact = self._waiting.popitem(last=False)
+        address, candidate = self._waiting.popitem(last=False)
         _note(self._dialed_at, address, now)
         source = self._source_of(address)
         if source is not None:
             self._waiting_sources.discard(source)
             _note(self._source_dialed_at, source, now)
-        has_asked = address in self._have_asked
-        self._have_asked.discard(address)
-        return contact, has_asked
+        return candidate
 
     def forget(self, contact: Contact, now: float) -> None:
         """It was a contact and is none any more: from a moment from now on it may come back, and prove its address."""
@@ -88,7 +83,6 @@ class Candidates:
     def check_invariants(self) -> None:
         """Assert the bounds; for tests."""
         assert len(self._waiting) <= MAX_WAITING
-        assert self._have_asked <= self._waiting.keys()
         assert len(self._dialed_at) <= MAX_REMEMBERED
         assert len(self._source_dialed_at) <= MAX_REMEMBERED
         sources = [source for source in map(self._source_of, self._waiting) if source is not None]

@@ -145,8 +145,7 @@ class ShardSearch:
         count = 0 if report is None else report.count
         if shard.depth == self._depth:
             self._empty_count = self._empty_count + 1 if count < PROVES_NOTHING_PART * self._cap else 0
-        most = 1 if self._is_doubted else MAX_EMPTY if 1 << self._depth > MAX_READS else MAX_READS + 1
-        if self._depth > 1 and self._empty_count >= most:
+        if self._is_too_empty():
             self._heard.clear()
             self._is_doubted, self._empty_count, self._drawn = True, 0, None
             self._spread(self._depth // 2)
@@ -183,6 +182,12 @@ class ShardSearch:
             self._take(ROOT_SHARD)
         else:
             self._spread(report.depth)
+
+    def _is_too_empty(self) -> bool:
+        """Whether there are fewer than was heard."""
+        if self._is_doubted:
+            return self._depth > 1 and self._empty_count > 0
+        return 1 << self._depth > MAX_READS and self._empty_count >= MAX_EMPTY
 
     def _spread(self, least_depth: int) -> None:
         """It is spread over shards, of which all of one depth are to be read, in random order."""
