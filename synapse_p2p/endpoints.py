@@ -28,7 +28,7 @@ from synapse_p2p.exceptions import (
     RemoteError,
     SynapseError,
 )
-from synapse_p2p.messages import Answer, Code, Items, Outcome, Refusal, RPCRequest, code_of
+from synapse_p2p.messages import Answer, Code, Items, Outcome, Refusal, RPCRequest, code_of, returns_one_value
 from synapse_p2p.parameters import Parameters, analyse
 from synapse_p2p.protocol.counts import EndpointEnds
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
@@ -301,9 +301,12 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         began_at = self.now()
         try:
             if endpoint is None:
-                outcome = Answer(await self.invoke(request, context))
+                is_known = wants_items and request.endpoint in self._mounted
+                outcome = (
+                    returns_one_value(request.endpoint) if is_known else Answer(await self.invoke(request, context))
+                )
             elif endpoint.is_stream is not wants_items:
-                outcome = Refusal(Code.BAD_REQUEST, _other_way_of(endpoint))
+                outcome = _is_stream(request.endpoint) if endpoint.is_stream else returns_one_value(request.endpoint)
             elif wants_items:
                 outcome = Answer(Items(self._items(endpoint, request, context)))
             else:
@@ -473,15 +476,13 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         return Refusal(Code.NOT_FOUND, message, details)
 
 
-def _other_way_of(endpoint: Endpoint) -> str:
-    """What a caller is told that took a stream for a function, or the other way round."""
-    name = endpoint.metadata.name
-    if endpoint.is_stream:
-        return (
-            f"{name} is a stream: write `async for item in client.stream({name!r}, ...)` instead of a call; it needs a "
-            "client of release 3 or newer"
-        )
-    return f"{name} returns one value and is no stream: write `await client.call({name!r}, ...)`"
+def _is_stream(endpoint: str) -> Refusal:
+    """Of a caller that took a stream for a function."""
+    text = (
+        f"{endpoint} is a stream: write `async for item in client.stream({endpoint!r}, ...)` instead of a call; it "
+        "needs a client of release 3 or newer"
+    )
+    return Refusal(Code.BAD_REQUEST, text)
 
 
 def _item_of(returns: Shape) -> Shape:
