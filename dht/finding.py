@@ -16,7 +16,7 @@ from dht.agents.index import capability_root, check_belongs, shard_key
 from dht.agents.query import Query
 from dht.agents.record import AgentRecord, NewestSeen, is_news
 from dht.agents.search import Ended, Read, ShardSearch, Take
-from dht.agents.shards import Shard, ShardReport, believed_report
+from dht.agents.shards import Shard, ShardReport, believed_report, in_turns
 from dht.config import DHTConfig
 from dht.contact import Contact
 from dht.exceptions import RecordRefused
@@ -24,6 +24,7 @@ from dht.keyspace import Key
 from dht.lookup import LookupMode, LookupOutcome
 from dht.messages import FindValue, FindValueAnswer
 from dht.records import Gone
+from dht.region import groups_of
 from dht.requester import Requester
 from dht.responder import Responder
 from dht.results import ShardRead
@@ -48,6 +49,10 @@ Fits = Callable[[AgentRecord], bool]
 @dataclass(frozen=True, slots=True)
 class ProvidersFound:
     """The verified records of a capability's providers, the newest of each; `reason` says why they may not be all.
+
+    They are in random order, but for the turns that parties take: one of each /24 comes before a second of any, so that
+    who takes the first few is not taken in by a crowd of one owner's. A party is what a record says: who lies as to
+    where it is does not answer there.
 
     `capability` is the one that was read, and `reads` are all that were made.
     """
@@ -147,6 +152,7 @@ class Finding:
         self._cap = config.records.max_records_per_key
         self._requester = requester
         self._responder = responder
+        self._group_of = groups_of(host.trust)
         self._newest_seen = NewestSeen()
         self._hints: OrderedDict[str, _Hint] = OrderedDict()
 
@@ -200,11 +206,15 @@ class Finding:
         self._remember(capability, search)
         # A withdrawal is of some names, and says nothing of the others; a revocation is met once for all of them.
         found = self._newest_seen.of(record for record in newest.values() if record.gone is not Gone.NOW)
-        records = tuple(record for record in found if record.gone is None and wanted.fits(record))
+        records = tuple(self._in_turns([record for record in found if record.gone is None and wanted.fits(record)]))
         reason = "" if step.complete else next((read.reason for read in reads.values() if read.reason), step.reason)
         if reason and wanted.limit is not None and len(records) >= wanted.limit:
             reason = f"limit {wanted.limit}"
         return ProvidersFound(records, reason, capability, tuple(read.result(capability) for read in reads.values()))
+
+    def _in_turns(self, records: list[AgentRecord]) -> list[AgentRecord]:
+        self._host.runtime.rng.shuffle(records)
+        return in_turns(records, lambda record: self._group_of(record.addresses) or record.owner)
 
     async def _read(self, capability: str, shard: Shard, wanted: _Wanted) -> _ShardRead:
         """Ask the storers of one shard."""

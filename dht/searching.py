@@ -52,7 +52,7 @@ class Searching:
         max_age: float | None = None,
         on_found: OnFound | None = None,
     ) -> tuple[list[FoundAgent], ProvidersFound]:
-        """Agents that match, in random order, and how the search went.
+        """Agents that match, in the order of `ProvidersFound`, and how the search went.
 
         With a limit more are looked for, as some may not answer. `on_found` is told of each as it is found.
         """
@@ -72,7 +72,6 @@ class Searching:
 
         providers = await self._started().find_matching(query, mode, limit=sought, fits=fits, on_taken=on_taken)
         agents = [FoundAgent.from_record(record, unix_ms=unix_ms, caller=self._caller) for record in providers.records]
-        runtime.rng.shuffle(agents)
         return agents, providers
 
     def incompleteness(self, providers: ProvidersFound) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Protocol, TypeVar
@@ -44,6 +44,7 @@ class Ranked(Protocol):
 
 
 R = TypeVar("R", bound=Ranked)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +140,17 @@ def sampled(held: Iterable[R], nonce: bytes) -> list[R]:
 
     A digest and not a shuffle: nobody but who chose the nonce decides who comes first, and a simulation repeats.
     """
-    by_party: dict[str | None, list[R]] = {}
-    for record in sorted(held, key=lambda record: hashlib.sha256(nonce + record.owner).digest()):
-        by_party.setdefault(record.group, []).append(record)
+    in_order = sorted(held, key=lambda record: hashlib.sha256(nonce + record.owner).digest())
+    return in_turns(in_order, lambda record: record.group)
+
+
+def in_turns(items: Iterable[T], party_of: Callable[[T], Hashable]) -> list[T]:
+    """All of them, one of each party, then a second of each, and so on; those of one party stay in their order."""
+    by_party: dict[Hashable, list[T]] = {}
+    for item in items:
+        by_party.setdefault(party_of(item), []).append(item)
     rounds = zip_longest(*by_party.values())
-    return [record for record in chain.from_iterable(rounds) if record is not None]
+    return [item for item in chain.from_iterable(rounds) if item is not None]
 
 
 def median_report(reports: Sequence[ShardReport]) -> ShardReport:

@@ -186,15 +186,14 @@ class _Swarm:
         return round(fmean(shares), 5)
 
     async def _search_all(self, limit: int) -> list[int]:
-        """As many searches as the settings say; how many honest ones each returns, of `limit` that it takes at random
-        from what it found, as `Swarm.find` does.
+        """As many searches as the settings say; how many honest ones each returns, of the first `limit` that it found,
+        which `Swarm.find` takes.
         """
         counts: list[int] = []
 
         async def search_one() -> None:
-            found = (await search(self._any_node(), SKILL, limit=2 * limit)).ids()
-            taken = self._rng.sample(found, min(limit, len(found)))
-            counts.append(sum(each in self._honest for each in taken))
+            found = (await search(self._any_node(), SKILL, limit=sought_for(limit))).ids()
+            counts.append(sum(each in self._honest for each in found[:limit]))
             self._progress("searches", len(counts), self._settings.lookups)
 
         await paced(self._settings.lookups, SEARCH_PAUSE_S, search_one)
