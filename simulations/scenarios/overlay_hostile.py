@@ -123,7 +123,7 @@ async def _play_hostile(swarm: Swarm) -> Outcome:
         **swarm.custody.figures(),
     }
     if mix.kind == "hoarders":
-        figures["values_put"] = value_count(settings)  # those that were kept are `values`
+        figures["values_kept_mean"] = round(float(figures["values"]) / value_count(settings), 5)
     return gets.outcome(mix.required, figures)
 
 
