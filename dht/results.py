@@ -173,7 +173,9 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class FoundAgents(Sequence[AgentT]):
-    """Agents in random order, and whether they are all: where `complete` is False, `reason` says why not."""
+    """Agents in random order, one of each /24 before a second of any; and whether they are all: where `complete` is
+    False, `reason` says why not.
+    """
 
     agents: tuple[AgentT, ...]
     complete: bool

@@ -308,7 +308,7 @@ class Swarm:
         probe: bool = True,
         explain: bool = False,
     ) -> FindResult:
-        """The agents that have all of these capabilities, verified, in random order.
+        """The agents that have all of these capabilities, verified, in random order, one of each /24 before a second.
 
         A name means itself and all below it, so "nlp" finds who offers "nlp/summarization", as "nlp/" does; a range of
         versions may follow it, as in "parser>=2,<3". `where` is about attributes, as in `{"tier": "gold", "price":

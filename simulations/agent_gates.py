@@ -126,11 +126,10 @@ GATES = (
             Limit("search_success_mean", ">=", 0.99),
             Limit("foreign_held", "<=", 0),
         ),
-        # Of ten honest agents among ninety a sample of 30 has six on average, and five in four of five.
         (
             Limit("late_found_mean", ">=", 0.95),
             Limit("honest_unfound_mean", "<=", 0.01),
-            Limit("search_success_mean", ">=", 0.5),
+            Limit("search_success_mean", ">=", 0.99),
             Limit("foreign_held", "<=", 0),
         ),
         budget_s=900,  # 0.25 s an announcement, in a small swarm

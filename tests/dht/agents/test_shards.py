@@ -17,6 +17,7 @@ from dht.agents.shards import (
     ShardReport,
     believed_report,
     first_to_go,
+    in_turns,
     median_report,
     rank_of,
     report_on,
@@ -116,6 +117,16 @@ def test_a_sample_takes_one_of_each_party_before_a_second_of_any(records: list[R
             seen = sum(each.group == party for each in order[:place])
             assert seen >= min(before, sum(each.group == party for each in records))
     assert order == sampled(list(reversed(records)), nonce)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers()), unique=True))
+def test_those_of_one_party_stay_in_their_order_while_parties_take_turns(items: list[tuple[str, int]]):
+    order = in_turns(items, lambda item: item[0])
+
+    turns = [sum(party == each for each, _ in order[:place]) for place, (party, _) in enumerate(order)]
+    assert turns == sorted(turns)
+    for party in "abc":
+        assert [each for each in order if each[0] == party] == [each for each in items if each[0] == party]
 
 
 def test_every_provider_comes_first_equally_often():
