@@ -19,6 +19,7 @@ from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import ConfigError, InvalidMessageError
 from synapse_p2p.hints import HintReader, names_of
 from synapse_p2p.messages import RPCRequest
+from synapse_p2p.protocol.wire import Call
 from synapse_p2p.schema import build, check_of, is_built, is_open, object_schema, schema_of, shown_default
 from synapse_p2p.shapes import (
     ANYTHING,
@@ -69,7 +70,7 @@ class Parameters:
     returns: Shape
 
     def bind(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, request: RPCRequest, context: CallContext
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, request: RPCRequest | Call, context: CallContext
     ) -> Bound:
         """The arguments to run with. Raises InvalidMessageError that names the parameter in the way."""
         self.check(args, kwargs)
@@ -251,10 +252,12 @@ def _names_call_context(annotation: Any) -> bool:
     return annotation is CallContext or CallContext in get_args(annotation)
 
 
-def _injected_value(what: Injected, request: RPCRequest, context: CallContext) -> Any:
+def _injected_value(what: Injected, request: RPCRequest | Call, context: CallContext) -> Any:
     match what:
         case Injected.REQUEST:
-            return request
+            if isinstance(request, RPCRequest):
+                return request
+            return RPCRequest(request.endpoint, str(request.id), request.args, request.kwargs)
         case Injected.NODE:
             return build_node_from_peer_name(parse_address(context.address))
         case Injected.CONTEXT:
