@@ -56,8 +56,9 @@ class Outbox:
 
     def put_call(self, call_id: int, body: bytes) -> None:
         """Queue a task CALL of ours, of a new id."""
-        self.queued_bytes += len(body)
-        if len(body) <= MAX_WHOLE_BYTES:
+        size_bytes = len(body)
+        self.queued_bytes += size_bytes
+        if size_bytes <= MAX_WHOLE_BYTES:
             self._calls[call_id] = encode_frame(_TASK, body)
         else:
             self._long[call_id] = _Long(body, is_call=True)

@@ -43,7 +43,7 @@ from synapse_p2p.transport.base import ByteStream, format_address, parse_address
 from synapse_p2p.transport.failures import error_of
 from synapse_p2p.transport.outflow import Outflow
 from synapse_p2p.transport.sending import ItemSender
-from synapse_p2p.transport.serving import CallServer, ServedCalls
+from synapse_p2p.transport.serving import MUCH_BYTES, CallServer, ServedCalls
 from synapse_p2p.uploads import Uploads
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,6 @@ logger = logging.getLogger(__name__)
 # looked at, and of what is read next as well, until a reading holds no more than that.
 MESSAGES_A_TURN = 80
 MESSAGES_A_TURN_BEHIND = 4
-MUCH_BYTES = 64 * 1024  # that are queued, before they are written at once: about one record
 
 
 class SessionConnection:
@@ -590,14 +589,17 @@ class SessionConnection:
         assert asked is not None and served is not None
         self._had_many_events = len(events) > 1
         for event in events:
+            # The two that every call takes are told apart by hand, as in the session.
+            if type(event) is CallAnswered:
+                asked.end(event.id, event.value)
+                continue
+            if type(event) is CallArrived:
+                self.last_used = self._received_at
+                served.serve(event)
+                continue
             match event:
-                case CallArrived(call, deadline):
-                    self.last_used = self._received_at
-                    served.serve(call, deadline)
                 case CallWithdrawn(id):
                     served.withdraw(id)
-                case CallAnswered(id, value):
-                    asked.end(id, value)
                 case CallFailed(id, Code.DEADLINE_EXCEEDED):
                     asked.expire(id)  # their clock was first
                 case CallFailed(id):
