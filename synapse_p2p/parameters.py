@@ -63,6 +63,7 @@ class Parameters:
     positional: tuple[str, ...]  # of the caller's: those that a position can fill, in order
     named: frozenset[str]  # of the caller's: those that a name can fill
     required: tuple[str, ...]
+    needs_names: bool  # some of these can be given by name alone
     rest: str | None  # the parameter that takes further positions
     more: str | None  # the parameter that takes further names
     shapes: Mapping[str, Shape]  # of the caller's, with those two
@@ -89,6 +90,8 @@ class Parameters:
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raises InvalidMessageError where a call with these would not fit."""
+        if not kwargs and len(args) == len(self.positional) and not self.needs_names:
+            return  # as most do
         if len(args) > len(self.positional) and self.rest is None:
             raise InvalidMessageError(f"{len(args)} positional arguments given; {self._wanted()}")
         filled = self.positional[: len(args)]
@@ -176,6 +179,7 @@ def analyse(function: Callable[..., Any], *, injects_names: bool = True, validat
         positional=tuple(p.name for p in by_position),
         named=frozenset(p.name for p in by_name),
         required=tuple(p.name for p in single if p.default is p.empty),
+        needs_names=any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in callers),
         rest=next((p.name for p in callers if p.kind is p.VAR_POSITIONAL), None),
         more=next((p.name for p in callers if p.kind is p.VAR_KEYWORD), None),
         shapes=shapes,

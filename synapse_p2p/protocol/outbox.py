@@ -10,7 +10,7 @@ from collections import deque
 from enum import Enum
 
 from synapse_p2p.config import MIB
-from synapse_p2p.protocol.wire import MAX_WHOLE_BYTES, FrameKind, PartFlag, encode_frame, encode_part
+from synapse_p2p.protocol.wire import MAX_WHOLE_BYTES, FrameKind, PartFlag, encode_frame, encode_part, encode_whole
 
 MAX_UNFINISHED_BYTES = 8 * MIB  # of messages that travel in parts at one time; a longer one travels alone
 MAX_UNFINISHED = 64  # of such messages
@@ -18,7 +18,7 @@ PART_BYTES = MAX_WHOLE_BYTES - 64  # so that two parts, with their headers, fill
 MAX_BLOCK_BYTES = 2 * PART_BYTES  # of task frames taken at once, or a little more: what a late control frame waits for
 
 # Read for every call; in Python 3.11 finding a member in its class takes ten times as long as reading a name.
-_CONTROL, _TASK = FrameKind.CONTROL, FrameKind.TASK
+_CONTROL = FrameKind.CONTROL
 
 
 class Taken(Enum):
@@ -59,22 +59,23 @@ class Outbox:
         size_bytes = len(body)
         self.queued_bytes += size_bytes
         if size_bytes <= MAX_WHOLE_BYTES:
-            self._calls[call_id] = encode_frame(_TASK, body)
+            self._calls[call_id] = encode_whole(body)
         else:
             self._long[call_id] = _Long(body, is_call=True)
 
     def put_task(self, call_id: int, body: bytes) -> None:
         """Queue any other task message."""
-        self.queued_bytes += len(body)
+        size_bytes = len(body)
+        self.queued_bytes += size_bytes
         if self._long and (long := self._long.get(call_id)) is not None:
             long.following.append(body)
-        elif len(body) > MAX_WHOLE_BYTES:
+        elif size_bytes > MAX_WHOLE_BYTES:
             self._long[call_id] = _Long(body, is_call=False)
         else:
-            frame = encode_frame(_TASK, body)
-            before = self._others.get(call_id)
-            if before is None:
-                self._others[call_id] = frame
+            frame = encode_whole(body)
+            before = self._others.setdefault(call_id, frame)
+            if before is frame:
+                pass  # it is the first
             elif isinstance(before, list):
                 before.append(frame)
             else:

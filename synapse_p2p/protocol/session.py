@@ -192,11 +192,10 @@ class Session:
         call_id = self._next_id
         body = encode_call(call_id, endpoint, args, kwargs, travelling)
         if endpoint.startswith(CONTROL_PREFIX):
-            self._check_sendable(_CONTROL, body, ())
-            self.outbox.put_control(body)
+            self._put_control(body)
             self._ours[call_id] = self._counts.overlay_asked
         else:
-            self._check_sendable(_TASK, body, (*args, *kwargs.values()) if kwargs else args)
+            self._check_task(body, (*args, *kwargs.values()) if kwargs else args)
             self.outbox.put_call(call_id, body)
             self._ours[call_id] = self._counts.asked
         self._next_id = call_id + 2
@@ -219,11 +218,10 @@ class Session:
             return
         body = encode_result(call_id, value)
         if place is _OVERLAY:
-            self._check_sendable(_CONTROL, body, ())
-            self.outbox.put_control(body)
+            self._put_control(body)
             self._counts.overlay_served.ok += 1
         else:
-            self._check_sendable(_TASK, body, (value,))
+            self._check_task(body, (value,))
             self.outbox.put_task(call_id, body)
             self._counts.served.ok += 1
         self._end_theirs(call_id)
@@ -438,9 +436,11 @@ class Session:
     def _on_message(self, message: Message, kind: FrameKind, now: float) -> None:
         # The two that every call takes are told apart by hand, as where they are decoded.
         if type(message) is Result:
-            if (ends := self._take_end(message.id)) is not None:
-                ends.ok += 1
+            if message.id in self._ours:
+                self._end_ours(message.id).ok += 1
                 self.happened.append(message)
+            else:
+                self._check_late_answer(message.id)
         elif type(message) is Call:
             self._on_call(message, kind, now)
         else:
@@ -449,10 +449,12 @@ class Session:
     def _on_rarer(self, message: Message, kind: FrameKind) -> None:
         match message:
             case Fail(id):
-                if (ends := self._take_end(id)) is not None:
+                if id in self._ours:
                     failed = _failed(message)
-                    ends.note(failed.code)
+                    self._end_ours(id).note(failed.code)
                     self.happened.append(failed)
+                else:
+                    self._check_late_answer(id)
             case Item(id, value, part):
                 self._on_item(id, value, part)
             case Cancel(id):
@@ -473,15 +475,15 @@ class Session:
                 self._on_unknown(id, kind)
 
     def _on_call(self, call: Call, kind: FrameKind, now: float) -> None:
-        call_id, options, is_control = call.id, call.options, kind is _CONTROL
+        call_id, endpoint, options, is_control = call.id, call.endpoint, call.options, kind is _CONTROL
         # That of a call in parts was noted at the first of them.
         is_used = kind is not _PART and call_id <= self._last_peer_ids[kind]
         # By hand, as are the two questions of place below: a call of Python's takes as long as each of them.
         if is_used or call_id % 2 == self._next_id % 2 or call_id in self._running or call_id in self._waiting:
             raise ProtocolViolation(f"call id {call_id} is not a fresh one of the caller's")
-        if is_control != call.endpoint.startswith(CONTROL_PREFIX):
+        if is_control != endpoint.startswith(CONTROL_PREFIX):
             # Or a peer would get the places of the overlay's short calls for its long ones.
-            raise ProtocolViolation(f"a call to {call.endpoint[:64]!r} in a frame of kind {kind.name}")
+            raise ProtocolViolation(f"a call to {endpoint[:64]!r} in a frame of kind {kind.name}")
         if kind is not _PART:
             self._last_peer_ids[kind] = call_id
         left_ms = options.get("deadline_ms")
@@ -497,7 +499,12 @@ class Session:
             text = f"a call has at most {MAX_UPLOADS} uploads, named by text or position, and one of the overlay none"
             self._refuse(call_id, Code.BAD_REQUEST, text, kind=kind)
             return
-        place = _OVERLAY if is_control else _place_of(call.endpoint)
+        if is_control:
+            place = _OVERLAY
+        elif endpoint.startswith(QUESTION_PREFIX) or endpoint in QUESTIONS:
+            place = _QUESTION
+        else:
+            place = _TASK_PLACE
         if self._free_places[place]:
             self._run(call, place)
         elif place is _TASK_PLACE and self._may_wait(
@@ -591,13 +598,10 @@ class Session:
         self._last_peer_ids[kind] = max(self._last_peer_ids[kind], call_id)
         self._refuse(call_id, Code.NOT_FOUND, "a message of a type that this release does not serve", kind=answered_in)
 
-    def _take_end(self, call_id: int) -> Ends | None:
-        """Where to count it, if this answer ends a call of ours now. Late ones are ignored, strays raise."""
-        if call_id in self._ours:
-            return self._end_ours(call_id)
+    def _check_late_answer(self, call_id: int) -> None:
+        """Raise for an answer to a call that never was; one that comes late is ignored."""
         if not self._is_own(call_id) or call_id >= self._next_id:
             raise ProtocolViolation(f"an answer to call {call_id}, which was never made")
-        return None
 
     def _expire(self, call_id: int) -> None:
         if call_id in self._ours:
@@ -709,19 +713,21 @@ class Session:
 
     def _queue(self, kind: FrameKind, call_id: int, body: bytes, values: Sequence[Any]) -> None:
         """Let the end of a call of theirs leave; `values` are those of the user's in it."""
-        self._check_sendable(kind, body, values)
         if kind is _CONTROL:
-            self.outbox.put_control(body)
+            self._put_control(body)
         else:
+            self._check_task(body, values)
             self.outbox.put_task(call_id, body)
 
-    def _check_sendable(self, kind: FrameKind, body: bytes, values: Sequence[Any]) -> None:
-        is_control, config = kind is _CONTROL, self._config
-        max_bytes = config.max_control_frame_bytes if is_control else config.max_task_frame_bytes
-        if len(body) > max_bytes:
+    def _put_control(self, body: bytes) -> None:
+        if len(body) > (max_bytes := self._config.max_control_frame_bytes):
             raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
-        if not is_control:
-            check_readable(values, body)
+        self.outbox.put_control(body)
+
+    def _check_task(self, body: bytes, values: Sequence[Any]) -> None:
+        if len(body) > (max_bytes := self._config.max_task_frame_bytes):
+            raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
+        check_readable(values, body)
 
     def _served(self, kind: FrameKind) -> Ends:
         """Where the end of a call of theirs is counted."""
@@ -736,11 +742,6 @@ class Session:
 
     def _is_open(self, call_id: int) -> bool:
         return call_id in self._ours or call_id in self._running or call_id in self._waiting
-
-
-def _place_of(endpoint: str) -> Place:
-    is_question = endpoint.startswith(QUESTION_PREFIX) or endpoint in QUESTIONS
-    return _QUESTION if is_question else _TASK_PLACE
 
 
 def _uploads_of(call: Call) -> list[str | int] | None:

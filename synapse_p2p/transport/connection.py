@@ -170,10 +170,10 @@ class SessionConnection:
     def is_open(self) -> bool:
         """Whether calls can be made now."""
         session, stream = self._session, self._stream
-        if session is None or stream is None or session.is_closing or session.is_draining:
+        if session is None or stream is None or session.is_closing or session.is_draining or self._is_refused:
             return False
         # A stream that closes under us says so a turn of the loop before connection_lost does.
-        return not self._is_refused and not stream.is_closing()
+        return not stream.is_closing()
 
     @property
     def takes_place(self) -> bool:
