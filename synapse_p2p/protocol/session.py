@@ -121,6 +121,7 @@ class Session:
         "_waiting",
         "_waiting_bytes",
         "happened",
+        "has_earlier_deadline",
         "is_closing",
         "is_draining",
         "may_let_wait",
@@ -144,6 +145,7 @@ class Session:
         self._arrived_bytes = 0  # of the message that is looked at
         self.streams = StreamTable(max_window_bytes=config.max_unread_bytes)
         self._deadlines: list[tuple[float, int]] = []
+        self.has_earlier_deadline = False  # than when `next_deadline` was asked last
         self._max_deadlines = MIN_KEPT_DEADLINES
         self._parts = PartJoiner(config.max_task_frame_bytes)
         self._reader = FrameReader(
@@ -332,6 +334,7 @@ class Session:
         """Ask whether the peer is there; it has `ping_timeout_s` to say anything at all."""
         if not self.is_closing and self._pinged_at is None:
             self._pinged_at = now
+            self.has_earlier_deadline = True
             self.outbox.put_control(encode_message(Ping()))
 
     def excuse_silence(self, now: float) -> None:
@@ -345,6 +348,7 @@ class Session:
         That may be too early, where the call it was for has ended: to look for those after each call costs more than a
         needless poll now and then.
         """
+        self.has_earlier_deadline = False
         if self.is_closing:
             return None
         silence_at = self._silence_at()
@@ -359,11 +363,11 @@ class Session:
     def data_to_send(self) -> bytes:
         """All frames there are to seal and write, control frames first; empty when there are none."""
         data = self.outbox.take()
-        return data if not self.outbox else data + b"".join(iter(self.outbox.take, b""))
+        return data if self.outbox.is_empty else data + b"".join(iter(self.outbox.take, b""))
 
     def has_data_to_send(self) -> bool:
         """Whether anything waits to be written."""
-        return bool(self.outbox)
+        return not self.outbox.is_empty
 
     @property
     def is_behind(self) -> bool:
@@ -710,6 +714,8 @@ class Session:
             heapq.heapify(self._deadlines)
             self._max_deadlines = MIN_KEPT_DEADLINES + 2 * len(self._deadlines)
         heapq.heappush(self._deadlines, (deadline, call_id))
+        if self._deadlines[0][1] == call_id:
+            self.has_earlier_deadline = True
 
     def _queue(self, kind: FrameKind, call_id: int, body: bytes, values: Sequence[Any]) -> None:
         """Let the end of a call of theirs leave; `values` are those of the user's in it."""

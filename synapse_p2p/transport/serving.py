@@ -195,7 +195,7 @@ class ServedCalls:
         is no other's whenever that can be seen, and its own context from the beginning; but many end in one step, and
         a task for each of those would be a fifth of all that a call costs.
         """
-        own = asyncio.current_task()
+        own = asyncio.current_task(self._loop)  # named, for to find the loop is a call of the system on 3.11
         assert own is not None, "a coroutine of the scope's runs in a task"
         try:
             # One that cancelled its own task, and ended before that could be felt, leaves it to no other.

@@ -1,4 +1,5 @@
 import contextlib
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -1146,3 +1147,22 @@ def test_calls_that_wait_hold_no_more_than_their_bytes():
     assert refused == {large: Code.BUSY}
     assert third not in refused
     answering.check_invariants()
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.randoms(use_true_random=False))
+def test_whoever_asks_anew_at_every_earlier_deadline_alone_is_never_late(limits: list[int], rng: random.Random):
+    dialer, _ = pair()
+    alarm_at = dialer.next_deadline()
+    assert alarm_at is not None
+    open_ids: list[int] = []
+    for limit in limits:
+        open_ids.append(dialer.call("echo", [], {}, now=0.0, deadline=float(limit)))
+        if rng.random() < 0.5:
+            dialer.cancel(open_ids.pop(rng.randrange(len(open_ids))))
+        if dialer.has_earlier_deadline:
+            asked = dialer.next_deadline()
+            assert asked is not None
+            alarm_at = min(alarm_at, asked)
+
+        now = dialer.next_deadline()
+        assert now is not None and alarm_at <= now
