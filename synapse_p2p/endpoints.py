@@ -28,7 +28,7 @@ from synapse_p2p.exceptions import (
     RemoteError,
     SynapseError,
 )
-from synapse_p2p.messages import Answer, Code, Items, Outcome, Refusal, RPCRequest, code_of
+from synapse_p2p.messages import Answer, Code, Items, Outcome, Refusal, RPCRequest, code_of, returns_one_value
 from synapse_p2p.parameters import Parameters, analyse
 from synapse_p2p.protocol.counts import EndpointEnds
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS, Call
@@ -309,9 +309,11 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         began_at = self.now()
         try:
             if endpoint is None:
+                if wants_items and name in self._mounted:
+                    raise RefusedError(returns_one_value(name))
                 return await self.invoke(request, context)
             if endpoint.is_stream is not wants_items:
-                raise RefusedError(Refusal(Code.BAD_REQUEST, _other_way_of(endpoint)))
+                raise RefusedError(_is_stream(name) if endpoint.is_stream else returns_one_value(name))
             if wants_items:
                 failed = None
                 return Items(self._items(endpoint, request, context))  # which are still to come
@@ -492,15 +494,13 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         return Refusal(Code.NOT_FOUND, message, details)
 
 
-def _other_way_of(endpoint: Endpoint) -> str:
-    """What a caller is told that took a stream for a function, or the other way round."""
-    name = endpoint.metadata.name
-    if endpoint.is_stream:
-        return (
-            f"{name} is a stream: write `async for item in client.stream({name!r}, ...)` instead of a call; it needs a "
-            "client of release 3 or newer"
-        )
-    return f"{name} returns one value and is no stream: write `await client.call({name!r}, ...)`"
+def _is_stream(endpoint: str) -> Refusal:
+    """Of a caller that took a stream for a function."""
+    text = (
+        f"{endpoint} is a stream: write `async for item in client.stream({endpoint!r}, ...)` instead of a call; it "
+        "needs a client of release 3 or newer"
+    )
+    return Refusal(Code.BAD_REQUEST, text)
 
 
 def _item_of(returns: Shape) -> Shape:

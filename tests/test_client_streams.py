@@ -92,6 +92,7 @@ def app() -> Server:
         failures.append(reading)
         return "before its end"
 
+    server.mount("_agent.", {"_agent.mounted": lambda kwargs, context: True})
     kept: list[Any] = []
     failures: list[Any] = []
     server.failures = failures  # type: ignore[attr-defined]
@@ -192,6 +193,7 @@ async def test_a_call_has_so_many_uploads_and_no_more():
         (lambda client: anext(client.stream("count", given(1))), "'length' takes one value, and no stream"),
         (lambda client: anext(client.stream("nowhere")), "nowhere"),
         (lambda client: anext(client.stream("_synapse.ping")), "_synapse.ping returns one value"),
+        (lambda client: anext(client.stream("_agent.mounted")), "_agent.mounted returns one value"),
     ],
 )
 async def test_a_wrong_use_is_told_what_to_write(use: Any, sentence: str):

@@ -445,6 +445,17 @@ async def test_a_mounted_handler_takes_no_positional_arguments():
     assert outcome.code is Code.BAD_REQUEST
 
 
+@pytest.mark.parametrize("for_operators", [False, True])
+async def test_a_mounted_handler_is_no_stream(for_operators: bool):
+    endpoints = directory()
+    endpoints.mount("_dht.", {"_dht.ping": lambda request, context: "pong"}, for_operators=for_operators)
+
+    outcome = await endpoints.serve(RPCRequest("_dht.ping", "1", [], {}), CONTEXT, wants_items=True)
+
+    assert isinstance(outcome, Refusal)
+    assert (outcome.code, outcome.message[:26]) == (Code.BAD_REQUEST, "_dht.ping returns one valu")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [

@@ -34,10 +34,12 @@ MAX_DRAWS = 6
 """Shards drawn for one sample. Nearly all are accepted at once, so more are drawn only where storers lie."""
 MAX_READS = 64
 """Shards that one search reads: what is beyond them it does not find."""
-FULLEST = 1.08
-"""Against the mean shard: 1.5 to 2 standard deviations of those of a full cap. One that is fuller still is drawn a
-little too seldom; a larger margin rejects more.
+FULLEST_SD = 2.3
+"""The fullest shard is taken to have so many standard deviations more than the mean; those of a mean of n vary by
+sqrt(n). Of a hundred one is fuller still, and drawn a little too seldom; a larger margin rejects more.
 """
+MAX_MARGIN = 0.25
+"""Of the mean: small shards vary more than that, and a search of them is to stay cheap."""
 MAX_EMPTY = 2
 """Shards of the depth at which a search draws that hold next to nothing, one after the other: there chance leaves none
 empty, so whoever said that it is spread so far has lied. Asked only where not all shards of that depth can be read:
@@ -70,6 +72,11 @@ class Ended:
 
 
 Step: TypeAlias = Read | Take | Ended
+
+
+def margin_of_fullest(mean: float) -> float:
+    """By what part of it the fullest shard is taken to have more than the mean."""
+    return min(MAX_MARGIN, FULLEST_SD / max(1.0, mean) ** 0.5)
 
 
 class ShardSearch:
@@ -205,8 +212,9 @@ class ShardSearch:
         self._drawn = None
         self._draw_count += 1
         report = self.reports[shard]
-        found = 0.0 if report is None else float(report.count << shard.depth)
-        chance = found / (FULLEST * (self._expected or self.estimate or 1.0)) if found else 0.0
+        count = 0 if report is None else report.count
+        expected = (self._expected or self.estimate or 1.0) / 2**shard.depth
+        chance = count / (expected * (1 + margin_of_fullest(expected)))
         if self._rng.random() < chance or self._draw_count >= MAX_DRAWS:
             self._has_sample = True
             self._take(shard)

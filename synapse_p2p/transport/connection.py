@@ -41,6 +41,7 @@ from synapse_p2p.transport.asked_stream import AskedStream
 from synapse_p2p.transport.asking import AskedCalls
 from synapse_p2p.transport.base import ByteStream, format_address, parse_address
 from synapse_p2p.transport.failures import error_of
+from synapse_p2p.transport.large_blocks import keep_large_blocks
 from synapse_p2p.transport.outflow import Outflow
 from synapse_p2p.transport.sending import ItemSender
 from synapse_p2p.transport.serving import MUCH_BYTES, CallServer, ServedCalls
@@ -582,6 +583,7 @@ class SessionConnection:
             return
         held_bytes = self._session.held_bytes + self._session.outbox.queued_bytes + self._stream.unsent_bytes()
         if self._is_counted or held_bytes > byte_budget.FREE_BYTES:
+            keep_large_blocks()
             self._is_counted = held_bytes > byte_budget.FREE_BYTES
             byte_budget.PROCESS.note(self, held_bytes)
 

@@ -53,6 +53,16 @@ def test_what_is_no_condition_is_refused_with_examples(condition: str):
         where_of([condition])
 
 
+@pytest.mark.parametrize("condition", ["price<", "price <= ", "tier=", "lang in ", "lang in de,,en"])
+def test_a_condition_without_a_value_is_refused(condition: str):
+    with pytest.raises(ConfigError, match="lacks a value; write 'price<5'"):
+        where_of([condition])
+
+
+def test_no_text_at_all_is_a_value():
+    assert where_of(['tier=""']) == {"tier": {"=": ""}}
+
+
 def test_the_same_condition_twice_is_refused():
     with pytest.raises(ConfigError, match="says price < twice"):
         where_of(["price<5", "price<6"])

@@ -33,6 +33,10 @@ def where_of(conditions: Iterable[str]) -> dict[str, Any] | None:
         if read is None:
             raise ConfigError(f"--where {condition!r} is no condition; write 'price<5', tier=gold, or 'lang in de,en'")
         name, operator, text = read[1], read[2].strip(), read[3]
+        if not all(each.strip() for each in (text.split(",") if operator == "in" else [text])):
+            raise ConfigError(
+                f"--where {condition!r} lacks a value; write 'price<5', or 'tier=\"\"' for no text at all"
+            )
         operators = where.setdefault(name, {})
         if operator in operators:
             raise ConfigError(f"--where says {name} {operator} twice")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dht.agents.placement import Placed, Placement, ReadRoot, Write, depths_for, search_depth
-from dht.agents.search import MAX_READS, Ended, Read, ShardSearch, Take
+from dht.agents.search import MAX_READS, Ended, Read, ShardSearch, Take, margin_of_fullest
 from dht.agents.shards import Shard, ShardReport
 from simulations.crowd import LEASE_S, Crowd
 from simulations.statistics import chi_square_p, pearson
@@ -339,6 +339,16 @@ def test_what_was_read_and_is_no_sample_is_taken_before_more_is_read():
         assert search.reports.keys() == {Shard(1, 0), Shard(1, 1)}
 
     assert rejected > 5, "or nothing was shown"
+
+
+@pytest.mark.parametrize("mean", [100, 350])
+def test_one_shard_of_a_hundred_is_fuller_than_the_fullest_is_taken_to_be(mean: int):
+    rng = random.Random(mean)
+    crowds = [Counter(rng.choices(range(16), k=16 * mean)) for _ in range(200)]
+
+    fuller = sum(size > mean * (1 + margin_of_fullest(mean)) for crowd in crowds for size in crowd.values())
+
+    assert 0.002 < fuller / (200 * 16) < 0.02
 
 
 def test_one_who_learns_how_many_there_are_as_it_searches_draws_every_provider_equally_often():
