@@ -71,6 +71,7 @@ class ServedCalls:
     __slots__ = (
         "_arrived",
         "_context",
+        "_has_waited",
         "_loop",
         "_on_answered",
         "_on_taken",
@@ -82,7 +83,7 @@ class ServedCalls:
         "_sender",
         "_server",
         "_session",
-        "_starter",
+        "_starters",
         "_tasks",
     )
 
@@ -111,7 +112,8 @@ class ServedCalls:
         self._on_answered = on_answered
         self._loop = asyncio.get_running_loop()
         self._arrived: dict[int, Call] = {}  # of which none has begun
-        self._starter: asyncio.Task[None] | None = None  # in which they will
+        self._starters: list[asyncio.Task[None]] = []  # in which they will
+        self._has_waited = False  # the last that began; what one does others will do
         self._tasks: dict[int, asyncio.Task[None]] = {}  # of those that have
         # Of no call: one may start in the very moment in which another ends, and this node in a handler of another.
         self._outer = contextvars.copy_context()
@@ -135,10 +137,9 @@ class ServedCalls:
             self._session.fail(call.id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
         else:
             self._arrived[call.id] = call
-            if self._starter is None:
-                self._start(call.endpoint)
-            elif self._starter.done():  # cancelled before it began, by the program
-                self._scope.leave(self._starter)
+            while self._starters and self._starters[0].done():  # cancelled before it began, by the program
+                self._scope.leave(self._starters.pop(0))
+            if self._has_waited or not self._starters:
                 self._start(call.endpoint)
 
     def is_run_by_current_task(self) -> bool:
@@ -189,51 +190,59 @@ class ServedCalls:
         )
 
     def _start(self, name: str) -> None:
-        self._starter = self._scope.spawn_leaving(self._run_arrived(), name=name, context=self._outer.copy())
+        task = self._scope.spawn_leaving(self._run_arrived(), name=name, context=self._outer.copy())
+        self._starters.append(task)
 
     async def _run_arrived(self) -> None:
         """Run what has arrived, one call after another, as long as each ends without having to wait for anything.
 
-        The first that waits keeps this task as its own, and the others go on in another. So each call has a task that
-        is no other's whenever that can be seen, and its own context from the beginning; but many end in one step, and
-        a task for each of those would be a fifth of all that a call costs.
+        The first that waits keeps this task as its own, and each of the others gets one. So a call has a task that is
+        no other's whenever that can be seen, and its own context from the beginning; but many end in one step, and a
+        task for each of those would be a ninth of all that a call costs.
         """
         own = asyncio.current_task(self._loop)  # named, for to find the loop is a call of the system on 3.11
         assert own is not None, "a coroutine of the scope's runs in a task"
+        self._starters.remove(own)
+        name = own.get_name()
         try:
             # One that cancelled its own task, and ended before that could be felt, leaves it to no other.
             while self._arrived and not own.cancelling():
                 call_id = next(iter(self._arrived))
                 call = self._arrived.pop(call_id)
                 self._tasks[call_id] = own
+                if call.endpoint != name:
+                    name = call.endpoint
+                    own.set_name(name)
                 in_its_context = self._outer.copy().run
                 running = self._run(call)
                 try:
                     awaited = in_its_context(running.send, None)
                 except StopIteration:
+                    self._has_waited = False
                     if self._session.outbox.queued_bytes > MUCH_BYTES:
                         self._on_answered()  # whoever is next has to see how much
                 else:
-                    self._leave_rest(call.endpoint)
+                    self._has_waited = True
+                    self._start_rest(len(self._arrived))
                     if self._session.has_data_to_send():
                         self._on_answered()
                     await _go_on(running, awaited, in_its_context)
+                    break
         except BaseException:
             self._scope.leave_failing(own)
             raise
         else:
             self._scope.leave(own)
         finally:
-            if self._starter is own:
-                self._leave_rest(own.get_name())
+            self._start_rest(1)
             if not self._session.is_closing:
                 self._on_answered()
 
-    def _leave_rest(self, name: str) -> None:
-        """What has arrived and not begun is for another task."""
-        self._starter = None
+    def _start_rest(self, max_tasks: int) -> None:
+        """Have no fewer tasks than this for what has arrived and not begun, as far as there is that much."""
         if self._arrived and not self._scope.is_closed:
-            self._start(name)
+            for call in list(self._arrived.values())[len(self._starters) : max_tasks]:
+                self._start(call.endpoint)
 
     async def _run(self, call: Call) -> None:
         context = self._context_of(call)

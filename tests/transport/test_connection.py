@@ -1421,6 +1421,17 @@ async def test_calls_that_wait_for_nothing_share_a_task_and_no_context(transport
         assert len(tasks) < 20
 
 
+async def test_the_task_of_a_handler_has_its_name(transport: Transport):
+    async def named() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        return task.get_name()
+
+    async with session(transport, listener=Handlers(one=named, other=named)) as (ours, _):
+        names = ["one", "one", "other", "one", "other", "other"]
+        assert await asyncio.gather(*(ours.call(name, [], {}, timeout_s=PATIENCE_S) for name in names)) == names
+
+
 async def test_a_call_that_waits_has_its_task_and_context_to_itself_and_holds_nobody_up(transport: Transport):
     gate = asyncio.Event()
     whose: contextvars.ContextVar[int | None] = contextvars.ContextVar("whose", default=None)
@@ -1441,6 +1452,29 @@ async def test_a_call_that_waits_has_its_task_and_context_to_itself_and_holds_no
         assert await at_once(ours, "wait", *range(20)) == list(range(20))
         assert len({tasks[number] for number in range(0, 20, 3)}) == 7
         assert theirs.calls_served == 0
+
+
+async def test_calls_that_all_wait_begin_in_the_same_turn_but_for_the_first(transport: Transport):
+    turn = 0
+    began_in: list[int] = []
+
+    async def wait(_: int) -> None:
+        began_in.append(turn)
+        await asyncio.sleep(0.05)
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async with TaskScope() as scope, session(transport, listener=Handlers(echo=echo, wait=wait)) as (ours, _):
+        scope.spawn(count())
+        for _ in range(2):
+            began_in.clear()
+            await at_once(ours, "wait", *range(40))
+            assert len(began_in) == 40
+            assert max(began_in) - min(began_in) <= 2
 
 
 async def test_time_limits_and_cancels_of_one_handler_are_no_others(transport: Transport):
