@@ -67,7 +67,27 @@ class TaskScope:
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[T]:
         """Run a coroutine as a task whose result or failure the caller takes. `context` as for `spawn`."""
-        return self._start(coroutine, name, self._forget, context)
+        return self._start(coroutine, name, self.leave, context)
+
+    def spawn_leaving(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        *,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Task[None]:
+        """The same for one that says itself how it ends: by `leave` where nothing is to be told of it, else by
+        `leave_failing`. To be told by a task takes a turn of the loop, which is much for a short call.
+        """
+        return self._start(coroutine, name, None, context)
+
+    def leave(self, task: asyncio.Task[Any]) -> None:
+        """This task has ended, or does nothing more."""
+        self._tasks.pop(task, None)
+
+    def leave_failing(self, task: asyncio.Task[Any]) -> None:
+        """This task is about to end with an exception."""
+        task.add_done_callback(self._forget_and_log)
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -111,7 +131,7 @@ class TaskScope:
         self,
         coroutine: Coroutine[Any, Any, T],
         name: str | None,
-        on_end: Callable[[asyncio.Task[Any]], None],
+        on_end: Callable[[asyncio.Task[Any]], None] | None,
         context: contextvars.Context | None,
     ) -> asyncio.Task[T]:
         if self._is_closed:
@@ -121,11 +141,9 @@ class TaskScope:
             self._loop = asyncio.get_running_loop()  # once: on 3.11 each such question is a call of the system
         task = self._loop.create_task(coroutine, name=name, context=context)
         self._tasks[task] = None
-        task.add_done_callback(on_end)
+        if on_end is not None:
+            task.add_done_callback(on_end)
         return task
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.pop(task, None)
 
     def _forget_and_log(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)

@@ -31,7 +31,7 @@ from synapse_p2p.exceptions import (
 from synapse_p2p.messages import Answer, Code, Items, Outcome, Refusal, RPCRequest, code_of, returns_one_value
 from synapse_p2p.parameters import Parameters, analyse
 from synapse_p2p.protocol.counts import EndpointEnds
-from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
+from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS, Call
 from synapse_p2p.schema import check_of, dump, dump_outermost, is_built, is_open, schema_of
 from synapse_p2p.shapes import ANYTHING, MAX_SHOWN_CHARS, Direction, Misfit, Shape, StreamOf
 
@@ -293,43 +293,54 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
 
         A caller that `wants_items` is answered with Items; their iteration raises RemoteError for the handler's.
         """
-        if self._running_count >= self._max_handlers and not self._ends_at_once(request.endpoint):
-            return Refusal(Code.BUSY, "too many calls are running here; try again later")
+        try:
+            return Answer(await self.answer(request, context, wants_items=wants_items))
+        except RemoteError as error:
+            return Refusal(Code.read(error.code), error.message, error.details)
+
+    async def answer(self, request: RPCRequest | Call, context: CallContext, *, wants_items: bool = False) -> Any:
+        """The same in other words: the value, or RemoteError raised for a refusal."""
+        name = request.endpoint
+        if self._running_count >= self._max_handlers and not self._ends_at_once(name):
+            raise Refusal(Code.BUSY, "too many calls are running here; try again later").as_error()
         self._running_count += 1
-        endpoint = self._endpoints.get(request.endpoint)
-        outcome: Outcome | None = None  # of one that is cancelled
+        endpoint = self._endpoints.get(name)
+        failed: Code | None = Code.CANCELLED  # unless it comes to another end
         began_at = self.now()
         try:
             if endpoint is None:
-                is_known = wants_items and request.endpoint in self._mounted
-                outcome = (
-                    returns_one_value(request.endpoint) if is_known else Answer(await self.invoke(request, context))
-                )
-            elif endpoint.is_stream is not wants_items:
-                outcome = _is_stream(request.endpoint) if endpoint.is_stream else returns_one_value(request.endpoint)
-            elif wants_items:
-                outcome = Answer(Items(self._items(endpoint, request, context)))
-            else:
-                # Without `invoke` between: each coroutine that is awaited inside another costs 0.2 us a call.
-                value = await self.run(endpoint, request.args, request.kwargs, request=request, context=context)
-                outcome = Answer(value)
+                if wants_items and name in self._mounted:
+                    raise RefusedError(returns_one_value(name))
+                return await self.invoke(request, context)
+            if endpoint.is_stream is not wants_items:
+                raise RefusedError(_is_stream(name) if endpoint.is_stream else returns_one_value(name))
+            if wants_items:
+                failed = None
+                return Items(self._items(endpoint, request, context))  # which are still to come
+            # Without `run` between: each coroutine that is awaited inside another costs 0.2 us a call.
+            value = await self._begun(endpoint, request.args, request.kwargs, request=request, context=context)
+            if endpoint.finish is not None:
+                value = endpoint.finish(value)
+            failed = None
+            endpoint.ends.ok += 1
+            return value
         except asyncio.CancelledError as error:
-            outcome = self._refusal_of_cancelled(error, request.endpoint)
+            refusal = self._refusal_of_cancelled(error, name)
+            failed = refusal.code
+            raise refusal.as_error() from error
         except Exception as error:
-            outcome = self.refusal_of(error, request.endpoint)
+            refusal = self.refusal_of(error, name)
+            failed = refusal.code
+            raise refusal.as_error() from error
         finally:
             self._running_count -= 1
-            self.served_count += request.endpoint not in self._mounted
+            self.served_count += name not in self._mounted
             if endpoint is not None:
-                ends = endpoint.ends
-                if type(outcome) is not Answer:
-                    ends.note(code_of(outcome))
-                elif not wants_items:  # else its items are still to come
-                    ends.ok += 1
-                ends.took_s += self.now() - began_at
-        return outcome
+                if failed is not None:
+                    endpoint.ends.note(failed)
+                endpoint.ends.took_s += self.now() - began_at
 
-    async def invoke(self, request: RPCRequest, context: CallContext) -> Any:
+    async def invoke(self, request: RPCRequest | Call, context: CallContext) -> Any:
         """The value that the named function returns. Raises what it raises.
 
         Arguments that do not fit are an InvalidMessageError, and nothing has run then.
@@ -341,33 +352,36 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             raise RefusedError(self._not_found(request.endpoint, f"Unregistered endpoint called: {request.endpoint}"))
         return await self.run(endpoint, request.args, request.kwargs, request=request, context=context)
 
-    def run(
+    async def run(
         self,
         endpoint: Endpoint,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         *,
-        request: RPCRequest,
+        request: RPCRequest | Call,
         context: CallContext,
-    ) -> Awaitable[Any]:
+    ) -> Any:
         """Run a function, registered or not, with what a caller sent and what the server fills in.
 
-        Raises InvalidMessageError at once for arguments that do not fit. Not a coroutine, so that most handlers are
-        awaited without one between.
+        Raises InvalidMessageError for arguments that do not fit.
         """
-        positional, named = endpoint.parameters.bind(args, kwargs, request=request, context=context)
-        if endpoint.is_async and endpoint.finish is None:
-            return endpoint.function(*positional, **named)
-        return self._run_and_finish(endpoint, positional, named)
-
-    async def _run_and_finish(self, endpoint: Endpoint, positional: Sequence[Any], named: Mapping[str, Any]) -> Any:
-        if endpoint.is_async:
-            result = await endpoint.function(*positional, **named)
-        else:
-            result = await self._run_in_thread(functools.partial(endpoint.function, *positional, **named))
-            # A plain function that wraps an async one returns what is still to be awaited.
-            result = await result if inspect.isawaitable(result) else result
+        result = await self._begun(endpoint, args, kwargs, request=request, context=context)
         return result if endpoint.finish is None else endpoint.finish(result)
+
+    def _begun(
+        self,
+        endpoint: Endpoint,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        request: RPCRequest | Call,
+        context: CallContext,
+    ) -> Awaitable[Any]:
+        """What is to be awaited for the result, before it is finished. Raises as `run` does, at once."""
+        positional, named = endpoint.parameters.bind(args, kwargs, request=request, context=context)
+        if endpoint.is_async:
+            return endpoint.function(*positional, **named)
+        return self._run_in_thread(functools.partial(endpoint.function, *positional, **named))
 
     async def run_stream(
         self,
@@ -375,7 +389,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         *,
-        request: RPCRequest,
+        request: RPCRequest | Call,
         context: CallContext,
     ) -> AsyncGenerator[Any, None]:
         """The same for an asynchronous generator: what it yields."""
@@ -385,7 +399,9 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             async for value in values:
                 yield value if finish is None else finish(value)
 
-    async def _items(self, endpoint: Endpoint, request: RPCRequest, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def _items(
+        self, endpoint: Endpoint, request: RPCRequest | Call, context: CallContext
+    ) -> AsyncGenerator[Any, None]:
         self._running_count += 1
         outcome: Outcome | None = None
         began_at = self.now()
@@ -447,7 +463,7 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
             refusal = self.refusal_of(error, name)
             raise refusal.as_error() from error
 
-    def _invoke_mounted(self, handler: MountedHandler, request: RPCRequest, context: CallContext) -> Any:
+    def _invoke_mounted(self, handler: MountedHandler, request: RPCRequest | Call, context: CallContext) -> Any:
         if request.args:
             raise InvalidMessageError(f"{request.endpoint} takes named arguments alone")
         try:
@@ -459,7 +475,9 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._handler_threads, thread_name_prefix="synapse-handler")
         run = functools.partial(contextvars.copy_context().run, _call, function)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, run)
+        result = await asyncio.get_running_loop().run_in_executor(self._pool, run)
+        # A plain function that wraps an async one returns what is still to be awaited.
+        return await result if inspect.isawaitable(result) else result
 
     def _ends_at_once(self, name: str) -> bool:
         # Who asks whether we are alive is answered however much there is to do: a loaded server is not a dead one.

@@ -19,6 +19,7 @@ from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import ConfigError, InvalidMessageError
 from synapse_p2p.hints import HintReader, names_of
 from synapse_p2p.messages import RPCRequest
+from synapse_p2p.protocol.wire import Call
 from synapse_p2p.schema import build, check_of, is_built, is_open, object_schema, schema_of, shown_default
 from synapse_p2p.shapes import (
     ANYTHING,
@@ -62,6 +63,7 @@ class Parameters:
     positional: tuple[str, ...]  # of the caller's: those that a position can fill, in order
     named: frozenset[str]  # of the caller's: those that a name can fill
     required: tuple[str, ...]
+    needs_names: bool  # some of these can be given by name alone
     rest: str | None  # the parameter that takes further positions
     more: str | None  # the parameter that takes further names
     shapes: Mapping[str, Shape]  # of the caller's, with those two
@@ -69,7 +71,7 @@ class Parameters:
     returns: Shape
 
     def bind(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, request: RPCRequest, context: CallContext
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, request: RPCRequest | Call, context: CallContext
     ) -> Bound:
         """The arguments to run with. Raises InvalidMessageError that names the parameter in the way."""
         self.check(args, kwargs)
@@ -88,6 +90,8 @@ class Parameters:
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raises InvalidMessageError where a call with these would not fit."""
+        if not kwargs and len(args) == len(self.positional) and not self.needs_names:
+            return  # as most do
         if len(args) > len(self.positional) and self.rest is None:
             raise InvalidMessageError(f"{len(args)} positional arguments given; {self._wanted()}")
         filled = self.positional[: len(args)]
@@ -175,6 +179,7 @@ def analyse(function: Callable[..., Any], *, injects_names: bool = True, validat
         positional=tuple(p.name for p in by_position),
         named=frozenset(p.name for p in by_name),
         required=tuple(p.name for p in single if p.default is p.empty),
+        needs_names=any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in callers),
         rest=next((p.name for p in callers if p.kind is p.VAR_POSITIONAL), None),
         more=next((p.name for p in callers if p.kind is p.VAR_KEYWORD), None),
         shapes=shapes,
@@ -251,10 +256,12 @@ def _names_call_context(annotation: Any) -> bool:
     return annotation is CallContext or CallContext in get_args(annotation)
 
 
-def _injected_value(what: Injected, request: RPCRequest, context: CallContext) -> Any:
+def _injected_value(what: Injected, request: RPCRequest | Call, context: CallContext) -> Any:
     match what:
         case Injected.REQUEST:
-            return request
+            if isinstance(request, RPCRequest):
+                return request
+            return RPCRequest(request.endpoint, str(request.id), request.args, request.kwargs)
         case Injected.NODE:
             return build_node_from_peer_name(parse_address(context.address))
         case Injected.CONTEXT:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
@@ -400,16 +400,12 @@ class Server:
         """What a caller is told of an error that nobody meant, which is logged."""
         return self.endpoints.refusal_of(error, name)
 
-    async def serve_session_call(self, call: Call, context: CallContext) -> Any:
+    def serve_session_call(self, call: Call, context: CallContext) -> Awaitable[Any]:
         """The value to answer a session's call with, or Items. Raises RemoteError for the failure to answer with."""
-        outcome: Outcome | None = self._guard.refusal_of(call.endpoint, context)
-        if outcome is None:
-            request = RPCRequest(call.endpoint, str(call.id), call.args, call.kwargs)  # by place: half the time
-            wants_items = call.options.get("stream") is True
-            outcome = await self.endpoints.serve(request, context, wants_items=wants_items)
-        if isinstance(outcome, Answer):
-            return outcome.value
-        raise outcome.as_error()
+        refusal = self._guard.refusal_of(call.endpoint, context)
+        if refusal is not None:
+            raise refusal.as_error()
+        return self.endpoints.answer(call, context, wants_items=call.options.get("stream") is True)
 
     async def handle_data(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one plain call over asyncio streams, as a callback of `asyncio.start_server`."""

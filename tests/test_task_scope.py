@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -273,3 +274,43 @@ async def test_being_cancelled_while_waiting_cancels_nothing_else():
 
     assert waiting.cancelled()
     assert not future.done()
+
+
+async def test_a_task_that_leaves_by_itself_is_gone_at_once_and_one_that_fails_is_told_of(
+    caplog: pytest.LogCaptureFixture,
+):
+    async def leave() -> None:
+        scope.leave(own())
+
+    async def fail() -> None:
+        scope.leave_failing(own())
+        raise ValueError("broken")
+
+    def own() -> asyncio.Task[Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        return task
+
+    async with TaskScope("a scope") as scope:
+        scope.spawn_leaving(leave())
+        scope.spawn_leaving(fail(), name="failing")
+        assert len(scope) == 2
+
+        await asyncio.sleep(0)
+
+        assert len(scope) == 1
+        await scope.drain()
+        await asyncio.sleep(0)
+        assert [record.getMessage() for record in caplog.records] == ["task failing of a scope failed"]
+
+
+async def test_a_scope_cancels_tasks_that_would_have_left_by_themselves():
+    scope = TaskScope()
+    begun = scope.spawn_leaving(asyncio.sleep(60))
+    await asyncio.sleep(0)
+    never_begun = scope.spawn_leaving(asyncio.sleep(60))
+
+    await scope.close()
+
+    assert begun.cancelled() and never_begun.cancelled()
+    assert len(scope) == 0

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from synapse_p2p.protocol.code import Code
-from synapse_p2p.protocol.wire import Call, quick_value
+from synapse_p2p.protocol.wire import Call, Result, quick_value
 
+# The messages that every call takes are all there is to tell of it.
+CallArrived = Call
+"""Run this; answer with `answer` or `fail`."""
 
-@quick_value
-class CallArrived:
-    """Run this; answer with `answer` or `fail`. `deadline` is on our clock, None for no limit."""
-
-    call: Call
-    deadline: float | None
+CallAnswered = Result
+"""Our call `id` returned."""
 
 
 @quick_value
@@ -22,14 +21,6 @@ class CallWithdrawn:
     """Stop running call `id`: it was cancelled or its time is up. It takes no answer any more."""
 
     id: int
-
-
-@quick_value
-class CallAnswered:
-    """Our call `id` returned."""
-
-    id: int
-    value: Any
 
 
 @quick_value

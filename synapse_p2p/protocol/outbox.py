@@ -10,7 +10,7 @@ from collections import deque
 from enum import Enum
 
 from synapse_p2p.config import MIB
-from synapse_p2p.protocol.wire import MAX_WHOLE_BYTES, FrameKind, PartFlag, encode_frame, encode_part
+from synapse_p2p.protocol.wire import MAX_WHOLE_BYTES, FrameKind, PartFlag, encode_frame, encode_part, encode_whole
 
 MAX_UNFINISHED_BYTES = 8 * MIB  # of messages that travel in parts at one time; a longer one travels alone
 MAX_UNFINISHED = 64  # of such messages
@@ -18,7 +18,7 @@ PART_BYTES = MAX_WHOLE_BYTES - 64  # so that two parts, with their headers, fill
 MAX_BLOCK_BYTES = 2 * PART_BYTES  # of task frames taken at once, or a little more: what a late control frame waits for
 
 # Read for every call; in Python 3.11 finding a member in its class takes ten times as long as reading a name.
-_CONTROL, _TASK = FrameKind.CONTROL, FrameKind.TASK
+_CONTROL = FrameKind.CONTROL
 
 
 class Taken(Enum):
@@ -29,7 +29,9 @@ class Taken(Enum):
 
 
 class Outbox:
-    """Frames by call. Invariant: `queued_bytes` is the size of the task messages in it that have not left."""
+    """Frames by call. Invariants: `queued_bytes` is the size of the task messages in it that have not left; it
+    `is_empty` where there is nothing to take.
+    """
 
     __slots__ = (
         "_calls",
@@ -37,11 +39,13 @@ class Outbox:
         "_goodbye",
         "_long",
         "_others",
+        "is_empty",
         "queued_bytes",
     )
 
     def __init__(self) -> None:
         self.queued_bytes = 0
+        self.is_empty = True
         self._control: list[bytes] = []
         self._calls: dict[
             int, bytes | list[bytes]
@@ -53,27 +57,32 @@ class Outbox:
     def put_control(self, body: bytes) -> None:
         """Queue a control message."""
         self._control.append(encode_frame(_CONTROL, body))
+        self.is_empty = False
 
     def put_call(self, call_id: int, body: bytes) -> None:
         """Queue a task CALL of ours, of a new id."""
-        self.queued_bytes += len(body)
-        if len(body) <= MAX_WHOLE_BYTES:
-            self._calls[call_id] = encode_frame(_TASK, body)
+        self.is_empty = False
+        size_bytes = len(body)
+        self.queued_bytes += size_bytes
+        if size_bytes <= MAX_WHOLE_BYTES:
+            self._calls[call_id] = encode_whole(body)
         else:
             self._long[call_id] = _Long(body, is_call=True)
 
     def put_task(self, call_id: int, body: bytes) -> None:
         """Queue any other task message."""
-        self.queued_bytes += len(body)
+        self.is_empty = False
+        size_bytes = len(body)
+        self.queued_bytes += size_bytes
         if self._long and (long := self._long.get(call_id)) is not None:
             long.following.append(body)
-        elif len(body) > MAX_WHOLE_BYTES:
+        elif size_bytes > MAX_WHOLE_BYTES:
             self._long[call_id] = _Long(body, is_call=False)
         else:
-            frame = encode_frame(_TASK, body)
-            before = self._others.get(call_id)
-            if before is None:
-                self._others[call_id] = frame
+            frame = encode_whole(body)
+            before = self._others.setdefault(call_id, frame)
+            if before is frame:
+                pass  # it is the first
             elif isinstance(before, list):
                 before.append(frame)
             else:
@@ -82,6 +91,7 @@ class Outbox:
     def put_goodbye(self, body: bytes) -> None:
         """The last word: it leaves when nothing else is left."""
         self._goodbye = encode_frame(_CONTROL, body)
+        self.is_empty = False
 
     def take_back(self, call_id: int) -> Taken:
         """Forget what is queued for a call."""
@@ -91,14 +101,12 @@ class Outbox:
         if (long := self._long.pop(call_id, None)) is not None:  # that of a call, or of an upload behind one
             self.queued_bytes -= long.left_bytes
             is_whole = is_whole or (long.is_call and not long.position)
+        self._note_whether_empty()
         return Taken.WHOLE if is_whole else Taken.REST
 
     def has_control(self) -> bool:
         """Whether something waits that nothing holds up."""
         return bool(self._control)
-
-    def __bool__(self) -> bool:
-        return bool(self._control or self._calls or self._others or self._long or self._goodbye)
 
     def take(self) -> bytes:
         """The frames to send next, 64 KiB of task messages or a little more; empty when there is nothing."""
@@ -117,17 +125,20 @@ class Outbox:
         if self._goodbye and not (self._calls or self._others or self._long):
             frames.append(self._goodbye)
             self._goodbye = b""
+        self._note_whether_empty()
         return b"".join(frames)
 
     def take_control(self) -> bytes:
         """The control frames alone."""
         frames, self._control = self._control, []
+        self._note_whether_empty()
         return b"".join(frames)
 
     def check_invariants(self) -> None:
         """Assert what must always hold; for tests."""
         short = sum(map(_size_of, (*self._calls.values(), *self._others.values())))
         assert self.queued_bytes == short + sum(long.left_bytes for long in self._long.values())
+        assert self.is_empty == (not (self._control or self.queued_bytes or self._goodbye))
         assert all(long.position < len(long.body) for long in self._long.values())
         started = [long for long in self._long.values() if long.position]
         assert len(started) <= MAX_UNFINISHED
@@ -150,7 +161,11 @@ class Outbox:
             frames.append(self._goodbye)
             self._goodbye = b""
         self.queued_bytes = 0
+        self.is_empty = True
         return b"".join(frames)
+
+    def _note_whether_empty(self) -> None:
+        self.is_empty = not (self._control or self._calls or self._others or self._long or self._goodbye)
 
     def _move(self, queue: dict[int, bytes | list[bytes]], call_id: int, frames: list[bytes], max_bytes: int) -> int:
         """Move the frames of a call, as many as there is room for and at least one; their bytes."""

@@ -31,8 +31,6 @@ from synapse_p2p.exceptions import FrameTooLarge, ProtocolViolation
 from synapse_p2p.protocol.code import Code
 from synapse_p2p.protocol.counts import Ends, SessionCounts
 from synapse_p2p.protocol.events import (
-    CallAnswered,
-    CallArrived,
     CallExpired,
     CallFailed,
     CallWithdrawn,
@@ -94,6 +92,9 @@ class Place(IntEnum):  # of ints, for they are keys: to hash a member of another
     TASK = 2
 
 
+_OVERLAY, _QUESTION, _TASK_PLACE = Place  # as above
+
+
 class Session:
     """The state of one session. Feed it, then take `events()` and `data_to_send()`; ask `next_deadline()`, then `poll`.
 
@@ -120,6 +121,7 @@ class Session:
         "_waiting",
         "_waiting_bytes",
         "happened",
+        "has_earlier_deadline",
         "is_closing",
         "is_draining",
         "may_let_wait",
@@ -138,11 +140,12 @@ class Session:
         self._ours: dict[int, Ends] = {}  # and where the end of each is counted
         self._running: dict[int, Place] = {}
         self._free_places = self._all_places()
-        self._waiting: OrderedDict[int, tuple[CallArrived, int]] = OrderedDict()  # with the bytes of their messages
+        self._waiting: OrderedDict[int, tuple[Call, int]] = OrderedDict()  # with the bytes of their messages
         self._waiting_bytes = 0
         self._arrived_bytes = 0  # of the message that is looked at
         self.streams = StreamTable(max_window_bytes=config.max_unread_bytes)
         self._deadlines: list[tuple[float, int]] = []
+        self.has_earlier_deadline = False  # than when `next_deadline` was asked last
         self._max_deadlines = MIN_KEPT_DEADLINES
         self._parts = PartJoiner(config.max_task_frame_bytes)
         self._reader = FrameReader(
@@ -182,22 +185,22 @@ class Session:
         assert not self.is_closing, "a closing session takes no calls"
         travelling = dict(options) if options else {}
         if deadline is not None:
-            travelling["deadline_ms"] = max(1, int((deadline - now) * 1000))
+            left_ms = int((deadline - now) * 1000)
+            travelling["deadline_ms"] = left_ms if left_ms > 1 else 1  # noqa: FURB136 - a fifth of what `max` costs
         if has_items:
             travelling["stream"] = True
         if uploads:
             travelling["uploads"] = list(uploads)
         call_id = self._next_id
-        kind = _CONTROL if endpoint.startswith(CONTROL_PREFIX) else _TASK
-        values = (*args, *kwargs.values()) if kwargs else args
         body = encode_call(call_id, endpoint, args, kwargs, travelling)
-        self._check_sendable(kind, body, values)
-        if kind is _CONTROL:
-            self.outbox.put_control(body)
+        if endpoint.startswith(CONTROL_PREFIX):
+            self._put_control(body)
+            self._ours[call_id] = self._counts.overlay_asked
         else:
+            self._check_task(body, (*args, *kwargs.values()) if kwargs else args)
             self.outbox.put_call(call_id, body)
-        self._next_id += 2
-        self._ours[call_id] = self._counts.overlay_asked if kind is _CONTROL else self._counts.asked
+            self._ours[call_id] = self._counts.asked
+        self._next_id = call_id + 2
         if has_items or uploads:
             self.streams.open(call_id, readers=int(has_items), writers=len(uploads))
         if deadline is not None:
@@ -213,15 +216,17 @@ class Session:
     def answer(self, call_id: int, value: Any) -> None:
         """The peer's call returned. Raises as `call` does; then say `fail`. A withdrawn call is left alone."""
         place = self._running.get(call_id)
-        if place is not None:
-            kind = _CONTROL if place is Place.OVERLAY else _TASK
-            self._queue(kind, call_id, encode_result(call_id, value), (value,))
-            # As `_served` says, which would take 2 % of all that is done here for a call.
-            if kind is _TASK:
-                self._counts.served.ok += 1
-            else:
-                self._counts.overlay_served.ok += 1
-            self._end_theirs(call_id)
+        if place is None:
+            return
+        body = encode_result(call_id, value)
+        if place is _OVERLAY:
+            self._put_control(body)
+            self._counts.overlay_served.ok += 1
+        else:
+            self._check_task(body, (value,))
+            self.outbox.put_task(call_id, body)
+            self._counts.served.ok += 1
+        self._end_theirs(call_id)
 
     def fail(self, call_id: int, code: Code, message: str, details: Mapping[str, Any] | None = None) -> None:
         """The peer's call did not return. Words that cannot travel are left out. A withdrawn call is left alone."""
@@ -329,6 +334,7 @@ class Session:
         """Ask whether the peer is there; it has `ping_timeout_s` to say anything at all."""
         if not self.is_closing and self._pinged_at is None:
             self._pinged_at = now
+            self.has_earlier_deadline = True
             self.outbox.put_control(encode_message(Ping()))
 
     def excuse_silence(self, now: float) -> None:
@@ -342,6 +348,7 @@ class Session:
         That may be too early, where the call it was for has ended: to look for those after each call costs more than a
         needless poll now and then.
         """
+        self.has_earlier_deadline = False
         if self.is_closing:
             return None
         silence_at = self._silence_at()
@@ -356,11 +363,11 @@ class Session:
     def data_to_send(self) -> bytes:
         """All frames there are to seal and write, control frames first; empty when there are none."""
         data = self.outbox.take()
-        return data if not self.outbox else data + b"".join(iter(self.outbox.take, b""))
+        return data if self.outbox.is_empty else data + b"".join(iter(self.outbox.take, b""))
 
     def has_data_to_send(self) -> bool:
         """Whether anything waits to be written."""
-        return bool(self.outbox)
+        return not self.outbox.is_empty
 
     @property
     def is_behind(self) -> bool:
@@ -417,7 +424,7 @@ class Session:
         assert all(call_id % 2 == self._next_id % 2 for call_id in self._ours)
         assert all(call_id % 2 != self._next_id % 2 for call_id in (*self._running, *self._waiting))
         assert not (self.is_closing and (self._ours or self._running or self._waiting))
-        assert not any(arrived.call.endpoint.startswith(CONTROL_PREFIX) for arrived, _ in self._waiting.values())
+        assert not any(call.endpoint.startswith(CONTROL_PREFIX) for call, _ in self._waiting.values())
         assert all(self._is_open(call_id) for call_id in self.streams)
         for checked in (self.streams, self._parts, self.outbox):
             checked.check_invariants()
@@ -433,9 +440,11 @@ class Session:
     def _on_message(self, message: Message, kind: FrameKind, now: float) -> None:
         # The two that every call takes are told apart by hand, as where they are decoded.
         if type(message) is Result:
-            if (ends := self._take_end(message.id)) is not None:
-                ends.ok += 1
-                self.happened.append(CallAnswered(message.id, message.value))
+            if message.id in self._ours:
+                self._end_ours(message.id).ok += 1
+                self.happened.append(message)
+            else:
+                self._check_late_answer(message.id)
         elif type(message) is Call:
             self._on_call(message, kind, now)
         else:
@@ -444,10 +453,12 @@ class Session:
     def _on_rarer(self, message: Message, kind: FrameKind) -> None:
         match message:
             case Fail(id):
-                if (ends := self._take_end(id)) is not None:
+                if id in self._ours:
                     failed = _failed(message)
-                    ends.note(failed.code)
+                    self._end_ours(id).note(failed.code)
                     self.happened.append(failed)
+                else:
+                    self._check_late_answer(id)
             case Item(id, value, part):
                 self._on_item(id, value, part)
             case Cancel(id):
@@ -468,41 +479,42 @@ class Session:
                 self._on_unknown(id, kind)
 
     def _on_call(self, call: Call, kind: FrameKind, now: float) -> None:
-        call_id, is_control = call.id, kind is _CONTROL
+        call_id, endpoint, options, is_control = call.id, call.endpoint, call.options, kind is _CONTROL
         # That of a call in parts was noted at the first of them.
         is_used = kind is not _PART and call_id <= self._last_peer_ids[kind]
         # By hand, as are the two questions of place below: a call of Python's takes as long as each of them.
         if is_used or call_id % 2 == self._next_id % 2 or call_id in self._running or call_id in self._waiting:
             raise ProtocolViolation(f"call id {call_id} is not a fresh one of the caller's")
-        if is_control != call.endpoint.startswith(CONTROL_PREFIX):
+        if is_control != endpoint.startswith(CONTROL_PREFIX):
             # Or a peer would get the places of the overlay's short calls for its long ones.
-            raise ProtocolViolation(f"a call to {call.endpoint[:64]!r} in a frame of kind {kind.name}")
+            raise ProtocolViolation(f"a call to {endpoint[:64]!r} in a frame of kind {kind.name}")
         if kind is not _PART:
             self._last_peer_ids[kind] = call_id
-        deadline = None
-        left_ms = call.options.get("deadline_ms")
+        left_ms = options.get("deadline_ms")
         if type(left_ms) is int and 0 <= left_ms <= MAX_DEADLINE_MS:
-            deadline = now + left_ms / 1000
+            call.deadline = deadline = now + left_ms / 1000
             self._watch(deadline, call_id)
         if self.is_draining:
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False}, kind=kind)
             return
-        options = call.options
         uploads = _uploads_of(call) if "uploads" in options else _NO_UPLOADS
         has_items = "stream" in options and options["stream"] is True
         if uploads is None or (is_control and (uploads or has_items)):
             text = f"a call has at most {MAX_UPLOADS} uploads, named by text or position, and one of the overlay none"
             self._refuse(call_id, Code.BAD_REQUEST, text, kind=kind)
             return
-        place = Place.OVERLAY if is_control else _place_of(call.endpoint)
+        if is_control:
+            place = _OVERLAY
+        elif endpoint.startswith(QUESTION_PREFIX) or endpoint in QUESTIONS:
+            place = _QUESTION
+        else:
+            place = _TASK_PLACE
         if self._free_places[place]:
-            self._running[call_id] = place
-            self._free_places[place] -= 1
-            self.happened.append(CallArrived(call, deadline))
-        elif place is Place.TASK and self._may_wait(
+            self._run(call, place)
+        elif place is _TASK_PLACE and self._may_wait(
             size_bytes := self._arrived_bytes + len(uploads) * FIRST_CREDIT_BYTES
         ):
-            self._waiting[call_id] = (CallArrived(call, deadline), size_bytes)
+            self._waiting[call_id] = (call, size_bytes)
             self._waiting_bytes += size_bytes
         else:
             self._refuse(
@@ -590,13 +602,10 @@ class Session:
         self._last_peer_ids[kind] = max(self._last_peer_ids[kind], call_id)
         self._refuse(call_id, Code.NOT_FOUND, "a message of a type that this release does not serve", kind=answered_in)
 
-    def _take_end(self, call_id: int) -> Ends | None:
-        """Where to count it, if this answer ends a call of ours now. Late ones are ignored, strays raise."""
-        if call_id in self._ours:
-            return self._end_ours(call_id)
+    def _check_late_answer(self, call_id: int) -> None:
+        """Raise for an answer to a call that never was; one that comes late is ignored."""
         if not self._is_own(call_id) or call_id >= self._next_id:
             raise ProtocolViolation(f"an answer to call {call_id}, which was never made")
-        return None
 
     def _expire(self, call_id: int) -> None:
         if call_id in self._ours:
@@ -664,7 +673,7 @@ class Session:
     def _end_ours(self, call_id: int) -> Ends:
         """The call is over; where how it ended is to be counted."""
         ends = self._ours.pop(call_id)
-        if self.streams:
+        if self.streams.open_calls:
             self.streams.close_call(call_id)
         if self._parts.held_bytes:
             self._parts.drop(call_id)
@@ -678,24 +687,24 @@ class Session:
         config = self._config
         return [config.max_calls_queued, config.max_calls_served, config.max_calls_served]  # by Place
 
-    def _run(self, arrived: CallArrived, place: Place) -> None:
-        self._running[arrived.call.id] = place
+    def _run(self, call: Call, place: Place) -> None:
+        self._running[call.id] = place
         self._free_places[place] -= 1
-        self.happened.append(arrived)
+        self.happened.append(call)
 
     def _end_theirs(self, call_id: int) -> None:
         if (place := self._running.pop(call_id, None)) is not None:
             self._free_places[place] += 1
         else:
             self._leave_queue(call_id)
-        if self.streams:
+        if self.streams.open_calls:
             self.streams.drop_call(call_id)
         if self._parts.held_bytes:
             self._parts.drop(call_id)
-        while self._waiting and self._free_places[Place.TASK] and not self.is_closing:
-            arrived, _ = next(iter(self._waiting.values()))
-            self._leave_queue(arrived.call.id)
-            self._run(arrived, Place.TASK)
+        while self._waiting and self._free_places[_TASK_PLACE] and not self.is_closing:
+            call, _ = next(iter(self._waiting.values()))
+            self._leave_queue(call.id)
+            self._run(call, _TASK_PLACE)
 
     def _watch(self, deadline: float, call_id: int) -> None:
         # Calls mostly end long before their deadline: without this the heap would hold every call of the last minutes.
@@ -705,22 +714,26 @@ class Session:
             heapq.heapify(self._deadlines)
             self._max_deadlines = MIN_KEPT_DEADLINES + 2 * len(self._deadlines)
         heapq.heappush(self._deadlines, (deadline, call_id))
+        if self._deadlines[0][1] == call_id:
+            self.has_earlier_deadline = True
 
     def _queue(self, kind: FrameKind, call_id: int, body: bytes, values: Sequence[Any]) -> None:
         """Let the end of a call of theirs leave; `values` are those of the user's in it."""
-        self._check_sendable(kind, body, values)
         if kind is _CONTROL:
-            self.outbox.put_control(body)
+            self._put_control(body)
         else:
+            self._check_task(body, values)
             self.outbox.put_task(call_id, body)
 
-    def _check_sendable(self, kind: FrameKind, body: bytes, values: Sequence[Any]) -> None:
-        is_control, config = kind is _CONTROL, self._config
-        max_bytes = config.max_control_frame_bytes if is_control else config.max_task_frame_bytes
-        if len(body) > max_bytes:
+    def _put_control(self, body: bytes) -> None:
+        if len(body) > (max_bytes := self._config.max_control_frame_bytes):
             raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
-        if not is_control:
-            check_readable(values, body)
+        self.outbox.put_control(body)
+
+    def _check_task(self, body: bytes, values: Sequence[Any]) -> None:
+        if len(body) > (max_bytes := self._config.max_task_frame_bytes):
+            raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
+        check_readable(values, body)
 
     def _served(self, kind: FrameKind) -> Ends:
         """Where the end of a call of theirs is counted."""
@@ -728,18 +741,13 @@ class Session:
 
     def _kind_of(self, call_id: int) -> FrameKind:
         # None but task calls wait.
-        return _CONTROL if self._running.get(call_id) is Place.OVERLAY else _TASK
+        return _CONTROL if self._running.get(call_id) is _OVERLAY else _TASK
 
     def _is_own(self, call_id: int) -> bool:
         return call_id % 2 == self._next_id % 2
 
     def _is_open(self, call_id: int) -> bool:
         return call_id in self._ours or call_id in self._running or call_id in self._waiting
-
-
-def _place_of(endpoint: str) -> Place:
-    is_question = endpoint.startswith(QUESTION_PREFIX) or endpoint in QUESTIONS
-    return Place.QUESTION if is_question else Place.TASK
 
 
 def _uploads_of(call: Call) -> list[str | int] | None:

@@ -161,9 +161,9 @@ class StreamTable:
 
     __slots__ = (
         "_max_window_bytes",
-        "_readers",
         "_window_bytes",
         "_writers",
+        "open_calls",
         "unread_bytes",
     )
 
@@ -171,27 +171,29 @@ class StreamTable:
         self.unread_bytes = 0
         self._max_window_bytes = max_window_bytes
         self._window_bytes = 0
-        self._readers: dict[int, list[StreamReader]] = {}
+        self.open_calls: dict[
+            int, list[StreamReader]
+        ] = {}  # read at every end of a call, which `len` would take long for
         self._writers: dict[int, list[StreamWriter]] = {}
 
     def __contains__(self, call_id: int) -> bool:
-        return call_id in self._readers
+        return call_id in self.open_calls
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._readers)
+        return iter(self.open_calls)
 
     def __len__(self) -> int:
-        return len(self._readers)
+        return len(self.open_calls)
 
     def open(self, call_id: int, *, readers: int, writers: int) -> None:
         """Begin so many streams each way."""
-        self._readers[call_id] = [StreamReader(call_id, part) for part in range(readers)]
+        self.open_calls[call_id] = [StreamReader(call_id, part) for part in range(readers)]
         self._writers[call_id] = [StreamWriter() for _ in range(writers)]
         self._window_bytes += readers * FIRST_CREDIT_BYTES
 
     def readers(self, call_id: int) -> list[StreamReader]:
         """Where items of a call arrive: those of our result, or of their uploads; none once it is over."""
-        return self._readers.get(call_id, [])
+        return self.open_calls.get(call_id, [])
 
     def writer(self, call_id: int, part: int = 0) -> StreamWriter:
         """Where items of an open call leave."""
@@ -199,7 +201,7 @@ class StreamTable:
 
     def on_item(self, call_id: int, part: int, value: Any, size_bytes: int, now: float) -> bool:
         """An item of an open call arrived; whether there was none before it. Raises ProtocolViolation."""
-        reader = _numbered(self._readers[call_id], part, call_id)
+        reader = _numbered(self.open_calls[call_id], part, call_id)
         if not reader.is_open:
             return False  # nobody reads it any more
         was_empty, unread_bytes = not reader, reader.unread_bytes
@@ -209,7 +211,7 @@ class StreamTable:
 
     def on_end(self, call_id: int, part: int) -> bool:
         """A stream of an open call has ended; whether some of it is unread. Raises ProtocolViolation."""
-        reader = _numbered(self._readers[call_id], part, call_id)
+        reader = _numbered(self.open_calls[call_id], part, call_id)
         if reader.is_ended:
             raise ProtocolViolation(f"a second end of a stream of call {call_id}")
         reader.is_ended = True
@@ -245,8 +247,8 @@ class StreamTable:
 
     def check_invariants(self) -> None:
         """Assert what must always hold; for tests."""
-        assert self._readers.keys() == self._writers.keys()
-        readers = [reader for readers in self._readers.values() for reader in readers]
+        assert self.open_calls.keys() == self._writers.keys()
+        readers = [reader for readers in self.open_calls.values() for reader in readers]
         assert self._window_bytes == sum(reader.window_bytes for reader in readers)
         assert self._window_bytes <= max(self._max_window_bytes, len(readers) * FIRST_CREDIT_BYTES)
         assert self.unread_bytes >= sum(reader.unread_bytes for reader in readers)
@@ -255,7 +257,7 @@ class StreamTable:
 
     def _forget(self, call_id: int) -> list[StreamReader]:
         self._writers.pop(call_id, None)
-        readers = self._readers.pop(call_id, [])
+        readers = self.open_calls.pop(call_id, [])
         self._window_bytes -= sum(reader.window_bytes for reader in readers)
         return readers
 

@@ -44,7 +44,7 @@ from synapse_p2p.transport.failures import error_of
 from synapse_p2p.transport.large_blocks import keep_large_blocks
 from synapse_p2p.transport.outflow import Outflow
 from synapse_p2p.transport.sending import ItemSender
-from synapse_p2p.transport.serving import CallServer, ServedCalls
+from synapse_p2p.transport.serving import MUCH_BYTES, CallServer, ServedCalls
 from synapse_p2p.uploads import Uploads
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,6 @@ logger = logging.getLogger(__name__)
 # looked at, and of what is read next as well, until a reading holds no more than that.
 MESSAGES_A_TURN = 80
 MESSAGES_A_TURN_BEHIND = 4
-MUCH_BYTES = 64 * 1024  # that are queued, before they are written at once: about one record
 
 
 class SessionConnection:
@@ -172,10 +171,10 @@ class SessionConnection:
     def is_open(self) -> bool:
         """Whether calls can be made now."""
         session, stream = self._session, self._stream
-        if session is None or stream is None or session.is_closing or session.is_draining:
+        if session is None or stream is None or session.is_closing or session.is_draining or self._is_refused:
             return False
         # A stream that closes under us says so a turn of the loop before connection_lost does.
-        return not self._is_refused and not stream.is_closing()
+        return not stream.is_closing()
 
     @property
     def takes_place(self) -> bool:
@@ -479,7 +478,7 @@ class SessionConnection:
         try:
             now = self._received_at = self._runtime.now()
             session.may_let_wait = not byte_budget.PROCESS.is_over
-            is_flood = session.is_behind or self._is_flood
+            is_flood = self._is_flood or session.is_behind
             max_messages = MESSAGES_A_TURN_BEHIND if is_flood else MESSAGES_A_TURN
             session.receive_data(self._channel.open(data), now, max_messages=max_messages)
         finally:
@@ -487,10 +486,11 @@ class SessionConnection:
                 self._is_flood = session.is_behind
             # What came before a fault stands; what it caused is sent after all of it was looked at.
             self._pump()
-            self._watch_the_time()
-            if session.is_behind:
+            self._watch_earlier_deadline()
+            is_behind = session.is_behind
+            if is_behind:
                 self._loop.call_soon(self._catch_up)
-            if session.is_behind or session.held_bytes or (self._outflow is not None and self._outflow.is_full):
+            if is_behind or session.held_bytes or (self._outflow is not None and self._outflow.is_full):
                 self._pause_if_much_is_held()
 
     def _catch_up(self) -> None:
@@ -525,7 +525,7 @@ class SessionConnection:
     def _pump_scheduled(self) -> None:
         self._is_pump_scheduled = False
         self._pump()
-        self._watch_the_time()
+        self._watch_earlier_deadline()
 
     def _flush(self) -> None:
         session, outflow = self._session, self._outflow
@@ -533,13 +533,13 @@ class SessionConnection:
         assert self._stream is not None and outflow is not None
         # Left in its queue when the stream closes, a request counts as one that never left.
         outbox = session.outbox
-        if not outbox or self._stream.is_closing():
+        if outbox.is_empty or self._stream.is_closing():
             return
         # What the peer is too slow for waits in the session, where control frames overtake it; but a goodbye is the
         # last that is said, so all that is before it has to leave now.
         while not outflow.is_full or session.is_closing:
             outflow.write(self._channel.seal(outbox.take()))
-            if not outbox:
+            if outbox.is_empty:
                 return
         if outbox.has_control():
             outflow.write(self._channel.seal(outbox.take_control()))
@@ -592,14 +592,17 @@ class SessionConnection:
         assert asked is not None and served is not None
         self._had_many_events = len(events) > 1
         for event in events:
+            # The two that every call takes are told apart by hand, as in the session.
+            if type(event) is CallAnswered:
+                asked.end(event.id, event.value)
+                continue
+            if type(event) is CallArrived:
+                self.last_used = self._received_at
+                served.serve(event)
+                continue
             match event:
-                case CallArrived(call, deadline):
-                    self.last_used = self._received_at
-                    served.serve(call, deadline)
                 case CallWithdrawn(id):
                     served.withdraw(id)
-                case CallAnswered(id, value):
-                    asked.end(id, value)
                 case CallFailed(id, Code.DEADLINE_EXCEEDED):
                     asked.expire(id)  # their clock was first
                 case CallFailed(id):
@@ -628,7 +631,7 @@ class SessionConnection:
         # A call that is alone gains nothing from waiting for others to share its record.
         if is_alone and not self._had_many_events:
             self._flush()
-            self._watch_the_time()
+            self._watch_earlier_deadline()
         else:
             self._pump_when_due()
 
@@ -715,8 +718,14 @@ class SessionConnection:
     def _watch_the_time(self) -> None:
         assert self._session is not None
         deadline = self._session.next_deadline()
-        if deadline is not None and deadline < self._alarm.due_at:  # asked here too, for mostly it is not
+        if deadline is not None:
             self._alarm.set_no_later(deadline, self._on_time)
+
+    def _watch_earlier_deadline(self) -> None:
+        """The same, for when the alarm is set for what was the next one."""
+        assert self._session is not None
+        if self._session.has_earlier_deadline:  # mostly not: of calls with like limits the first is due first
+            self._watch_the_time()
 
     def _on_time(self) -> None:
         assert self._session is not None

@@ -11,7 +11,8 @@ import contextlib
 import contextvars
 import functools
 import logging
-from collections.abc import Callable
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Protocol
 
 from synapse_p2p.background import TaskScope
@@ -33,6 +34,8 @@ from synapse_p2p.uploads import Upload
 
 logger = logging.getLogger(__name__)
 
+MUCH_BYTES = 64 * 1024  # that are queued, before they are written at once: about one record
+
 
 class CallServer(Protocol):
     """Who runs the calls that arrive on a connection."""
@@ -44,7 +47,7 @@ class CallServer(Protocol):
         """
         ...
 
-    async def serve_session_call(self, call: Call, context: CallContext) -> Any:
+    def serve_session_call(self, call: Call, context: CallContext) -> Awaitable[Any]:
         """The value to answer with, or Items where the call's options ask for a stream. In the place of an argument
         that the caller uploads there is an Upload.
 
@@ -66,7 +69,9 @@ class ServedCalls:
     """
 
     __slots__ = (
+        "_arrived",
         "_context",
+        "_has_waited",
         "_loop",
         "_on_answered",
         "_on_taken",
@@ -78,6 +83,7 @@ class ServedCalls:
         "_sender",
         "_server",
         "_session",
+        "_starters",
         "_tasks",
     )
 
@@ -105,13 +111,16 @@ class ServedCalls:
         self._context = context
         self._on_answered = on_answered
         self._loop = asyncio.get_running_loop()
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._arrived: dict[int, Call] = {}  # of which none has begun
+        self._starters: list[asyncio.Task[None]] = []  # in which they will
+        self._has_waited = False  # the last that began; what one does others will do
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # of those that have
         # Of no call: one may start in the very moment in which another ends, and this node in a handler of another.
         self._outer = contextvars.copy_context()
         self._outer.run(take_up, None)
 
-    def serve(self, call: Call, deadline: float | None) -> None:
-        """Answer now where the handler is a mounted one; else start its task. `deadline` is on the session's clock."""
+    def serve(self, call: Call) -> None:
+        """Answer now where the handler is a mounted one; else see that it runs."""
         handler = self._server.mounted(call.endpoint)
         if handler is not None:
             if call.options and call.options.get("stream") is True:
@@ -127,9 +136,11 @@ class ServedCalls:
             # It waited for a place, and the place came free because the node stops.
             self._session.fail(call.id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
         else:
-            context = self._context_of(call, deadline)
-            running = self._run(call, context)
-            self._tasks[call.id] = self._scope.spawn(running, name=call.endpoint, context=self._outer.copy())
+            self._arrived[call.id] = call
+            while self._starters and self._starters[0].done():  # cancelled before it began, by the program
+                self._scope.leave(self._starters.pop(0))
+            if self._has_waited or not self._starters:
+                self._start(call.endpoint)
 
     def is_run_by_current_task(self) -> bool:
         """Whether the task that asks is one of these calls, as that of a handler which stops its own node."""
@@ -138,6 +149,7 @@ class ServedCalls:
     def end_others(self) -> None:
         """The node stops, and all tasks but the one that asks have been cancelled: end their calls as well."""
         own = asyncio.current_task()
+        self._arrived.clear()
         for call_id in self._session.running_ids:
             if self._tasks.get(call_id) is not own:
                 self._session.fail(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": True})
@@ -147,6 +159,7 @@ class ServedCalls:
 
         A handler that ends its own session, as one that stops the node does, is left to finish.
         """
+        self._arrived.pop(call_id, None)
         task = self._tasks.pop(call_id, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -163,18 +176,76 @@ class ServedCalls:
         for place in [place for place in self._readers if place[0] == call_id]:
             self.on_items(*place)
 
-    def _context_of(self, call: Call, deadline: float | None) -> CallContext:
+    def _context_of(self, call: Call) -> CallContext:
         traceparent = call.options.get("traceparent")
         if traceparent is not None and not is_traceparent(traceparent):
             traceparent = None  # as W3C has it; no reason to refuse the call
         delegation = call.options.get("delegation")
-        if deadline is None and traceparent is None and delegation is None:
+        if call.deadline is None and traceparent is None and delegation is None:
             return self._context
         # Not `replace`, which looks at every field by name: this is done for each call.
         own = self._context
-        return CallContext(own.peer, own.address, own.listen_address, own.network, deadline, traceparent, delegation)
+        return CallContext(
+            own.peer, own.address, own.listen_address, own.network, call.deadline, traceparent, delegation
+        )
 
-    async def _run(self, call: Call, context: CallContext) -> None:
+    def _start(self, name: str) -> None:
+        task = self._scope.spawn_leaving(self._run_arrived(), name=name, context=self._outer.copy())
+        self._starters.append(task)
+
+    async def _run_arrived(self) -> None:
+        """Run what has arrived, one call after another, as long as each ends without having to wait for anything.
+
+        The first that waits keeps this task as its own, and each of the others gets one. So a call has a task that is
+        no other's whenever that can be seen, and its own context from the beginning; but many end in one step, and a
+        task for each of those would be a ninth of all that a call costs.
+        """
+        own = asyncio.current_task(self._loop)  # named, for to find the loop is a call of the system on 3.11
+        assert own is not None, "a coroutine of the scope's runs in a task"
+        self._starters.remove(own)
+        name = own.get_name()
+        try:
+            # One that cancelled its own task, and ended before that could be felt, leaves it to no other.
+            while self._arrived and not own.cancelling():
+                call_id = next(iter(self._arrived))
+                call = self._arrived.pop(call_id)
+                self._tasks[call_id] = own
+                if call.endpoint != name:
+                    name = call.endpoint
+                    own.set_name(name)
+                in_its_context = self._outer.copy().run
+                running = self._run(call)
+                try:
+                    awaited = in_its_context(running.send, None)
+                except StopIteration:
+                    self._has_waited = False
+                    if self._session.outbox.queued_bytes > MUCH_BYTES:
+                        self._on_answered()  # whoever is next has to see how much
+                else:
+                    self._has_waited = True
+                    self._start_rest(len(self._arrived))
+                    if self._session.has_data_to_send():
+                        self._on_answered()
+                    await _go_on(running, awaited, in_its_context)
+                    break
+        except BaseException:
+            self._scope.leave_failing(own)
+            raise
+        else:
+            self._scope.leave(own)
+        finally:
+            self._start_rest(1)
+            if not self._session.is_closing:
+                self._on_answered()
+
+    def _start_rest(self, max_tasks: int) -> None:
+        """Have no fewer tasks than this for what has arrived and not begun, as far as there is that much."""
+        if self._arrived and not self._scope.is_closed:
+            for call in list(self._arrived.values())[len(self._starters) : max_tasks]:
+                self._start(call.endpoint)
+
+    async def _run(self, call: Call) -> None:
+        context = self._context_of(call)
         if context.traceparent is not None:
             take_up(with_new_parent(context.traceparent, self._rng))
         try:
@@ -182,8 +253,9 @@ class ServedCalls:
             # here until it does.
             while self._outflow.is_full:
                 await self._outflow.wait_for_room()
-            for reader in self._session.streams.readers(call.id) if call.options else ():
-                self._put_upload(call, reader)
+            if "uploads" in call.options:
+                for reader in self._session.streams.readers(call.id):
+                    self._put_upload(call, reader)
             value = await self._server.serve_session_call(call, context)
             if type(value) is Items:
                 await self._send_items(call, value)
@@ -197,8 +269,6 @@ class ServedCalls:
             # told all the same. Where the call was withdrawn it has ended, and where the node stops it is about to.
             if not self._scope.is_closed:
                 self._session.fail(call.id, Code.INTERNAL_ERROR, f"{call.endpoint} was torn down")
-                if not self._session.is_closing:
-                    self._on_answered()
             raise
         else:
             self._answer(call, value)
@@ -206,8 +276,6 @@ class ServedCalls:
             self._tasks.pop(call.id, None)  # its own entry, or none: no id is used twice
             if self._readers:
                 self._wake_readers(call.id)
-        if not self._session.is_closing:
-            self._on_answered()
 
     async def _send_items(self, call: Call, items: Items) -> None:
         """Send what a stream gives, at the pace of its reader, and its end. Raises RemoteError for its failure."""
@@ -282,3 +350,20 @@ class ServedCalls:
             # The handler's own words cannot travel; that it failed, and how, can.
             logger.error("the failure of %.80s cannot be sent: %s", call.endpoint, unsendable)
             self._session.fail(call.id, code, f"{call.endpoint} failed, and its reason cannot be sent")
+
+
+@types.coroutine
+def _go_on(
+    running: Coroutine[Any, Any, None], awaited: Any, in_its_context: Callable[..., Any]
+) -> Generator[Any, Any, None]:
+    """The rest of a coroutine that waits, in the task that awaits this and in the coroutine's own context."""
+    try:
+        while True:
+            try:
+                value = yield awaited
+            except BaseException as error:
+                awaited = in_its_context(running.throw, error)
+            else:
+                awaited = in_its_context(running.send, value)
+    except StopIteration:
+        return

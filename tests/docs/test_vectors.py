@@ -225,7 +225,7 @@ def test_golden_calls_travel_in_one_golden_record_each_way(golden: dict[str, Any
     asked = asking.data_to_send()
     record = dialer.seal(asked)
     answering.receive_data(listener.open(record), 0.0)
-    arrived = [event.call for event in answering.events() if isinstance(event, CallArrived)]
+    arrived = [event for event in answering.events() if isinstance(event, CallArrived)]
     for call, expected in zip(arrived, golden["calls"], strict=True):
         assert (call.endpoint, call.args, call.kwargs) == (expected["endpoint"], expected["args"], expected["kwargs"])
         answering.answer(call.id, expected["result"])
@@ -292,7 +292,7 @@ def test_golden_parts_are_said_and_read() -> None:
     assert sha256(frames).hexdigest() == golden["sha256"]
     listener.receive_data(frames, 0.0)
     [arrived] = listener.events()
-    assert isinstance(arrived, CallArrived) and arrived.call.args == [value]
+    assert isinstance(arrived, CallArrived) and arrived.args == [value]
 
 
 def test_golden_record_after_a_new_key_is_sealed_and_opened() -> None:

@@ -76,7 +76,7 @@ def test_messages_of_a_call_leave_whole_and_in_order_unless_they_are_taken_back(
                 expected[call_id] = heard
         outbox.check_invariants()
         hearer.parts.check_invariants()
-    while outbox:
+    while not outbox.is_empty:
         hearer.hear(outbox.take())
         outbox.check_invariants()
 
@@ -93,7 +93,7 @@ def test_a_call_that_is_taken_back_takes_its_long_upload_with_it():
 
     assert outbox.take_back(11) is Taken.WHOLE
 
-    assert not outbox
+    assert outbox.is_empty
     outbox.check_invariants()
 
 
@@ -103,7 +103,7 @@ def test_a_long_upload_never_overtakes_its_call():
         outbox.put_call(call_id, bytes(MAX_WHOLE_BYTES))
     outbox.put_call(14, b"call")
     outbox.put_task(14, b"item" + bytes(MAX_WHOLE_BYTES))
-    while outbox:
+    while not outbox.is_empty:
         hearer.hear(outbox.take())
 
     assert [body[:4] for body in hearer.tasks][3:] == [b"call", b"item"]
@@ -115,7 +115,7 @@ def test_a_goodbye_is_the_last_word():
     outbox.put_task(1, bytes(200_000))
     outbox.put_task(2, b"short")
 
-    while outbox:
+    while not outbox.is_empty:
         assert b"bye" not in hearer.control
         hearer.hear(outbox.take())
 
@@ -128,7 +128,7 @@ def test_so_many_long_messages_are_unfinished_at_once_and_no_more():
     for call_id in range(1, MAX_UNFINISHED + 20):
         outbox.put_task(call_id, bytes(MAX_WHOLE_BYTES + 1))
     outbox.put_task(1000, bytes(MAX_UNFINISHED_BYTES + 1))
-    while outbox:
+    while not outbox.is_empty:
         hearer.hear(outbox.take())
         hearer.parts.check_invariants()
         outbox.check_invariants()

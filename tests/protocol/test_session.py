@@ -1,4 +1,5 @@
 import contextlib
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -78,7 +79,7 @@ def say(session: Session, *messages: Message, kind: FrameKind = FrameKind.TASK, 
 
 
 def arrived_ids(session: Session) -> list[int]:
-    return [event.call.id for event in session.events() if isinstance(event, CallArrived)]
+    return [event.id for event in session.events() if isinstance(event, CallArrived)]
 
 
 class TwoSessions(RuleBasedStateMachine):
@@ -197,10 +198,10 @@ class TwoSessions(RuleBasedStateMachine):
 
     def note(self, side: int, event: Event) -> None:
         match event:
-            case CallArrived(call, deadline):
+            case CallArrived() as call:
                 assert call.id not in self.arrived[side], "arrived twice"
                 assert call.args == self.asked[1 - side][call.id]
-                assert (deadline is None) == ("deadline_ms" not in call.options)
+                assert (call.deadline is None) == ("deadline_ms" not in call.options)
                 self.arrived[side].add(call.id)
                 self.running[side][call.id] = call.endpoint
             case CallWithdrawn(id):
@@ -344,7 +345,7 @@ def test_what_happens_before_a_fault_is_the_beginning_of_what_was_said(
 
     assert events == whole[: len(events)]
     in_flight = dialer.calls_in_flight
-    running = {event.call.id for event in events if isinstance(event, CallArrived)}
+    running = {event.id for event in events if isinstance(event, CallArrived)}
     running -= {event.id for event in events if isinstance(event, CallWithdrawn)}
     for session in (dialer, listener):
         session.connection_lost()
@@ -370,7 +371,7 @@ def test_an_answer_reaches_the_call_it_answers():
     dialer, listener = pair()
     first, second = (dialer.call("echo", [text], {"n": 1}, now=0.0, options={"trace": "t"}) for text in "ab")
     pump(dialer, listener)
-    arrived = [event.call for event in listener.events() if isinstance(event, CallArrived)]
+    arrived = [event for event in listener.events() if isinstance(event, CallArrived)]
 
     listener.answer(second, "B")
     listener.answer(first, "A")
@@ -751,7 +752,7 @@ def test_a_cancelled_call_makes_room_and_a_waiting_one_never_starts():
 
     events = listener.events()
     assert CallWithdrawn(ids[0]) in events
-    assert [event.call.id for event in events if isinstance(event, CallArrived)] == [ids[3]]
+    assert [event.id for event in events if isinstance(event, CallArrived)] == [ids[3]]
 
 
 # Time
@@ -766,7 +767,7 @@ def test_a_deadline_travels_as_the_time_that_is_left():
 
     [event] = listener.events()
     assert isinstance(event, CallArrived)
-    assert event.call.options == {"deadline_ms": 1500}
+    assert event.options == {"deadline_ms": 1500}
     assert event.deadline == 5001.5
 
 
@@ -998,7 +999,7 @@ def test_overlay_calls_do_not_wait_behind_tasks():
 
     pump(dialer, listener)
 
-    arrived = [event.call.id for event in listener.events() if isinstance(event, CallArrived)]
+    arrived = [event.id for event in listener.events() if isinstance(event, CallArrived)]
     assert ping in arrived
     assert len(arrived) == SMALL.max_calls_served + 1
 
@@ -1146,3 +1147,22 @@ def test_calls_that_wait_hold_no_more_than_their_bytes():
     assert refused == {large: Code.BUSY}
     assert third not in refused
     answering.check_invariants()
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.randoms(use_true_random=False))
+def test_whoever_asks_anew_at_every_earlier_deadline_alone_is_never_late(limits: list[int], rng: random.Random):
+    dialer, _ = pair()
+    alarm_at = dialer.next_deadline()
+    assert alarm_at is not None
+    open_ids: list[int] = []
+    for limit in limits:
+        open_ids.append(dialer.call("echo", [], {}, now=0.0, deadline=float(limit)))
+        if rng.random() < 0.5:
+            dialer.cancel(open_ids.pop(rng.randrange(len(open_ids))))
+        if dialer.has_earlier_deadline:
+            asked = dialer.next_deadline()
+            assert asked is not None
+            alarm_at = min(alarm_at, asked)
+
+        now = dialer.next_deadline()
+        assert now is not None and alarm_at <= now

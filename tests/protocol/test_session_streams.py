@@ -234,7 +234,7 @@ class StreamsOfTwo(RuleBasedStateMachine):
 
     def note(self, side: int, event: Event) -> None:
         match event:
-            case CallArrived(call):
+            case CallArrived() as call:
                 known = self.calls[call.id]
                 assert known.caller != side
                 assert not known.is_running and not known.server_ends
@@ -666,7 +666,7 @@ def test_a_long_message_travels_in_parts_and_arrives_whole():
     assert [part.is_first for part in parts] == [True] + [False] * (len(parts) - 1)
     assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
     [arrived] = listener.events()
-    assert isinstance(arrived, CallArrived) and arrived.call.args == [bytes(MIB)] and arrived.call.id == call_id
+    assert isinstance(arrived, CallArrived) and arrived.args == [bytes(MIB)] and arrived.id == call_id
 
 
 @given(st.lists(st.integers(0, 100_000), min_size=1, max_size=8), st.integers(1000, 100_000))
@@ -682,7 +682,7 @@ def test_calls_of_any_sizes_arrive_whole_however_the_bytes_are_split(sizes: list
         for start in range(0, len(data), piece):
             listener.receive_data(data[start : start + piece], 0.0)
             listener.check_invariants()
-            arrived |= {event.call.id: len(event.call.args[0]) for event in listener.events()}
+            arrived |= {event.id: len(event.args[0]) for event in listener.events()}
 
     assert arrived == ids
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import logging
 import random
@@ -1392,3 +1393,157 @@ def test_a_peer_that_reads_nothing_does_not_keep_a_connection_that_ends(ending: 
             return stream.aborted_at
 
     assert virtually(main()) == SessionConfig().goodbye_timeout_s
+
+
+# The tasks of handlers
+
+
+async def at_once(end: End, endpoint: str, *firsts: Any, timeout_s: float | None = PATIENCE_S) -> list[Any]:
+    """The ends of calls with these arguments, all in one record."""
+    calls = (end.call(endpoint, [first], {}, timeout_s=timeout_s) for first in firsts)
+    # The first of all leaves alone, so that is one whose answer nobody looks at.
+    _, *ends = await asyncio.gather(end.call("echo", [], {}, timeout_s=None), *calls, return_exceptions=True)
+    return ends
+
+
+async def test_calls_that_wait_for_nothing_share_a_task_and_no_context(transport: Transport):
+    whose: contextvars.ContextVar[int | None] = contextvars.ContextVar("whose", default=None)
+    tasks: set[asyncio.Task[Any] | None] = set()
+
+    async def mark(number: int) -> int | None:
+        tasks.add(asyncio.current_task())
+        found = whose.get()
+        whose.set(number)
+        return found
+
+    async with session(transport, listener=Handlers(echo=echo, mark=mark)) as (ours, _):
+        assert await at_once(ours, "mark", *range(20)) == [None] * 20
+        assert len(tasks) < 20
+
+
+async def test_the_task_of_a_handler_has_its_name(transport: Transport):
+    async def named() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        return task.get_name()
+
+    async with session(transport, listener=Handlers(one=named, other=named)) as (ours, _):
+        names = ["one", "one", "other", "one", "other", "other"]
+        assert await asyncio.gather(*(ours.call(name, [], {}, timeout_s=PATIENCE_S) for name in names)) == names
+
+
+async def test_a_call_that_waits_has_its_task_and_context_to_itself_and_holds_nobody_up(transport: Transport):
+    gate = asyncio.Event()
+    whose: contextvars.ContextVar[int | None] = contextvars.ContextVar("whose", default=None)
+    tasks: dict[int, asyncio.Task[Any] | None] = {}
+
+    async def wait(number: int) -> int | None:
+        tasks[number] = asyncio.current_task()
+        whose.set(number)
+        if number % 3 == 0:
+            await gate.wait()
+            assert asyncio.current_task() is tasks[number]
+            await asyncio.sleep(0)
+        elif number == 19:
+            gate.set()  # the last: where it did not run, nobody that waits would go on
+        return whose.get()
+
+    async with session(transport, listener=Handlers(echo=echo, wait=wait)) as (ours, theirs):
+        assert await at_once(ours, "wait", *range(20)) == list(range(20))
+        assert len({tasks[number] for number in range(0, 20, 3)}) == 7
+        assert theirs.calls_served == 0
+
+
+async def test_calls_that_all_wait_begin_in_the_same_turn_but_for_the_first(transport: Transport):
+    turn = 0
+    began_in: list[int] = []
+
+    async def wait(_: int) -> None:
+        began_in.append(turn)
+        await asyncio.sleep(0.05)
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async with TaskScope() as scope, session(transport, listener=Handlers(echo=echo, wait=wait)) as (ours, _):
+        scope.spawn(count())
+        for _ in range(2):
+            began_in.clear()
+            await at_once(ours, "wait", *range(40))
+            assert len(began_in) == 40
+            assert max(began_in) - min(began_in) <= 2
+
+
+async def test_time_limits_and_cancels_of_one_handler_are_no_others(transport: Transport):
+    async def run(how: str) -> str:
+        task = asyncio.current_task()
+        assert task is not None and not task.cancelling()
+        if how == "limited":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await for_ever()
+        elif how == "cancels itself":
+            task.cancel()
+        elif how == "is cancelled within":
+            raise asyncio.CancelledError
+        elif how == "waits":
+            await asyncio.sleep(0.02)
+        return how
+
+    async with session(transport, listener=Handlers(echo=echo, run=run)) as (ours, theirs):
+        hows = ("limited", "fine", "cancels itself", "waits", "fine", "cancels itself", "fine", "limited", "waits")
+        assert await at_once(ours, "run", *hows) == list(hows)
+        [torn, fine] = await at_once(ours, "run", "is cancelled within", "fine")
+        assert isinstance(torn, RemoteError) and torn.code == "internal_error" and fine == "fine"
+        assert theirs.calls_served == 0
+
+
+async def test_a_call_that_is_withdrawn_before_it_begins_never_runs(transport: Transport):
+    began: list[str] = []
+
+    async def begin(name: str) -> None:
+        began.append(name)
+
+    async with session(transport, listener=Handlers(begin=begin)) as (ours, theirs):
+        theirs.stream.pause_reading()
+        call = asyncio.create_task(ours.call("begin", ["withdrawn"], {}, timeout_s=PATIENCE_S))
+        await until(lambda: bool(ours.calls_asked))
+        call.cancel()
+        await asyncio.wait([call])
+
+        theirs.stream.resume_reading()  # the CALL and its CANCEL in one piece
+        await ours.call("begin", ["wanted"], {}, timeout_s=PATIENCE_S)
+
+        assert began == ["wanted"]
+        assert theirs.calls_served == 0
+
+
+async def test_who_stops_all_tasks_before_one_begins_stops_no_later_call():
+    async with session(MemoryTransport(), listener=Handlers(echo=echo)) as (ours, theirs):
+        call = asyncio.create_task(ours.call("echo", ["lost?"], {}, timeout_s=1))
+        mine = {asyncio.current_task(), call}
+        starters: list[asyncio.Task[Any]] = []
+        for _ in range(100):
+            if starters := [task for task in asyncio.all_tasks() - mine if task.get_name() == "echo"]:
+                break
+            await asyncio.sleep(0)
+        starters[0].cancel()
+
+        assert await ours.call("echo", ["served"], {}, timeout_s=5) == "served"
+        assert await call == "lost?"
+        assert theirs.calls_served == 0
+
+
+async def test_what_was_answered_leaves_before_a_call_that_waits_long():
+    async def answer(number: int) -> int:
+        if number == 3:
+            await for_ever()
+        return number
+
+    async with session(MemoryTransport(), listener=Handlers(echo=echo, answer=answer)) as (ours, _):
+        ends = await at_once(ours, "answer", 1, 2, 3, 4, timeout_s=0.5)
+
+        assert ends[:2] == [1, 2] and isinstance(ends[2], Timeout) and ends[3] == 4
