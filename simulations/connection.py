@@ -275,6 +275,7 @@ class VirtualSession:
             owner.on_used(self)  # in the real session the peer is told
             raise
         finally:
+            network.deadlines.drop(deadline_us, answer)
             if call_id in self._calls:
                 self._end_call(call_id)
 
