@@ -494,8 +494,8 @@ class RoutingTable:
         if len(kbucket.contacts) < limit or free_bits < 0:
             return False
         point, too_far = contact.point, 1 << free_bits
-        sharing = sum(other.point ^ point < too_far for other in kbucket.contacts)
-        return sharing >= limit and not self._is_near(index)
+        sharing = [other for other in kbucket.contacts if other.point ^ point < too_far]
+        return len(sharing) >= limit and not self._is_near(index)
 
     def _is_near(self, index: int) -> bool:
         """Whether fewer than k contacts are in k-buckets nearer to us than this one."""

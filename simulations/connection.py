@@ -219,7 +219,13 @@ class VirtualSession:
     @property
     def takes_calls(self) -> bool:
         """Whether a new call of ours can go over it."""
-        return self.is_open and not self._is_retiring and not self._is_refused
+        # `is_open` written out: this is asked of every session that a call could take.
+        return (
+            self._is_open
+            and self._incarnation == self._host.incarnation
+            and not self._is_retiring
+            and not self._is_refused
+        )
 
     @property
     def is_stale(self) -> bool:
