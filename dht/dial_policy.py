@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from dht.config import DialConfig
 from dht.contact import MAX_ADDRESSES, MAX_SHARED, Contact, shared_contact
+from dht.memo import remembered
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.transport.base import is_literal_address, parse_address
 from synapse_p2p.trust import TrustConfig, is_private, machine_of
@@ -390,7 +391,7 @@ def _shared_rules(config: DialConfig, trust: TrustConfig, informer_kind: Address
         decision = _judge(config, trust, informer_kind, address)
         return decision, decision.is_allowed and counted_host(address) is not None
 
-    @lru_cache(maxsize=MAX_SHARED)
+    @remembered(MAX_SHARED)
     def is_free(addresses: tuple[str, ...]) -> bool:
         return counted_of(addresses) == ()
 

@@ -54,7 +54,7 @@ from dht.outcome import (
     Why,
     Widen,
 )
-from dht.region import REGION_FACTOR, Region, fill, thin
+from dht.region import REGION_FACTOR, GroupOf, Region, every_one_alone, fill, thin
 from dht.shortlist import ANSWERED, FAILED, IN_FLIGHT, MAX_INFORMERS, RESTING, UNASKED, Candidate, Path
 from synapse_p2p.identity import NodeID
 
@@ -83,8 +83,9 @@ class Peers(Protocol):
         """How fast it answers."""
         ...
 
-    def group_of(self, addresses: tuple[str, ...]) -> str | None:
-        """The party of who is there, as `region.GroupOf` has it."""
+    @property
+    def group_of(self) -> GroupOf:
+        """The party of who is at some addresses. Asked of everybody who is named, so no call is between."""
         ...
 
     def is_resting(self, contact: Contact) -> bool:
@@ -107,8 +108,9 @@ class Strangers:
     def rtt_s(self, contact: Contact) -> float:
         return 0.0
 
-    def group_of(self, addresses: tuple[str, ...]) -> str | None:
-        return None
+    @property
+    def group_of(self) -> GroupOf:
+        return every_one_alone
 
     def is_resting(self, contact: Contact) -> bool:
         return False

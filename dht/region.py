@@ -21,6 +21,7 @@ from typing import TypeAlias
 from dht.config import LookupConfig
 from dht.contact import Contact
 from dht.keyspace import ID_BITS, Key
+from dht.memo import remembered
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.identity import NodeID
 from synapse_p2p.transport.base import parse_address
@@ -47,7 +48,7 @@ def groups_of(trust: TrustConfig) -> GroupOf:
     """Who counts as one party under `trust`."""
 
     # Shared by all nodes of a process, and called for every contact of every answer.
-    @lru_cache(maxsize=MAX_GROUPS)
+    @remembered(MAX_GROUPS)
     def group_of(addresses: tuple[str, ...]) -> str | None:
         try:
             host = parse_address(addresses[0])[0] if addresses else ""
@@ -90,7 +91,9 @@ class Region:
     @classmethod
     def of_radius(cls, radius: int, k: int, deviations: float = DENSITY_DEVIATIONS) -> Region:
         """The region within which k nodes are expected; see `LookupConfig.density_deviations`."""
-        return cls(radius, k, tuple(_floor(count, radius, k, deviations) for count in range(_list_length(k))))
+        return cls(
+            radius, k, tuple([part if part < 0 else part * radius >> 64 for part in _floor_parts(k, deviations)])
+        )
 
     def without_radius(self) -> Region:
         """The same density, for a lookup of nodes alone: it needs nobody beyond the k nearest."""
@@ -331,17 +334,21 @@ def _list_length(k: int) -> int:
     return max(REGION_FACTOR * k, 64)  # a region's list, and the longest answer
 
 
-@lru_cache(maxsize=1024)
-def _density_of(count: int, deviations: float) -> float:
-    """The lambda, nodes expected nearer than a contact, from which on a list that holds `count` takes it."""
-    # 3 + x^2 + d x > count, solved for x = sqrt(lambda): d deviations above what chance brings, and three.
-    return 0.0 if count < 3 else ((sqrt(deviations**2 + 4 * (count - 3)) - deviations) / 2) ** 2
+@lru_cache(maxsize=16)
+def _floor_parts(k: int, deviations: float) -> tuple[int, ...]:
+    """By how many contacts a list holds: the floor in parts of the radius, 2^64 in all of it; -1 where there is none.
+
+    The same for all radii, and nodes estimate theirs all the time.
+    """
+    return tuple([_floor_part(count, k, deviations) for count in range(_list_length(k))])
 
 
-def _floor(count: int, radius: int, k: int, deviations: float) -> int:
+def _floor_part(count: int, k: int, deviations: float) -> int:
     if count < 3 or deviations == inf:
         return -1
-    return int(_density_of(count, deviations) / k * (1 << 64)) * radius >> 64
+    # 3 + x^2 + d x > count, solved for x = sqrt(lambda): d deviations above what chance brings, and three.
+    density = ((sqrt(deviations**2 + 4 * (count - 3)) - deviations) / 2) ** 2
+    return int(density / k * (1 << 64))
 
 
 def _is_crowded(groups: Sequence[str | None], max_per_group: int) -> bool:

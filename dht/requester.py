@@ -375,7 +375,7 @@ class _Standing:
         self._table = table
         self._round_trips = round_trips
         self._dead = dead
-        self._group_of = group_of
+        self.group_of = group_of
 
     def timeouts_s(self, contact: Contact) -> tuple[float, float]:
         return self._round_trips.timeouts_s(contact.id, is_connected=self._host.peers.is_connected(contact.id))
@@ -385,9 +385,6 @@ class _Standing:
 
     def rtt_s(self, contact: Contact) -> float:
         return self._round_trips.rtt_s(contact.id)
-
-    def group_of(self, addresses: tuple[str, ...]) -> str | None:
-        return self._group_of(addresses)
 
     def is_resting(self, contact: Contact) -> bool:
         if not len(self._dead):

@@ -454,7 +454,7 @@ class Responder:
         """Who is within a radius, ours by default, and k in any case."""
         lookup = self._config.lookup
         near = answer(
-            lambda count: self._nearest_but(caller, target, count),
+            lambda count: self._table.closest_unsuspected(target, count, but=caller),
             target,
             self._estimate.region.radius if radius is None else radius,
             self._estimate.region,
@@ -464,13 +464,6 @@ class Responder:
             max_per_group=lookup.max_per_group,
         )
         return tuple(near)
-
-    def _nearest_but(self, caller: bytes, target: Key, count: int) -> list[Contact]:
-        near = self._table.closest_unsuspected(target, count)
-        if caller in [contact.id for contact in near]:
-            # Asked for only now: one more than k is mostly in another k-bucket, all of which would be sorted for it.
-            near = [contact for contact in self._table.closest_unsuspected(target, count + 1) if contact.id != caller]
-        return near
 
     def _is_close(self, key: Key) -> bool:
         """Whether a record of this key would be found here: within twice our region, or among the nearest we know."""

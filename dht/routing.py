@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from dht.config import RoutingConfig
 from dht.contact import MAX_SHARED, Contact
 from dht.keyspace import ID_BITS, Key
+from dht.memo import remembered
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.identity import NodeID
 from synapse_p2p.transport.base import parse_address
@@ -279,11 +280,13 @@ class RoutingTable:
 
         Cost: about `count` log `count`, over the few k-buckets that are needed. Source: Kademlia section 2.3.
         """
-        return self._closest(target, count, attrgetter("contacts"))
+        return self._closest(target, count, _live)
 
-    def closest_unsuspected(self, target: Key, count: int) -> list[Contact]:
-        """As `closest`, without suspects: others are told of nobody who failed since last seen."""
-        return self._closest(target, count, _KBucket.unsuspected)
+    def closest_unsuspected(self, target: Key, count: int, *, but: NodeID | None = None) -> list[Contact]:
+        """As `closest`, without suspects, for others are told of nobody who failed since last seen; nor this one, who
+        asks.
+        """
+        return self._closest(target, count, _KBucket.unsuspected, but)
 
     @property
     def counts_places(self) -> bool:
@@ -491,8 +494,8 @@ class RoutingTable:
         if len(kbucket.contacts) < limit or free_bits < 0:
             return False
         point, too_far = contact.point, 1 << free_bits
-        sharing = sum(other.point ^ point < too_far for other in kbucket.contacts)
-        return sharing >= limit and not self._is_near(index)
+        sharing = [other for other in kbucket.contacts if other.point ^ point < too_far]
+        return len(sharing) >= limit and not self._is_near(index)
 
     def _is_near(self, index: int) -> bool:
         """Whether fewer than k contacts are in k-buckets nearer to us than this one."""
@@ -539,16 +542,19 @@ class RoutingTable:
     def _farthest_first(self) -> Iterator[_KBucket]:
         return (self._kbuckets[index] for index in self._indexes)
 
-    def _closest(self, target: Key, count: int, of: Callable[[_KBucket], Sequence[Contact]]) -> list[Contact]:
-        """The nearest of those whom `of` takes from each k-bucket."""
+    def _closest(
+        self, target: Key, count: int, of: Callable[[_KBucket], Sequence[Contact]], but: NodeID | None = None
+    ) -> list[Contact]:
+        """The nearest of those whom `of` takes from each k-bucket, `but` one."""
         point = int.from_bytes(target, "big")
-        found: list[Contact] = []
-        for kbucket in self._nearest_kbuckets(point):
-            found += of(kbucket)
-            if len(found) >= count:
-                break
+        left_out = -1 if but is None else int.from_bytes(but, "big") ^ point
         # No two have one distance, and numbers are sorted without a call for each.
-        by_distance = {contact.point ^ point: contact for contact in found}
+        by_distance: dict[int, Contact] = {}
+        for kbucket in self._nearest_kbuckets(point):
+            by_distance |= {contact.point ^ point: contact for contact in of(kbucket)}
+            by_distance.pop(left_out, None)
+            if len(by_distance) >= count:
+                break
         return [by_distance[distance] for distance in sorted(by_distance)[:count]]
 
     def _nearest_kbuckets(self, target_point: int) -> Iterator[_KBucket]:
@@ -578,6 +584,9 @@ class RoutingTable:
             yield kbuckets[index]
 
 
+_live = attrgetter("contacts")
+
+
 def _tell_nobody(contact: Contact, change: Change) -> None:
     pass
 
@@ -592,7 +601,7 @@ def _change(sizes: dict[str, int], group: str, change: int) -> None:
 def _grouping(trust: TrustConfig) -> Callable[[tuple[str, ...]], Groups]:
     """The parties of a contact's addresses, remembered: tables ask again and again, and all of a process ask alike."""
 
-    @lru_cache(maxsize=MAX_SHARED)
+    @remembered(MAX_SHARED)
     def groups_of(addresses: tuple[str, ...]) -> Groups:
         if not addresses:
             return None

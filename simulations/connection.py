@@ -219,7 +219,13 @@ class VirtualSession:
     @property
     def takes_calls(self) -> bool:
         """Whether a new call of ours can go over it."""
-        return self.is_open and not self._is_retiring and not self._is_refused
+        # `is_open` written out: this is asked of every session that a call could take.
+        return (
+            self._is_open
+            and self._incarnation == self._host.incarnation
+            and not self._is_retiring
+            and not self._is_refused
+        )
 
     @property
     def is_stale(self) -> bool:
@@ -275,6 +281,7 @@ class VirtualSession:
             owner.on_used(self)  # in the real session the peer is told
             raise
         finally:
+            network.deadlines.drop(deadline_us, answer)
             if call_id in self._calls:
                 self._end_call(call_id)
 

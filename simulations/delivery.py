@@ -195,11 +195,7 @@ class Delivery:
             else:
                 flow.arrives_us = at_us
         if source.state is not _SILENT:
-            batch = self._arriving.get(at_us)
-            if batch is None:
-                self._arrive(at_us, message)
-            else:
-                batch.append(message)
+            self._arrive(at_us, message)
         return at_us / MICROSECONDS
 
     def cut(self, sources: Iterable[Party], targets: Iterable[Party] | None = None, *, one_way: bool = False) -> Cut:
@@ -249,7 +245,7 @@ class Delivery:
         batch = self._arriving.get(at_us)
         if batch is None:
             self._arriving[at_us] = [message]
-            self.loop.call_at(at_us / MICROSECONDS, self._deliver, at_us, context=self._context)
+            self.loop.call_at_us(at_us, self._deliver, at_us, context=self._context)
         else:
             batch.append(message)
 

@@ -31,6 +31,8 @@ class Dial:
     """
 
     __slots__ = (
+        "_dial_limit_us",
+        "_handshake_limit_us",
         "_host",
         "_incarnation",
         "_is_check",
@@ -72,8 +74,9 @@ class Dial:
         self._target_number = 0
         self._target_unix_ms = 0
         self._is_connected = False
-        limit_us = self._network.loop.now_us + round(host.config.pool.dial_timeout_s * MICROSECONDS)
-        self._network.deadlines.add(limit_us, self, Dial._on_dial_time_up)
+        self._handshake_limit_us = 0
+        self._dial_limit_us = self._network.loop.now_us + round(host.config.pool.dial_timeout_s * MICROSECONDS)
+        self._network.deadlines.add(self._dial_limit_us, self, Dial._on_dial_time_up)
         self._to_target(CONNECT, self._at_target_connect)
 
     def waiter(self) -> asyncio.Future[VirtualSession]:
@@ -119,8 +122,8 @@ class Dial:
             return
         self._is_connected = True
         limit_s = self._host.config.session.handshake_timeout_s
-        limit_us = self._network.loop.now_us + round(limit_s * MICROSECONDS)
-        self._network.deadlines.add(limit_us, self, Dial._on_handshake_time_up)
+        self._handshake_limit_us = self._network.loop.now_us + round(limit_s * MICROSECONDS)
+        self._network.deadlines.add(self._handshake_limit_us, self, Dial._on_handshake_time_up)
         self._to_target(HELLO, self._at_target_hello)
 
     def _at_target_hello(self, _endpoint: str, _body: bytes) -> None:
@@ -181,6 +184,8 @@ class Dial:
         if self._is_over:
             return False
         self._is_over = True
+        self._network.deadlines.drop(self._dial_limit_us, self)
+        self._network.deadlines.drop(self._handshake_limit_us, self)
         self._on_end(self, result)
         return True
 

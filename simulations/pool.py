@@ -296,9 +296,14 @@ class VirtualPool:
 
     async def _wait_for(self, dial: Dial, deadline_us: int | None) -> VirtualSession:
         waiter = dial.waiter()
-        if deadline_us is not None:
-            self._delivery.deadlines.add(deadline_us, waiter, expire, dial.address)
-        return await waiter
+        if deadline_us is None:
+            return await waiter
+        deadlines = self._delivery.deadlines
+        deadlines.add(deadline_us, waiter, expire, dial.address)
+        try:
+            return await waiter
+        finally:
+            deadlines.drop(deadline_us, waiter)
 
     def _on_dialed(self, dial: Dial, result: VirtualSession | SynapseError) -> None:
         del self._dials[dial.address, dial.expected_id]

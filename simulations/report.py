@@ -27,11 +27,11 @@ from simulations.samples import Samples
 from simulations.scenarios.base import DEFAULT_LOOKUPS, Ended, Playable, Settings, Start
 from synapse_p2p.version import VERSION
 
-GC_THRESHOLDS = (100_000, 5, 2)
+GC_THRESHOLDS = (100_000, 1, 0)
 """Allocations until the garbage collector looks, and looks at the older. With Python's own it took 15 % of the time of
 a run of 600 nodes, most of it in full collections that found nothing. Dead nodes are cycles that only a full one takes:
-ten times as seldom, 1,000 nodes in a day of churn grew by 60 MB an hour, and slower with it. A second freeze, once the
-swarm stands, gained nothing that could be measured."""
+too seldom, 1,000 nodes in a day of churn grew by 60 MB an hour, and slower with it. A second freeze, once the swarm
+stands, gained nothing that could be measured."""
 PROGRAM = "python -m simulations"
 """How the command is called where nobody says otherwise."""
 _STATUS_OF_THIS_PROCESS = Path("/proc/self/status")

@@ -101,7 +101,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     """
 
     def __init__(self, *, max_callbacks_per_instant: int = MAX_CALLBACKS_PER_INSTANT) -> None:
-        self._now_us = 0
+        # The same as `time()` in whole microseconds: what goes into a trace that has to be equal to the bit. For others
+        # to read; an attribute, for every message asks twice.
+        self.now_us = 0
         self._ready: deque[_Callback] = deque()
         self._heap: list[tuple[float, int, _Callback]] = []
         self._scheduled_count = 0  # callbacks ever put in the heap: the second key of its order
@@ -124,18 +126,19 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def time(self) -> float:
         """Seconds since this loop was made."""
-        return self._now_us / MICROSECONDS
-
-    @property
-    def now_us(self) -> int:
-        """The same in whole microseconds: what goes into a trace that has to be equal to the bit."""
-        return self._now_us
+        return self.now_us / MICROSECONDS
 
     def call_soon(
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         """Run `callback` at this instant, after what is scheduled for it already."""
-        return self._schedule(self._now_us, callback, args, context)
+        # Not by `_schedule`: this is asked four times for each request, by futures and tasks.
+        if self._is_closed:
+            self._check_open()
+        context = contextvars.copy_context() if context is None else context  # one that is empty is false
+        scheduled = _Callback(self.now_us, callback, args, context, self)
+        self._ready.append(scheduled)
+        return scheduled
 
     def call_later(
         self,
@@ -146,7 +149,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         """Run `callback` `delay` seconds from now, to the microsecond; an infinite delay never ends."""
         delay_us = 0 if delay <= 0 else max(1, _microseconds(delay))
-        return self._schedule(self._now_us + delay_us, callback, args, context)
+        return self._schedule(self.now_us + delay_us, callback, args, context)
 
     def call_at(
         self,
@@ -157,7 +160,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         """Run `callback` at the instant `when`, in seconds on the clock of `time()`; now, if that is past."""
         is_due = when <= self.time()
-        when_us = self._now_us if is_due else max(self._now_us + 1, _microseconds(when))
+        when_us = self.now_us if is_due else max(self.now_us + 1, _microseconds(when))
+        return self._schedule(when_us, callback, args, context)
+
+    def call_at_us(
+        self, when_us: int, callback: Callable[..., object], *args: Any, context: contextvars.Context
+    ) -> asyncio.TimerHandle:
+        """`call_at` for who counts in the microseconds of `now_us`."""
         return self._schedule(when_us, callback, args, context)
 
     def hold(self, owner: object) -> None:
@@ -169,7 +178,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         held = self._held.get(owner)
         if held is None:
             return False
-        held.append(_Callback(self._now_us, callback, args, contextvars.Context(), self))
+        held.append(_Callback(self.now_us, callback, args, contextvars.Context(), self))
         return True
 
     def release(self, owner: object) -> None:
@@ -329,7 +338,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if self._is_closed:
             self._check_open()
         scheduled = _Callback(when_us, callback, args, contextvars.copy_context() if context is None else context, self)
-        if when_us <= self._now_us:
+        if when_us <= self.now_us:
             self._ready.append(scheduled)
         else:
             scheduled._scheduled = True
@@ -383,7 +392,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if not heap or heap[0][0] == math.inf:
             raise Deadlock(self.time(), tuple(_task_name(task) for task in self.pending_tasks()))
         when_us = heap[0][0]
-        self._now_us = int(when_us)
+        self.now_us = int(when_us)
         while heap and heap[0][0] == when_us:
             callback = heapq.heappop(heap)[2]
             callback._scheduled = False

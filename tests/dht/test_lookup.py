@@ -26,7 +26,7 @@ from dht.lookup import (
     Why,
     Widen,
 )
-from dht.region import SPACE, Region, thin
+from dht.region import SPACE, GroupOf, Region, thin
 from tests.dht.lookup_model import Model, play
 
 TARGET = bytes(32)
@@ -84,8 +84,9 @@ class Slow(Strangers):
     def rtt_s(self, contact: Contact) -> float:
         return self.rtts_s.get(contact.id, 0.1)
 
-    def group_of(self, addresses: tuple[str, ...]) -> str | None:
-        return self.groups.get(addresses)
+    @property
+    def group_of(self) -> GroupOf:
+        return self.groups.get
 
 
 SIZES = st.integers(1, 60) | st.integers(61, 500)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,3 +103,39 @@ def test_all_who_still_wait_are_told_in_the_order_of_time_and_adding(entries):
     expected = sorted((at_us, number) for number, (at_us, is_done) in enumerate(entries) if not is_done)
 
     assert run(main()) == [(at_us, str(number)) for at_us, number in expected]
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=60))
+def test_those_dropped_are_kept_no_longer_and_change_nothing_for_others(entries):
+    async def main():
+        deadlines, told = make_deadlines()
+        dropped, waiter = [], None
+        for number, (at_us, is_done) in enumerate(entries):
+            waiter = Somebody(told)
+            deadlines.add(at_us, waiter, Somebody.expire, str(number))
+            if is_done:
+                waiter.is_done = True
+                deadlines.drop(at_us, waiter)
+                dropped.append(weakref.ref(waiter))
+        waiter = None  # the last of them, else held here
+        assert not any(each() for each in dropped)
+        await asyncio.sleep(1)
+        return told
+
+    expected = sorted((at_us, number) for number, (at_us, is_done) in enumerate(entries) if not is_done)
+
+    assert run(main()) == [(at_us, str(number)) for at_us, number in expected]
+
+
+def test_time_that_was_dropped_may_be_asked_for_again():
+    async def main():
+        deadlines, told = make_deadlines()
+        waiter = Somebody(told)
+        deadlines.add(SECOND_US, waiter, Somebody.expire, "dropped")
+        deadlines.drop(SECOND_US, waiter)
+        deadlines.drop(SECOND_US, waiter)
+        deadlines.add(SECOND_US, waiter, Somebody.expire, "again")
+        await asyncio.sleep(2)
+        return told
+
+    assert run(main()) == [(SECOND_US, "again")]
