@@ -34,6 +34,8 @@ from synapse_p2p.uploads import Upload
 
 logger = logging.getLogger(__name__)
 
+_NO_READERS: dict[tuple[int, int], asyncio.Future[None]] = {}
+
 MUCH_BYTES = 64 * 1024  # that are queued, before they are written at once: about one record
 
 
@@ -102,7 +104,7 @@ class ServedCalls:
     ) -> None:
         self._sender = sender
         self._on_taken = on_taken
-        self._readers: dict[tuple[int, int], asyncio.Future[None]] = {}  # who waits for items
+        self._readers = _NO_READERS  # who waits for items; a map of its own with the first
         self._session = session
         self._outflow = outflow
         self._server = server
@@ -235,6 +237,9 @@ class ServedCalls:
             self._scope.leave(own)
         finally:
             self._start_rest(1)
+            for emptied in (self._arrived, self._starters, self._tasks):
+                if not emptied:
+                    emptied.clear()  # else it keeps its room, in each of thousands of idle sessions
             if not self._session.is_closing:
                 self._on_answered()
 
@@ -314,6 +319,8 @@ class ServedCalls:
                 raise PeerUnavailable("the call is over, and its upload with it", may_have_started=True)
             if place in self._readers:
                 raise ConfigError("an upload is iterated by one task at a time")
+            if self._readers is _NO_READERS:
+                self._readers = {}
             waiting = self._readers[place] = self._loop.create_future()
             try:
                 await waiting
