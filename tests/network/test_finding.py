@@ -143,7 +143,10 @@ async def test_a_crowd_that_is_spread_over_shards_is_found_and_found_again_after
         left = await there.swarms[searcher].find("popular")
 
         assert names(left) == there.offering("popular", but=searcher)
-        assert left.complete
+        # That one has heard of a crowd lately, and reads its shards; who has not reads the root, and knows.
+        await there.add("late", ["cooking"])
+        seen = await there.swarms["late"].find("popular")
+        assert (names(seen), seen.complete) == (there.offering("popular", but="late"), True)
 
 
 async def test_agents_without_a_port_are_found_by_those_who_hold_a_session_and_harm_nobody():
