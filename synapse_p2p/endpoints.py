@@ -28,7 +28,7 @@ from synapse_p2p.exceptions import (
     RemoteError,
     SynapseError,
 )
-from synapse_p2p.messages import Answer, Code, Items, Outcome, Refusal, RPCRequest, code_of, returns_one_value
+from synapse_p2p.messages import Answer, Code, Items, Outcome, Refusal, RPCRequest, code_of
 from synapse_p2p.parameters import Parameters, analyse
 from synapse_p2p.protocol.counts import EndpointEnds
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS, Call
@@ -310,10 +310,10 @@ class EndpointDirectory(Mapping[str, Callable[..., Any]]):
         try:
             if endpoint is None:
                 if wants_items and name in self._mounted:
-                    raise RefusedError(returns_one_value(name))
+                    raise RefusedError(_returns_one_value(name))
                 return await self.invoke(request, context)
             if endpoint.is_stream is not wants_items:
-                raise RefusedError(_is_stream(name) if endpoint.is_stream else returns_one_value(name))
+                raise RefusedError(_is_stream(name) if endpoint.is_stream else _returns_one_value(name))
             if wants_items:
                 failed = None
                 return Items(self._items(endpoint, request, context))  # which are still to come
@@ -500,6 +500,12 @@ def _is_stream(endpoint: str) -> Refusal:
         f"{endpoint} is a stream: write `async for item in client.stream({endpoint!r}, ...)` instead of a call; it "
         "needs a client of release 3 or newer"
     )
+    return Refusal(Code.BAD_REQUEST, text)
+
+
+def _returns_one_value(endpoint: str) -> Refusal:
+    """Of a caller that took a function for a stream."""
+    text = f"{endpoint} returns one value and is no stream: write `await client.call({endpoint!r}, ...)`"
     return Refusal(Code.BAD_REQUEST, text)
 
 

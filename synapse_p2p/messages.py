@@ -84,9 +84,3 @@ def code_of(outcome: Outcome | None) -> Code | None:
     if isinstance(outcome, Answer):
         return None
     return Code.CANCELLED if outcome is None else outcome.code
-
-
-def returns_one_value(endpoint: str) -> Refusal:
-    """Of a caller that took a function for a stream."""
-    text = f"{endpoint} returns one value and is no stream: write `await client.call({endpoint!r}, ...)`"
-    return Refusal(Code.BAD_REQUEST, text)

@@ -498,7 +498,7 @@ class Session:
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False}, kind=kind)
             return
         uploads = _uploads_of(call) if "uploads" in options else _NO_UPLOADS
-        has_items = "stream" in options and options["stream"] is True
+        has_items = call.wants_items
         if uploads is None or (is_control and (uploads or has_items)):
             text = f"a call has at most {MAX_UPLOADS} uploads, named by text or position, and one of the overlay none"
             self._refuse(call_id, Code.BAD_REQUEST, text, kind=kind)

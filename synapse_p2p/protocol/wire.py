@@ -240,6 +240,11 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict)
     deadline: float | None = None
 
+    @property
+    def wants_items(self) -> bool:
+        """Whether the result is to be a stream."""
+        return self.options.get("stream") is True
+
 
 @quick_value
 class Result:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from synapse_p2p.background import TaskScope
 from synapse_p2p.context import CallContext, MountedHandler
 from synapse_p2p.exceptions import ConfigError, FrameTooLarge, PeerUnavailable, RemoteError
-from synapse_p2p.messages import Items, Refusal, returns_one_value
+from synapse_p2p.messages import Items, Refusal
 from synapse_p2p.protocol.code import Code
 from synapse_p2p.protocol.session import NODE_IS_STOPPING, Session
 from synapse_p2p.protocol.streams import StreamReader
@@ -124,10 +124,7 @@ class ServedCalls:
     def serve(self, call: Call) -> None:
         """Answer now where the handler is a mounted one; else see that it runs."""
         handler = self._server.mounted(call.endpoint)
-        if handler is not None:
-            if call.options and call.options.get("stream") is True:
-                self._fail(call, returns_one_value(call.endpoint).as_error())
-                return
+        if handler is not None and not call.wants_items:  # asked for a stream it is refused as any function is
             try:
                 value = handler(call.kwargs, self._context)
             except RemoteError as error:
