@@ -24,7 +24,6 @@ from dht.keyspace import Key
 from dht.lookup import LookupMode, LookupOutcome
 from dht.messages import FindValue, FindValueAnswer
 from dht.records import Gone
-from dht.region import groups_of
 from dht.requester import Requester
 from dht.responder import Responder
 from dht.results import ShardRead
@@ -152,7 +151,6 @@ class Finding:
         self._cap = config.records.max_records_per_key
         self._requester = requester
         self._responder = responder
-        self._group_of = groups_of(host.trust)
         self._newest_seen = NewestSeen()
         self._hints: OrderedDict[str, _Hint] = OrderedDict()
 
@@ -214,7 +212,7 @@ class Finding:
 
     def _in_turns(self, records: list[AgentRecord]) -> list[AgentRecord]:
         self._host.runtime.rng.shuffle(records)
-        return in_turns(records, lambda record: self._group_of(record.addresses) or record.owner)
+        return in_turns(records, lambda record: self._requester.party_of(Contact(record.owner, record.addresses)))
 
     async def _read(self, capability: str, shard: Shard, wanted: _Wanted) -> _ShardRead:
         """Ask the storers of one shard."""
