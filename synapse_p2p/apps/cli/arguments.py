@@ -33,16 +33,16 @@ def where_of(conditions: Iterable[str]) -> dict[str, Any] | None:
         if read is None:
             raise ConfigError(f"--where {condition!r} is no condition; write 'price<5', tier=gold, or 'lang in de,en'")
         name, operator, text = read[1], read[2].strip(), read[3]
-        if not all(each.strip() for each in (text.split(",") if operator == "in" else [text])):
+        texts = [each.strip() for each in text.split(",")] if operator == "in" else [text]
+        if not all(map(str.strip, texts)):
             raise ConfigError(
                 f"--where {condition!r} lacks a value; write 'price<5', or 'tier=\"\"' for no text at all"
             )
         operators = where.setdefault(name, {})
         if operator in operators:
             raise ConfigError(f"--where says {name} {operator} twice")
-        operators[operator] = (
-            [value_of(each.strip()) for each in text.split(",")] if operator == "in" else value_of(text)
-        )
+        values = [value_of(each) for each in texts]
+        operators[operator] = values if operator == "in" else values[0]
     return {**where} or None
 
 
