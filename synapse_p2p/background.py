@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.runtime import Runtime, system_runtime
+from synapse_p2p.spare_task import SPARE, ArgumentT, Begun, SpareTask, waits
 from synapse_p2p.types import BackgroundTask
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class TaskScope:
         self._tasks: dict[asyncio.Task[Any], None] = {}  # a dict keeps the order of creation
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None  # that of all its tasks
+        self._spare: SpareTask | None = None  # one of them, that has nothing to do
 
     def spawn(
         self,
@@ -67,27 +69,32 @@ class TaskScope:
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[T]:
         """Run a coroutine as a task whose result or failure the caller takes. `context` as for `spawn`."""
-        return self._start(coroutine, name, self.leave, context)
+        return self._start(coroutine, name, self._forget, context)
 
-    def spawn_leaving(
+    def begin(
         self,
-        coroutine: Coroutine[Any, Any, None],
+        run: Begun[ArgumentT],
+        arguments: list[ArgumentT],
         *,
-        name: str | None = None,
-        context: contextvars.Context | None = None,
-    ) -> asyncio.Task[None]:
-        """The same for one that says itself how it ends: by `leave` where nothing is to be told of it, else by
-        `leave_failing`. To be told by a task takes a turn of the loop, which is much for a short call.
+        context: contextvars.Context,
+        on_lost: Callable[[ArgumentT], None],
+    ) -> None:
+        """Take all arguments from a list, and run what `run` makes of each: coroutines that mostly end in their first
+        step, and that nobody awaits. Each is given its task, and runs in a copy of the context.
+
+        Their first steps are run now, in a task kept from one that ended so; one that has to wait keeps it as its own.
+        Where there is none, and inside of another task, each gets a task that begins in the next turn of the loop; if
+        that is cancelled before, or the scope is closed, `on_lost` is called instead.
         """
-        return self._start(coroutine, name, None, context)
-
-    def leave(self, task: asyncio.Task[Any]) -> None:
-        """This task has ended, or does nothing more."""
-        self._tasks.pop(task, None)
-
-    def leave_failing(self, task: asyncio.Task[Any]) -> None:
-        """This task is about to end with an exception."""
-        task.add_done_callback(self._forget_and_log)
+        if self._spare is not None:
+            self._spare.begin(run, arguments, context, self._log)
+        while arguments:
+            argument = arguments.pop(0)
+            if self._is_closed:
+                on_lost(argument)
+                continue
+            lost = functools.partial(self._on_lost, on_lost, argument)
+            self._start(self._run_first(run, argument, context.copy(), lost), None, lost, context)
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -103,6 +110,8 @@ class TaskScope:
         A task that ignores being cancelled is waited for all the same: bound it with a timeout of your own.
         """
         self._is_closed = True
+        if self._spare is not None:
+            self._spare.retire()
         own = asyncio.current_task()
         while running := [task for task in self._tasks if task is not own]:
             for task in running:
@@ -115,7 +124,7 @@ class TaskScope:
     async def drain(self) -> None:
         """Wait until every task has ended by itself; bound it with a timeout of your own."""
         own = asyncio.current_task()
-        while running := [task for task in self._tasks if task is not own]:
+        while running := [task for task in self._tasks if task is not own and task.get_name() != SPARE]:
             await wait_at_most(running[0], None)
             self._tasks.pop(running[0], None)
 
@@ -145,10 +154,43 @@ class TaskScope:
             task.add_done_callback(on_end)
         return task
 
-    def _forget_and_log(self, task: asyncio.Task[Any]) -> None:
+    async def _run_first(
+        self,
+        run: Begun[ArgumentT],
+        argument: ArgumentT,
+        context: contextvars.Context,
+        lost: Callable[[asyncio.Task[Any]], None],
+    ) -> None:
+        own = asyncio.current_task(self._loop)
+        assert own is not None, "a coroutine of the scope's runs in a task"
+        own.remove_done_callback(lost)
+        try:
+            if not await waits(run(argument, own), context) and not own.cancelling() and self._wants_spare():
+                self._spare = SpareTask(own)
+                await self._spare.serve()
+        except BaseException:
+            own.add_done_callback(self._forget_and_log)
+            raise
+        # By itself: to be told by a task that it is done takes a turn of the loop.
+        self._forget(own)
+
+    def _wants_spare(self) -> bool:
+        return not self._is_closed and (self._spare is None or not self._spare.is_free)
+
+    def _on_lost(self, tell: Callable[[ArgumentT], None], argument: ArgumentT, task: asyncio.Task[Any]) -> None:
+        self._forget(task)
+        tell(argument)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)
+
+    def _forget_and_log(self, task: asyncio.Task[Any]) -> None:
+        self._forget(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("task %s of %s failed", task.get_name(), self.name, exc_info=error)
+            self._log(task.get_name(), error)
+
+    def _log(self, name: str, error: BaseException) -> None:
+        logger.error("task %s of %s failed", name, self.name, exc_info=error)
 
 
 class BackgroundTaskHandler:

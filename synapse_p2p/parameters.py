@@ -74,7 +74,8 @@ class Parameters:
         self, args: Sequence[Any], kwargs: Mapping[str, Any], *, request: RPCRequest | Call, context: CallContext
     ) -> Bound:
         """The arguments to run with. Raises InvalidMessageError that names the parameter in the way."""
-        self.check(args, kwargs)
+        if kwargs or self.needs_names or len(args) != len(self.positional):  # mostly not, and then all is well
+            self.check(args, kwargs)
         if Upload in map(type, args) or (kwargs and Upload in map(type, kwargs.values())):
             self._check_uploads(args, kwargs)
         if self.readings:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
 
 import pytest
 
 from simulations.virtual_loop import run
 from synapse_p2p.background import TaskScope, wait_at_most
+from synapse_p2p.spare_task import SPARE
 
 
 async def for_ever() -> None:
@@ -276,41 +278,220 @@ async def test_being_cancelled_while_waiting_cancels_nothing_else():
     assert not future.done()
 
 
-async def test_a_task_that_leaves_by_itself_is_gone_at_once_and_one_that_fails_is_told_of(
-    caplog: pytest.LogCaptureFixture,
-):
-    async def leave() -> None:
-        scope.leave(own())
+# TaskScope.begin: what mostly ends in its first step
 
-    async def fail() -> None:
-        scope.leave_failing(own())
+
+WHOSE: contextvars.ContextVar[Any] = contextvars.ContextVar("whose", default="nobody")
+
+
+class Begun:
+    """Begins coroutines in a scope, outside of every task, and keeps what each said, in order."""
+
+    def __init__(self, scope: TaskScope) -> None:
+        self.scope = scope
+        self.said: list[Any] = []
+        self.lost: list[Any] = []
+
+    async def begin(self, *works: Work) -> int:
+        """Begin them all in a callback of the loop; how many have said something by the end of it."""
+        said = asyncio.get_running_loop().create_future()
+
+        def begin() -> None:
+            before = len(self.said)
+            self.begin_now(*works)
+            said.set_result(len(self.said) - before)
+
+        asyncio.get_running_loop().call_soon(begin)
+        return await said
+
+    def begin_now(self, *works: Work) -> None:
+        left = list(works)
+        self.scope.begin(self._run, left, context=contextvars.Context(), on_lost=self.lost.append)
+        assert left == []
+
+    async def _run(self, work: Work, task: asyncio.Task[Any]) -> None:
+        assert asyncio.current_task() is task
+        assert WHOSE.get() == "nobody"
+        WHOSE.set(work)
+        try:
+            self.said.append(await work(task))
+        finally:
+            assert WHOSE.get() is work
+
+
+Work: TypeAlias = Callable[[asyncio.Task[Any]], Awaitable[Any]]
+
+
+async def end_at_once(task: asyncio.Task[Any]) -> asyncio.Task[Any]:
+    return task
+
+
+async def wait_a_moment(task: asyncio.Task[Any]) -> asyncio.Task[Any]:
+    for _ in range(3):
+        await asyncio.sleep(0)
+        assert asyncio.current_task() is task and not task.cancelling()
+    return task
+
+
+@pytest.fixture
+async def begun() -> AsyncIterator[Begun]:
+    """With a spare task at hand."""
+    async with TaskScope("a scope") as scope:
+        begun = Begun(scope)
+        assert await begun.begin(end_at_once) == 0
+        await asyncio.sleep(0)
+        assert len(scope) == 1
+        begun.said.clear()
+        yield begun
+    assert len(scope) == 0
+    assert begun.lost == []
+
+
+async def test_what_ends_in_its_first_step_ends_before_begin_returns_and_all_of_it_in_one_task(begun: Begun):
+    assert await begun.begin(end_at_once, end_at_once) == 2
+    assert await begun.begin(end_at_once) == 1
+    assert len(set(begun.said)) == 1
+    [spare] = set(begun.said)
+    assert spare.get_name() == SPARE and not spare.done()
+
+
+async def test_what_waits_keeps_its_task_and_holds_up_nobody(begun: Begun):
+    assert await begun.begin(end_at_once, wait_a_moment, end_at_once, wait_a_moment) == 1
+    for _ in range(10):
+        await asyncio.sleep(0)
+    spare, *others = begun.said
+    assert len(others) == 3
+    assert spare in others and len(set(others)) == 3
+    assert await begun.begin(end_at_once) == 1  # there is a spare one again
+    assert len(begun.scope) == 1
+
+
+async def test_inside_of_a_task_all_begins_in_the_next_turn(begun: Begun):
+    begun.begin_now(end_at_once, wait_a_moment)
+    assert begun.said == []
+    await asyncio.sleep(0)
+    assert len(begun.said) == 1
+    assert await begun.begin(end_at_once) == 1
+
+
+async def test_a_failure_is_logged_once_wherever_it_happens_and_the_others_run(
+    begun: Begun, caplog: pytest.LogCaptureFixture
+):
+    async def fails_at_once(task: asyncio.Task[Any]) -> None:
+        task.set_name("at once")
         raise ValueError("broken")
 
-    def own() -> asyncio.Task[Any]:
-        task = asyncio.current_task()
-        assert task is not None
+    async def fails_later(task: asyncio.Task[Any]) -> None:
+        task.set_name("later")
+        await asyncio.sleep(0)
+        raise ValueError("broken")
+
+    async def cancelled_from_within(task: asyncio.Task[Any]) -> None:
+        raise asyncio.CancelledError
+
+    assert await begun.begin(fails_at_once, cancelled_from_within, end_at_once, fails_later) == 1
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == ["task at once of a scope failed", "task later of a scope failed"]
+    assert all(record.exc_info and "broken" in str(record.exc_info[1]) for record in caplog.records)
+    assert len(begun.scope) == 0
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+async def test_what_ends_the_program_does(begun: Begun, error: type[BaseException]):
+    async def exits(task: asyncio.Task[Any]) -> None:
+        raise error
+
+    raised = asyncio.get_running_loop().create_future()
+
+    def begin() -> None:
+        try:
+            begun.begin_now(exits)
+        except BaseException as error:
+            raised.set_result(type(error))
+
+    asyncio.get_running_loop().call_soon(begin)
+    assert await raised is error
+
+
+async def test_who_cancels_the_task_it_was_lent_and_ends_cancels_nobody_else(begun: Begun):
+    async def cancels(task: asyncio.Task[Any]) -> asyncio.Task[Any]:
+        task.cancel()
         return task
 
-    async with TaskScope("a scope") as scope:
-        scope.spawn_leaving(leave())
-        scope.spawn_leaving(fail(), name="failing")
-        assert len(scope) == 2
-
+    await begun.begin(cancels, wait_a_moment, end_at_once)
+    for _ in range(10):
         await asyncio.sleep(0)
 
-        assert len(scope) == 1
-        await scope.drain()
+    cancelled, *others = begun.said
+    assert cancelled.cancelled() and len(others) == 2 and cancelled not in others
+
+
+@pytest.mark.parametrize("by", ["itself", "another in the same turn"])
+@pytest.mark.parametrize("on", ["a future", "a task", "the loop"])
+async def test_a_cancel_before_the_task_comes_to_wait_reaches_what_it_waits_for(begun: Begun, by: str, on: str):
+    ends: list[str] = []
+    future = asyncio.get_running_loop().create_future()
+    other_task = asyncio.ensure_future(for_ever())
+    kept: list[asyncio.Task[Any]] = []
+
+    async def waits(task: asyncio.Task[Any]) -> None:
+        kept.append(task)
+        if by == "itself":
+            task.cancel()
+        try:
+            await (asyncio.sleep(0) if on == "the loop" else {"a future": future, "a task": other_task}[on])
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+
+    def begin_and_cancel() -> None:
+        begun.begin_now(waits)
+        if by != "itself":
+            kept[0].cancel()
+
+    asyncio.get_running_loop().call_soon(begin_and_cancel)
+    for _ in range(6):
         await asyncio.sleep(0)
-        assert [record.getMessage() for record in caplog.records] == ["task failing of a scope failed"]
+
+    assert ends == ["cancelled"]
+    assert kept[0].cancelled()
+    assert (future.cancelled(), other_task.cancelled()) == (on == "a future", on == "a task")
+    other_task.cancel()
 
 
-async def test_a_scope_cancels_tasks_that_would_have_left_by_themselves():
-    scope = TaskScope()
-    begun = scope.spawn_leaving(asyncio.sleep(60))
-    await asyncio.sleep(0)
-    never_begun = scope.spawn_leaving(asyncio.sleep(60))
+async def test_what_was_cancelled_before_it_began_is_told_of_and_so_is_what_comes_to_a_closed_scope():
+    async with TaskScope() as scope:
+        begun = Begun(scope)
+        begun.begin_now(end_at_once)
+        [task] = asyncio.all_tasks() - {asyncio.current_task()}
+        task.cancel()
+        await asyncio.sleep(0)
+        assert begun.lost == []
+        await asyncio.sleep(0)
+        assert begun.lost == [end_at_once] and len(scope) == 0
+    begun.begin_now(end_at_once, wait_a_moment)
+    assert begun.lost == [end_at_once, end_at_once, wait_a_moment] and begun.said == []
 
-    await scope.close()
 
-    assert begun.cancelled() and never_begun.cancelled()
-    assert len(scope) == 0
+async def test_a_scope_ends_its_spare_task_and_does_not_wait_for_it_to_end_by_itself(begun: Begun):
+    await begun.begin(end_at_once)
+    async with asyncio.timeout(1):
+        await begun.scope.drain()
+    await begun.scope.close()
+    assert begun.said[0].cancelled() and len(begun.scope) == 0
+
+
+async def test_a_scope_that_is_closed_by_what_it_runs_in_its_spare_task_closes(begun: Begun):
+    async def closes(task: asyncio.Task[Any]) -> str:
+        await begun.scope.close()
+        return "closed"
+
+    assert await begun.begin(closes, wait_a_moment) == 1
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert begun.said == ["closed"]
+    assert begun.lost == [wait_a_moment]
+    begun.lost.clear()

@@ -10,6 +10,8 @@ docs/spec/wire.md.
 
 from __future__ import annotations
 
+import struct
+
 from synapse_p2p.exceptions import ProtocolViolation
 from synapse_p2p.protocol.noise import TAG_SIZE_BYTES, CipherState
 
@@ -35,12 +37,15 @@ class SecureChannel:
 
     def seal(self, plaintext: bytes) -> bytes:
         """Records that carry `plaintext`, as few as can be; none for nothing, as a record of nothing is a fault."""
-        if 0 < len(plaintext) <= MAX_PLAINTEXT_BYTES:
-            return self._seal_one(plaintext)  # what nearly every flush is
-        return b"".join(
-            self._seal_one(plaintext[start : start + MAX_PLAINTEXT_BYTES])
-            for start in range(0, len(plaintext), MAX_PLAINTEXT_BYTES)
-        )
+        size_bytes = len(plaintext)
+        if not 0 < size_bytes <= MAX_PLAINTEXT_BYTES:  # nearly every flush is one record
+            starts = range(0, size_bytes, MAX_PLAINTEXT_BYTES)
+            return b"".join(self.seal(plaintext[start : start + MAX_PLAINTEXT_BYTES]) for start in starts)
+        send = self._send
+        ciphertext = send.encrypt(plaintext)
+        if not send.nonce % self._records_per_key:
+            send.rekey()
+        return _LENGTH.pack(size_bytes + TAG_SIZE_BYTES) + ciphertext
 
     def open(self, data: bytes) -> bytes:
         """What the whole records in `data` (with what was left over before) say, joined.
@@ -59,13 +64,14 @@ class SecureChannel:
         opened: list[bytes] = []
         while arrived_bytes - position >= LENGTH_BYTES:
             start = position + LENGTH_BYTES
-            end = start + int.from_bytes(data[position:start], "big")
-            if end <= start + TAG_SIZE_BYTES:
-                raise ProtocolViolation(f"a record of {end - start} bytes is too short")
+            (record_bytes,) = _LENGTH.unpack_from(data, position)
+            end = start + record_bytes
+            if record_bytes <= TAG_SIZE_BYTES:
+                raise ProtocolViolation(f"a record of {record_bytes} bytes is too short")
             if end > arrived_bytes:
                 break
             # A view where the record is long, and the copy is what costs.
-            record = data[start:end] if end - start < LONG_RECORD_BYTES else memoryview(data)[start:end]
+            record = data[start:end] if record_bytes < LONG_RECORD_BYTES else memoryview(data)[start:end]
             plaintext = self._receive.decrypt(record)
             if not self._receive.nonce % self._records_per_key:
                 self._receive.rekey()
@@ -79,8 +85,5 @@ class SecureChannel:
         self._is_failed = False
         return b"".join(opened)
 
-    def _seal_one(self, plaintext: bytes) -> bytes:
-        ciphertext = self._send.encrypt(plaintext)
-        if not self._send.nonce % self._records_per_key:
-            self._send.rekey()
-        return len(ciphertext).to_bytes(LENGTH_BYTES, "big") + ciphertext
+
+_LENGTH = struct.Struct(">H")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import struct
 from typing import Literal, TypeAlias
 
 from cryptography.exceptions import InvalidTag
@@ -28,7 +29,7 @@ KEY_SIZE_BYTES = 32
 TAG_SIZE_BYTES = 16
 MAX_NONCE = 2**64 - 1  # reserved by the specification for rekeying
 
-_NONCE_PREFIX = bytes(4)
+_BIG_ENDIAN, _LITTLE_ENDIAN = struct.Struct(">4xQ"), struct.Struct("<4xQ")  # of nonces: four zeros and the counter
 
 _PATTERN = (("e",), ("e", "ee", "s", "es"), ("s", "se"))
 
@@ -39,11 +40,11 @@ class CipherState:
     The counter moves on success alone, so that a forged message costs nothing but the connection.
     """
 
-    __slots__ = ("_aead", "_byte_order", "_make_aead", "nonce")
+    __slots__ = ("_aead", "_make_aead", "_pack_nonce", "nonce")
 
     def __init__(self, name: CipherName, key: bytes) -> None:
         # Section 12: the counter is big-endian for AES-GCM, little-endian for ChaCha20-Poly1305.
-        self._byte_order: Literal["big", "little"] = "big" if name == "AESGCM" else "little"
+        self._pack_nonce = (_BIG_ENDIAN if name == "AESGCM" else _LITTLE_ENDIAN).pack
         self._make_aead = AESGCM if name == "AESGCM" else ChaCha20Poly1305
         self._aead = self._make_aead(key)
         self.nonce = 0
@@ -53,7 +54,7 @@ class CipherState:
         nonce = self.nonce
         if nonce >= MAX_NONCE:
             raise ProtocolViolation(_USED_UP)
-        ciphertext = self._aead.encrypt(_NONCE_PREFIX + nonce.to_bytes(8, self._byte_order), plaintext, associated)
+        ciphertext = self._aead.encrypt(self._pack_nonce(nonce), plaintext, associated)
         self.nonce = nonce + 1
         return ciphertext
 
@@ -63,7 +64,7 @@ class CipherState:
         if nonce >= MAX_NONCE:
             raise ProtocolViolation(_USED_UP)
         try:
-            plaintext = self._aead.decrypt(_NONCE_PREFIX + nonce.to_bytes(8, self._byte_order), ciphertext, associated)
+            plaintext = self._aead.decrypt(self._pack_nonce(nonce), ciphertext, associated)
         except (InvalidTag, ValueError) as error:
             raise ProtocolViolation("a record could not be decrypted") from error
         self.nonce = nonce + 1
@@ -71,7 +72,7 @@ class CipherState:
 
     def rekey(self) -> None:
         """Take the next key, from which this one cannot be found (sections 4.2 and 11.3). The counter goes on."""
-        last_nonce = _NONCE_PREFIX + MAX_NONCE.to_bytes(8, self._byte_order)
+        last_nonce = self._pack_nonce(MAX_NONCE)
         self._aead = self._make_aead(self._aead.encrypt(last_nonce, bytes(KEY_SIZE_BYTES), b"")[:KEY_SIZE_BYTES])
 
 

@@ -10,7 +10,15 @@ from collections import deque
 from enum import Enum
 
 from synapse_p2p.config import MIB
-from synapse_p2p.protocol.wire import MAX_WHOLE_BYTES, FrameKind, PartFlag, encode_frame, encode_part, encode_whole
+from synapse_p2p.protocol.wire import (
+    HEADER,
+    MAX_WHOLE_BYTES,
+    WHOLE_TASK,
+    FrameKind,
+    PartFlag,
+    encode_frame,
+    encode_part,
+)
 
 MAX_UNFINISHED_BYTES = 8 * MIB  # of messages that travel in parts at one time; a longer one travels alone
 MAX_UNFINISHED = 64  # of such messages
@@ -47,9 +55,8 @@ class Outbox:
         self.queued_bytes = 0
         self.is_empty = True
         self._control: list[bytes] = []
-        self._calls: dict[
-            int, bytes | list[bytes]
-        ] = {}  # one each: frames of short calls of ours: each is the first word of its id
+        # Frames of short calls of ours, one each, which is the first word of its id.
+        self._calls: dict[int, bytes | list[bytes]] = {}
         self._others: dict[int, bytes | list[bytes]] = {}  # whatever else is short; by far the most are one frame
         self._long: dict[int, _Long] = {}  # in the order in which they take turns
         self._goodbye = b""
@@ -65,7 +72,7 @@ class Outbox:
         size_bytes = len(body)
         self.queued_bytes += size_bytes
         if size_bytes <= MAX_WHOLE_BYTES:
-            self._calls[call_id] = encode_whole(body)
+            self._calls[call_id] = HEADER.pack(WHOLE_TASK | size_bytes) + body
         else:
             self._long[call_id] = _Long(body, is_call=True)
 
@@ -79,7 +86,7 @@ class Outbox:
         elif size_bytes > MAX_WHOLE_BYTES:
             self._long[call_id] = _Long(body, is_call=False)
         else:
-            frame = encode_whole(body)
+            frame = HEADER.pack(WHOLE_TASK | size_bytes) + body
             before = self._others.setdefault(call_id, frame)
             if before is frame:
                 pass  # it is the first
@@ -110,22 +117,25 @@ class Outbox:
 
     def take(self) -> bytes:
         """The frames to send next, 64 KiB of task messages or a little more; empty when there is nothing."""
-        if not self._long and self.queued_bytes <= MAX_BLOCK_BYTES:
-            return self._take_all()
-        frames = self._control
+        if self._long or self.queued_bytes > MAX_BLOCK_BYTES:
+            return self._take_some()
+        frames: list[bytes] = self._control
         self._control = []
-        left_bytes = MAX_BLOCK_BYTES - (MAX_WHOLE_BYTES if self._long else 0)
-        for queue in (self._calls, self._others):
-            while queue and left_bytes > 0:
-                call_id = next(iter(queue))
-                left_bytes -= self._move(queue, call_id, frames, left_bytes)
-        left_bytes += MAX_WHOLE_BYTES if self._long else 0
-        while left_bytes > 0 and (call_id := self._whose_turn()) is not None:
-            left_bytes -= self._take_part(call_id, frames)
-        if self._goodbye and not (self._calls or self._others or self._long):
+        if self._calls:
+            frames += self._calls.values()  # type: ignore[arg-type] - one frame each
+            self._calls.clear()
+        if self._others:
+            for queued in self._others.values():
+                if type(queued) is bytes:
+                    frames.append(queued)
+                else:
+                    frames += queued  # type: ignore[arg-type]
+            self._others.clear()
+        if self._goodbye:
             frames.append(self._goodbye)
             self._goodbye = b""
-        self._note_whether_empty()
+        self.queued_bytes = 0
+        self.is_empty = True
         return b"".join(frames)
 
     def take_control(self) -> bytes:
@@ -144,24 +154,21 @@ class Outbox:
         assert len(started) <= MAX_UNFINISHED
         assert len(started) <= 1 or sum(len(long.body) for long in started) <= MAX_UNFINISHED_BYTES
 
-    def _take_all(self) -> bytes:
-        frames: list[bytes] = self._control
+    def _take_some(self) -> bytes:
+        frames = self._control
         self._control = []
-        if self._calls:
-            frames += self._calls.values()  # type: ignore[arg-type] - one frame each
-            self._calls.clear()
-        if self._others:
-            for queued in self._others.values():
-                if type(queued) is bytes:
-                    frames.append(queued)
-                else:
-                    frames += queued  # type: ignore[arg-type]
-            self._others.clear()
-        if self._goodbye:
+        left_bytes = MAX_BLOCK_BYTES - (MAX_WHOLE_BYTES if self._long else 0)
+        for queue in (self._calls, self._others):
+            while queue and left_bytes > 0:
+                call_id = next(iter(queue))
+                left_bytes -= self._move(queue, call_id, frames, left_bytes)
+        left_bytes += MAX_WHOLE_BYTES if self._long else 0
+        while left_bytes > 0 and (call_id := self._whose_turn()) is not None:
+            left_bytes -= self._take_part(call_id, frames)
+        if self._goodbye and not (self._calls or self._others or self._long):
             frames.append(self._goodbye)
             self._goodbye = b""
-        self.queued_bytes = 0
-        self.is_empty = True
+        self._note_whether_empty()
         return b"".join(frames)
 
     def _note_whether_empty(self) -> None:

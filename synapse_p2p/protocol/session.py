@@ -46,6 +46,7 @@ from synapse_p2p.protocol.parts import PartJoiner
 from synapse_p2p.protocol.streams import FIRST_CREDIT_BYTES, MAX_ITEM_BYTES, StreamReader, StreamTable
 from synapse_p2p.protocol.wire import (
     MAX_UPLOADS,
+    PLAIN_TYPES,
     Call,
     Cancel,
     Credit,
@@ -95,6 +96,12 @@ class Place(IntEnum):  # of ints, for they are keys: to hash a member of another
 _OVERLAY, _QUESTION, _TASK_PLACE = Place  # as above
 
 
+def _place_of(endpoint: str) -> Place:
+    if endpoint.startswith(CONTROL_PREFIX):
+        return _OVERLAY
+    return _QUESTION if endpoint.startswith(QUESTION_PREFIX) or endpoint in QUESTIONS else _TASK_PLACE
+
+
 class Session:
     """The state of one session. Feed it, then take `events()` and `data_to_send()`; ask `next_deadline()`, then `poll`.
 
@@ -112,20 +119,22 @@ class Session:
         "_last_peer_ids",
         "_last_received",
         "_max_deadlines",
+        "_max_task_frame_bytes",
         "_next_id",
         "_ours",
         "_parts",
         "_pinged_at",
         "_reader",
-        "_running",
         "_waiting",
         "_waiting_bytes",
         "happened",
         "has_earlier_deadline",
+        "is_behind",
         "is_closing",
         "is_draining",
         "may_let_wait",
         "outbox",
+        "running",
         "streams",
     )
 
@@ -138,7 +147,7 @@ class Session:
         self._next_id = 2 if is_dialer else 1  # even for the dialer, odd for the listener; 0 belongs to no call
         self._last_peer_ids = [0] * len(FrameKind)
         self._ours: dict[int, Ends] = {}  # and where the end of each is counted
-        self._running: dict[int, Place] = {}
+        self.running: dict[int, Place] = {}  # calls of theirs, by id
         self._free_places = self._all_places()
         self._waiting: OrderedDict[int, tuple[Call, int]] = OrderedDict()  # with the bytes of their messages
         self._waiting_bytes = 0
@@ -147,11 +156,13 @@ class Session:
         self._deadlines: list[tuple[float, int]] = []
         self.has_earlier_deadline = False  # than when `next_deadline` was asked last
         self._max_deadlines = MIN_KEPT_DEADLINES
+        self._max_task_frame_bytes = config.max_task_frame_bytes
         self._parts = PartJoiner(config.max_task_frame_bytes)
         self._reader = FrameReader(
             max_control_frame_bytes=config.max_control_frame_bytes, max_task_frame_bytes=config.max_task_frame_bytes
         )
-        self._arriving: Iterator[tuple[FrameKind, bytes]] | None = None  # what has still to be looked at
+        self._arriving: Iterator[tuple[FrameKind, bytes]] = iter(())  # what has still to be looked at
+        self.is_behind = False  # something that arrived may have to be looked at yet
         self.outbox = Outbox()  # its `queued_bytes` say how much waits to be written
         self.happened: list[Event] = []  # of which `events()` has not told
         self._last_received = now
@@ -197,7 +208,9 @@ class Session:
             self._put_control(body)
             self._ours[call_id] = self._counts.overlay_asked
         else:
-            self._check_task(body, (*args, *kwargs.values()) if kwargs else args)
+            # As of most calls: one argument, of a plain type.
+            if kwargs or len(args) != 1 or type(args[0]) not in PLAIN_TYPES or len(body) > self._max_task_frame_bytes:
+                self._check_task(body, (*args, *kwargs.values()) if kwargs else args)
             self.outbox.put_call(call_id, body)
             self._ours[call_id] = self._counts.asked
         self._next_id = call_id + 2
@@ -215,7 +228,7 @@ class Session:
 
     def answer(self, call_id: int, value: Any) -> None:
         """The peer's call returned. Raises as `call` does; then say `fail`. A withdrawn call is left alone."""
-        place = self._running.get(call_id)
+        place = self.running.get(call_id)
         if place is None:
             return
         body = encode_result(call_id, value)
@@ -223,14 +236,15 @@ class Session:
             self._put_control(body)
             self._counts.overlay_served.ok += 1
         else:
-            self._check_task(body, (value,))
+            if type(value) not in PLAIN_TYPES or len(body) > self._max_task_frame_bytes:
+                self._check_task(body, (value,))
             self.outbox.put_task(call_id, body)
             self._counts.served.ok += 1
         self._end_theirs(call_id)
 
     def fail(self, call_id: int, code: Code, message: str, details: Mapping[str, Any] | None = None) -> None:
         """The peer's call did not return. Words that cannot travel are left out. A withdrawn call is left alone."""
-        if call_id in self._running:
+        if call_id in self.running:
             self._refuse(call_id, code, message, details)
 
     def take_item(self, reader: StreamReader) -> Any:
@@ -264,7 +278,7 @@ class Session:
         if call_id in self.streams:
             self.streams.writer(call_id, part).is_ended = True
             self.outbox.put_task(call_id, encode_message(End(call_id, part)))
-            if call_id in self._running:
+            if call_id in self.running:
                 self._counts.served.ok += 1
                 self._end_theirs(call_id)
 
@@ -274,7 +288,7 @@ class Session:
             return
         for call_id in list(self._waiting):
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
-        for call_id in list(self._running):
+        for call_id in list(self.running):
             self.happened.append(CallWithdrawn(call_id))
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": True})
         self.outbox.put_goodbye(encode_message(Goodbye(code, text)))
@@ -296,23 +310,35 @@ class Session:
             return
         self._last_received = now
         self._pinged_at = None
-        arriving, self._arriving = self._arriving, None
-        if arriving is None:
+        if not self.is_behind:
             arriving = self._reader.feed(plaintext)
-        elif plaintext:  # else it would be a link more for each look, and every message comes through all of them
-            arriving = itertools.chain(arriving, self._reader.feed(plaintext))
+        else:
+            arriving, self._arriving, self.is_behind = self._arriving, iter(()), False
+            if plaintext:  # else it would be a link more for each look, and every message comes through all of them
+                arriving = itertools.chain(arriving, self._reader.feed(plaintext))
         left = max_messages
         for kind, body in arriving:
             if kind is _PART:
-                self._on_part(body, now)
+                message = self._join(body)
             else:
                 self._arrived_bytes = len(body)
-                self._on_message(decode_message(body, kind), kind, now)
+                message = decode_message(body, kind)
+            # The two that every call takes are told apart by hand, as where they are decoded.
+            if type(message) is Result:
+                if message.id in self._ours:
+                    self._end_ours(message.id).ok += 1
+                    self.happened.append(message)
+                else:
+                    self._check_late_answer(message.id)
+            elif type(message) is Call:
+                self._on_call(message, kind, now)
+            elif message is not None:
+                self._on_rarer(message, kind)
             left -= 1
             if self.is_closing:
                 return
             if not left:
-                self._arriving = arriving
+                self._arriving, self.is_behind = arriving, True
                 return
 
     def poll(self, now: float) -> None:
@@ -370,11 +396,6 @@ class Session:
         return not self.outbox.is_empty
 
     @property
-    def is_behind(self) -> bool:
-        """Whether something that arrived may have to be looked at yet."""
-        return self._arriving is not None
-
-    @property
     def held_bytes(self) -> int:
         """Of what has arrived: items that nobody has taken, calls that wait, and messages that are not whole."""
         return self.streams.unread_bytes + self._waiting_bytes + self._parts.held_bytes
@@ -392,12 +413,7 @@ class Session:
     @property
     def calls_served(self) -> int:
         """Calls of theirs that have not ended."""
-        return len(self._running) + len(self._waiting)
-
-    @property
-    def running_ids(self) -> list[int]:
-        """Those of theirs that run."""
-        return list(self._running)
+        return len(self.running) + len(self._waiting)
 
     @property
     def calls_waiting(self) -> int:
@@ -411,8 +427,8 @@ class Session:
 
     def check_invariants(self) -> None:
         """Assert what must always hold; for tests."""
-        assert not (self._running.keys() & self._waiting.keys())
-        places = list(self._running.values())
+        assert not (self.running.keys() & self._waiting.keys())
+        places = list(self.running.values())
         assert all(free >= 0 for free in self._free_places)
         assert self._free_places == [
             free - places.count(place) for place, free in zip(Place, self._all_places(), strict=True)
@@ -422,8 +438,8 @@ class Session:
         assert self._waiting_bytes == sum(sizes) <= self._config.max_waiting_bytes
         assert not (self._waiting and self._free_places[Place.TASK])
         assert all(call_id % 2 == self._next_id % 2 for call_id in self._ours)
-        assert all(call_id % 2 != self._next_id % 2 for call_id in (*self._running, *self._waiting))
-        assert not (self.is_closing and (self._ours or self._running or self._waiting))
+        assert all(call_id % 2 != self._next_id % 2 for call_id in (*self.running, *self._waiting))
+        assert not (self.is_closing and (self._ours or self.running or self._waiting))
         assert not any(call.endpoint.startswith(CONTROL_PREFIX) for call, _ in self._waiting.values())
         assert all(self._is_open(call_id) for call_id in self.streams)
         for checked in (self.streams, self._parts, self.outbox):
@@ -436,19 +452,6 @@ class Session:
         if self._pinged_at is not None:
             return self._pinged_at + self._config.ping_timeout_s
         return self._last_received + self._config.idle_ping_s
-
-    def _on_message(self, message: Message, kind: FrameKind, now: float) -> None:
-        # The two that every call takes are told apart by hand, as where they are decoded.
-        if type(message) is Result:
-            if message.id in self._ours:
-                self._end_ours(message.id).ok += 1
-                self.happened.append(message)
-            else:
-                self._check_late_answer(message.id)
-        elif type(message) is Call:
-            self._on_call(message, kind, now)
-        else:
-            self._on_rarer(message, kind)
 
     def _on_rarer(self, message: Message, kind: FrameKind) -> None:
         match message:
@@ -479,15 +482,17 @@ class Session:
                 self._on_unknown(id, kind)
 
     def _on_call(self, call: Call, kind: FrameKind, now: float) -> None:
-        call_id, endpoint, options, is_control = call.id, call.endpoint, call.options, kind is _CONTROL
+        call_id, options = call.id, call.options
+        place = _TASK_PLACE if call.endpoint[:1] != "_" else _place_of(call.endpoint)
+        is_control = place is _OVERLAY
         # That of a call in parts was noted at the first of them.
         is_used = kind is not _PART and call_id <= self._last_peer_ids[kind]
         # By hand, as are the two questions of place below: a call of Python's takes as long as each of them.
-        if is_used or call_id % 2 == self._next_id % 2 or call_id in self._running or call_id in self._waiting:
+        if is_used or call_id % 2 == self._next_id % 2 or call_id in self.running or call_id in self._waiting:
             raise ProtocolViolation(f"call id {call_id} is not a fresh one of the caller's")
-        if is_control != endpoint.startswith(CONTROL_PREFIX):
+        if is_control is not (kind is _CONTROL):
             # Or a peer would get the places of the overlay's short calls for its long ones.
-            raise ProtocolViolation(f"a call to {endpoint[:64]!r} in a frame of kind {kind.name}")
+            raise ProtocolViolation(f"a call to {call.endpoint[:64]!r} in a frame of kind {kind.name}")
         if kind is not _PART:
             self._last_peer_ids[kind] = call_id
         left_ms = options.get("deadline_ms")
@@ -498,17 +503,11 @@ class Session:
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False}, kind=kind)
             return
         uploads = _uploads_of(call) if "uploads" in options else _NO_UPLOADS
-        has_items = call.wants_items
+        has_items = "stream" in options and call.wants_items
         if uploads is None or (is_control and (uploads or has_items)):
             text = f"a call has at most {MAX_UPLOADS} uploads, named by text or position, and one of the overlay none"
             self._refuse(call_id, Code.BAD_REQUEST, text, kind=kind)
             return
-        if is_control:
-            place = _OVERLAY
-        elif endpoint.startswith(QUESTION_PREFIX) or endpoint in QUESTIONS:
-            place = _QUESTION
-        else:
-            place = _TASK_PLACE
         if self._free_places[place]:
             self._run(call, place)
         elif place is _TASK_PLACE and self._may_wait(
@@ -527,25 +526,26 @@ class Session:
     def _on_cancel(self, call_id: int) -> None:
         if self._is_own(call_id) or call_id > max(self._last_peer_ids):
             raise ProtocolViolation(f"a cancel for call {call_id}, which never came")
-        if call_id in self._running:
+        if call_id in self.running:
             self.happened.append(CallWithdrawn(call_id))
         if self._is_open(call_id):
             self._served(self._kind_of(call_id)).note(Code.CANCELLED)
         self._end_theirs(call_id)
         self.outbox.take_back(call_id)  # an answer that is still here is for nobody
 
-    def _on_part(self, body: bytes, now: float) -> None:
+    def _join(self, body: bytes) -> Message | None:
+        """The message of which this was the last part; None where it was not, or nobody wants it."""
         part = decode_part(body)
         if part.id not in self._parts and not self._is_wanted(part):
-            return
+            return None
         message_body = self._parts.join(part)
         if message_body is None:
-            return
+            return None
         self._arrived_bytes = len(message_body)
         message = decode_message(message_body, _PART)
         if getattr(message, "id", 0) != part.id:
             raise ProtocolViolation(f"a message of another call in the parts of {part.id}")
-        self._on_message(message, _PART, now)
+        return message
 
     def _is_wanted(self, part: Part) -> bool:
         """Whether a part of which none was before it is looked at. Late ones are not, strays raise."""
@@ -596,7 +596,7 @@ class Session:
         is_fresh = kind is _PART or call_id > self._last_peer_ids[kind]  # the first part was looked at as to that
         if call_id == 0 or self._is_own(call_id) or not (is_fresh or self._is_open(call_id)):
             return
-        if call_id in self._running:
+        if call_id in self.running:
             self.happened.append(CallWithdrawn(call_id))
         answered_in = self._kind_of(call_id) if self._is_open(call_id) else kind
         self._last_peer_ids[kind] = max(self._last_peer_ids[kind], call_id)
@@ -612,8 +612,8 @@ class Session:
             self._end_ours(call_id).note(Code.DEADLINE_EXCEEDED)
             self._withdraw_from_peer(call_id)
             self.happened.append(CallExpired(call_id))
-        elif call_id in self._running or call_id in self._waiting:
-            if call_id in self._running:
+        elif call_id in self.running or call_id in self._waiting:
+            if call_id in self.running:
                 self.happened.append(CallWithdrawn(call_id))
             self._refuse(call_id, Code.DEADLINE_EXCEEDED, "the caller's deadline passed")
 
@@ -621,19 +621,19 @@ class Session:
         if self.is_closing:
             return
         self.is_closing = True
-        self._arriving = None
+        self._arriving, self.is_behind = iter(()), False
         for call_id in list(self._ours):
             never_left = self.outbox.take_back(call_id) is Taken.WHOLE
             self._end_ours(call_id).note(Code.UNAVAILABLE)
             started = may_have_started and not never_left
             self.happened.append(CallFailed(call_id, Code.UNAVAILABLE, why, {}, started))
-        self.happened.extend(CallWithdrawn(call_id) for call_id in self._running)
-        for call_id in (*self._running, *self._waiting):
+        self.happened.extend(CallWithdrawn(call_id) for call_id in self.running)
+        for call_id in (*self.running, *self._waiting):
             self._served(self._kind_of(call_id)).note(Code.UNAVAILABLE)
         for call_id in list(self.streams):
             self.streams.drop_call(call_id)
         self._parts.clear()
-        self._running.clear()
+        self.running.clear()
         self._free_places = self._all_places()
         self._waiting.clear()
         self._waiting_bytes = 0
@@ -688,12 +688,12 @@ class Session:
         return [config.max_calls_queued, config.max_calls_served, config.max_calls_served]  # by Place
 
     def _run(self, call: Call, place: Place) -> None:
-        self._running[call.id] = place
+        self.running[call.id] = place
         self._free_places[place] -= 1
         self.happened.append(call)
 
     def _end_theirs(self, call_id: int) -> None:
-        if (place := self._running.pop(call_id, None)) is not None:
+        if (place := self.running.pop(call_id, None)) is not None:
             self._free_places[place] += 1
         else:
             self._leave_queue(call_id)
@@ -709,7 +709,7 @@ class Session:
     def _watch(self, deadline: float, call_id: int) -> None:
         # Calls mostly end long before their deadline: without this the heap would hold every call of the last minutes.
         if len(self._deadlines) > self._max_deadlines:
-            open_ids = {*self._ours, *self._running, *self._waiting}
+            open_ids = {*self._ours, *self.running, *self._waiting}
             self._deadlines = [entry for entry in self._deadlines if entry[1] in open_ids]
             heapq.heapify(self._deadlines)
             self._max_deadlines = MIN_KEPT_DEADLINES + 2 * len(self._deadlines)
@@ -731,7 +731,7 @@ class Session:
         self.outbox.put_control(body)
 
     def _check_task(self, body: bytes, values: Sequence[Any]) -> None:
-        if len(body) > (max_bytes := self._config.max_task_frame_bytes):
+        if len(body) > (max_bytes := self._max_task_frame_bytes):
             raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
         check_readable(values, body)
 
@@ -741,13 +741,13 @@ class Session:
 
     def _kind_of(self, call_id: int) -> FrameKind:
         # None but task calls wait.
-        return _CONTROL if self._running.get(call_id) is _OVERLAY else _TASK
+        return _CONTROL if self.running.get(call_id) is _OVERLAY else _TASK
 
     def _is_own(self, call_id: int) -> bool:
         return call_id % 2 == self._next_id % 2
 
     def _is_open(self, call_id: int) -> bool:
-        return call_id in self._ours or call_id in self._running or call_id in self._waiting
+        return call_id in self._ours or call_id in self.running or call_id in self._waiting
 
 
 def _uploads_of(call: Call) -> list[str | int] | None:

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from typing import Any, NoReturn, TypeAlias, TypeVar, dataclass_transform
 
-import msgpack
-from msgpack import Packer
+from msgpack import Packer, Unpacker, unpackb
 
 from synapse_p2p.config import KIB, MAX_U24, MIB
 from synapse_p2p.exceptions import FrameTooLarge, InvalidMessageError, ProtocolViolation
@@ -74,7 +73,7 @@ _MAX_SEARCHED_BYTES = (
 _CONTAINER_BYTES = frozenset((*range(0x80, 0xA0), *range(0xDC, 0xE0)))  # first bytes of maps and lists
 _OTHER_BYTES = bytes(byte for byte in range(256) if byte not in _CONTAINER_BYTES)
 _CONTAINER_MARKS = bytes(byte in _CONTAINER_BYTES for byte in range(256))
-_PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+PLAIN_TYPES = frozenset({type(None), bool, int, float, str, bytes})
 
 CONTROL_LIMITS = Limits(max_elements=8_192, max_map_entries=8_192)
 TASK_LIMITS = Limits(max_elements=262_144, max_map_entries=65_536)
@@ -104,9 +103,9 @@ def unpack(data: bytes | memoryview, limits: Limits) -> Any:
     size_bytes = len(data)
     try:
         if size_bytes <= limits.small_bytes:
-            value = msgpack.unpackb(data, max_ext_len=0, ext_hook=_refuse_extension)
-            if type(value) is list and _PLAIN.issuperset(map(type, value)):
-                return value  # as most answers are: not a container in it
+            value = unpackb(data, max_ext_len=0, ext_hook=_refuse_extension)
+            if size_bytes <= limits.max_depth:
+                return value
             containers = bytes(data).translate(_CONTAINER_MARKS).count(1)  # of so few bytes quicker than the way below
         # Where few bytes can begin a container there is no budget to count down: 4 us instead of 16 for an answer with
         # twenty contacts.
@@ -116,7 +115,7 @@ def unpack(data: bytes | memoryview, limits: Limits) -> Any:
             and (containers := len(data.translate(None, _OTHER_BYTES))) * size_bytes <= _MAX_PROMISES
             and limits.are_kept_by(size_bytes, containers)
         ):
-            value = msgpack.unpackb(data, max_ext_len=0, ext_hook=_refuse_extension)
+            value = unpackb(data, max_ext_len=0, ext_hook=_refuse_extension)
         else:
             value, spent = _unpack_counting(data, limits)
             containers = spent // _LIST_WEIGHT  # each has its weight
@@ -152,7 +151,7 @@ def _unpack_counting(data: bytes | memoryview, limits: Limits) -> tuple[Any, int
 
     if len(data) > _MAX_UNCHECKED_BYTES:
         _refuse_empty_promises(data)
-    value = msgpack.unpackb(
+    value = unpackb(
         data,
         list_hook=count_list,
         object_hook=count_map,
@@ -170,7 +169,7 @@ def _refuse_empty_promises(data: bytes | memoryview) -> None:
     msgpack makes room for what an array announces before its elements come, so 3 KiB of nested announcements would take
     60 MiB and 40 ms. In a value that is whole they add up to its bytes at most; below 1 KiB they come to 3 MiB.
     """
-    unpacker = msgpack.Unpacker(max_buffer_size=len(data), read_size=len(data))
+    unpacker = Unpacker(max_buffer_size=len(data), read_size=len(data))
     unpacker.feed(data)
     unpacker.skip()
 
@@ -389,7 +388,7 @@ def check_readable(values: Sequence[Any], body: bytes) -> None:
     # By themselves they are in every budget too, while they are few.
     if len(values) < MAX_UNCOUNTED_VALUES:
         for value in values:  # mostly one: a loop is a third of `issuperset` over a map
-            if type(value) not in _PLAIN:
+            if type(value) not in PLAIN_TYPES:
                 break
         else:
             return
@@ -417,7 +416,7 @@ def decode_message(body: bytes | memoryview, kind: FrameKind) -> Message:
         if number == _RESULT and len(elements) > 2:
             return Result(call_id, elements[2])
         if number == _CALL and len(elements) > 5:
-            return _decode_call(call_id, *elements[2:6])
+            return _decode_call(call_id, elements)
         if number == _ITEM and len(elements) > 3:
             return Item(call_id, elements[2], _part_of(elements[3]))
     return _decode_rarer(number, call_id, elements[2:])
@@ -426,17 +425,20 @@ def decode_message(body: bytes | memoryview, kind: FrameKind) -> Message:
 _CONTROL = FrameKind.CONTROL  # in Python 3.11 finding a member in its class takes ten times as long as reading a name
 
 
-def _decode_call(call_id: int, endpoint: Any, args: Any, kwargs: Any, options: Any) -> Call:
+def _decode_call(call_id: int, elements: list[Any]) -> Call:
+    _, _, endpoint, args, kwargs, options = elements if len(elements) == _CALL_ELEMENTS else elements[:_CALL_ELEMENTS]
     if type(endpoint) is not str or type(args) is not list or type(kwargs) is not dict or type(options) is not dict:
         raise InvalidMessageError("a CALL of another shape")
     if len(endpoint) > MAX_ENDPOINT_CHARS:
         raise InvalidMessageError(f"an endpoint's name has at most {MAX_ENDPOINT_CHARS} characters")
-    if (kwargs and not _TEXT.issuperset(map(type, kwargs))) or not _TEXT.issuperset(map(type, options)):
-        raise InvalidMessageError("names of keyword arguments and options are text")
+    for names in (kwargs, options) if kwargs else (options,):
+        for name in names:  # mostly one: `issuperset` over a map takes twice as long
+            if type(name) is not str:
+                raise InvalidMessageError("names of keyword arguments and options are text")
     return Call(call_id, endpoint, args, kwargs, options)
 
 
-_TEXT = frozenset({str})
+_CALL_ELEMENTS = 6
 
 
 def _decode_rarer(number: int, call_id: int, rest: list[Any]) -> Message:
@@ -476,16 +478,11 @@ def encode_frame(kind: FrameKind, body: bytes) -> bytes:
     size_bytes = len(body)
     if size_bytes > MAX_U24:
         raise FrameTooLarge(limit_bytes=MAX_U24, actual_bytes=size_bytes)
-    return _HEADER.pack(kind << 24 | size_bytes) + body
+    return HEADER.pack(kind << 24 | size_bytes) + body
 
 
-def encode_whole(body: bytes) -> bytes:
-    """The frame of a task message of at most MAX_WHOLE_BYTES."""
-    return _HEADER.pack(_TASK_KIND | len(body)) + body
-
-
-_TASK_KIND = FrameKind.TASK << 24
-_HEADER = struct.Struct(">I")  # the kind is its top byte, the length the other three
+HEADER = struct.Struct(">I")  # of a frame: the kind is its top byte, the length the other three
+WHOLE_TASK = FrameKind.TASK << 24  # in the header of a task message that is no longer than MAX_WHOLE_BYTES
 _KINDS = tuple(FrameKind)
 
 
@@ -559,7 +556,7 @@ class FrameReader:
         arrived_bytes = len(data)
         position = 0
         while (body_at := position + FRAME_HEADER_BYTES) <= arrived_bytes:
-            (header,) = _HEADER.unpack_from(data, position)
+            (header,) = HEADER.unpack_from(data, position)
             number, size_bytes = header >> 24, header & MAX_U24
             if number >= len(max_bytes):
                 raise ProtocolViolation(f"unknown frame kind {number}")

@@ -18,6 +18,7 @@ from synapse_p2p.traceparent import carried, carrying
 from synapse_p2p.transport.asked_stream import AskedStream
 from synapse_p2p.transport.failures import no_endpoint, unsendable, unsendable_item
 from synapse_p2p.transport.outflow import Outflow
+from synapse_p2p.transport.prompt_future import PromptFuture
 from synapse_p2p.transport.sending import ItemSender
 from synapse_p2p.uploads import Place, Uploads
 
@@ -74,7 +75,7 @@ class AskedCalls:
         self._is_open = is_open
         self._on_asked = on_asked
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, asyncio.Future[Any] | AskedStream] = {}
+        self._waiting: dict[int, PromptFuture | AskedStream] = {}
         self._control_places = asyncio.Semaphore(max_control_calls)
         self._max_calls = max_calls  # as many as a peer lets wait; not a semaphore, for a lone call waits for nothing
         self._in_line: dict[asyncio.Future[None], None] = {}  # in order; an empty deque takes 700 bytes a session
@@ -114,7 +115,7 @@ class AskedCalls:
                 call_id = self._session.call(endpoint, args, kwargs, now=now, deadline=deadline, options=options)
             except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
                 raise unsendable(endpoint, args, kwargs, error) from error
-            answer = self._waiting[call_id] = self._loop.create_future()
+            answer = self._waiting[call_id] = PromptFuture(loop=self._loop)
             self._on_asked(len(self._waiting) == 1)
             try:
                 return await answer
@@ -142,7 +143,7 @@ class AskedCalls:
         """The same for a call with uploads, which are iterated until the call ends. Raises what they raise, too."""
         deadline = await self._wait_to_stream(endpoint, timeout_s)
         call_id = self._begin(endpoint, args, kwargs, deadline=deadline, options=options, uploads=uploads)
-        answer = self._waiting[call_id] = self._loop.create_future()
+        answer = self._waiting[call_id] = PromptFuture(loop=self._loop)
         self._start_uploads(call_id, endpoint, uploads)
         self._on_asked(len(self._waiting) == 1)
         try:
@@ -194,15 +195,15 @@ class AskedCalls:
 
     def end(self, call_id: int, outcome: Any) -> None:
         """The call returned this."""
-        future = self._pop(call_id)
-        if future is not None and not future.done():
-            future.set_result(outcome)
+        answer = self._pop(call_id)
+        if answer is not None and not answer.done():
+            answer.set_result(outcome)
 
     def fail(self, call_id: int, error: Exception) -> None:
         """The call did not return."""
-        future = self._pop(call_id)
-        if future is not None and not future.done():
-            future.set_exception(error)
+        answer = self._pop(call_id)
+        if answer is not None and not answer.done():
+            answer.set_exception(error)
 
     def expire(self, call_id: int) -> None:
         """The time given for the call ran out."""
@@ -213,7 +214,7 @@ class AskedCalls:
             self._session.cancel(call_id)
             self._on_asked(False)
 
-    def _pop(self, call_id: int) -> asyncio.Future[Any] | AskedStream | None:
+    def _pop(self, call_id: int) -> PromptFuture | AskedStream | None:
         if self._uploading:
             own = asyncio.current_task()
             for task in self._uploading.pop(call_id, ()):

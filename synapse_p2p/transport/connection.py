@@ -78,7 +78,7 @@ class SessionConnection:
         "_is_counted",
         "_is_ending",
         "_is_flood",
-        "_is_pump_scheduled",
+        "_is_pump_due",
         "_is_reading_paused",
         "_is_refused",
         "_loop",
@@ -149,7 +149,7 @@ class SessionConnection:
         self._is_counted = False  # in the byte budget of the process
         self._alarm = Alarm(runtime.now)
         self._is_flood = False
-        self._is_pump_scheduled = False
+        self._is_pump_due = False  # later in this turn of the loop, or it goes on
         self._had_many_events = False  # at the last look: of many answers come many calls
         self._is_refused = False  # the peer takes no new calls here
         self._goodbye_when_idle: tuple[str, str] | None = None
@@ -486,7 +486,8 @@ class SessionConnection:
                 self._is_flood = session.is_behind
             # What came before a fault stands; what it caused is sent after all of it was looked at.
             self._pump()
-            self._watch_earlier_deadline()
+            if session.has_earlier_deadline:
+                self._watch_the_time()
             is_behind = session.is_behind
             if is_behind:
                 self._loop.call_soon(self._catch_up)
@@ -504,10 +505,17 @@ class SessionConnection:
 
     def _pump(self) -> None:
         """Tell what happened, then send what there is to send."""
-        session = self._session
-        assert session is not None
-        while session.happened:
-            self._dispatch(session.events())
+        session, served = self._session, self._served
+        assert session is not None and served is not None
+        if session.happened:
+            # What is told of goes on with its task at once, and what that task has to send leaves with the rest.
+            was_due, self._is_pump_due = self._is_pump_due, True
+            while session.happened:
+                events, session.happened = session.happened, []
+                self._dispatch(events)
+                if served.arrived:
+                    served.begin_arrived()
+            self._is_pump_due = was_due
         self._flush()
         if self._is_counted or self._is_reading_paused:
             # A call that has ended takes along what was held for it, whether anybody had read it or not.
@@ -518,22 +526,21 @@ class SessionConnection:
 
     def _pump_soon(self) -> None:
         """Once for all that this turn of the loop brings: 64 calls in flight share one record, and one write."""
-        if not self._is_pump_scheduled:
-            self._is_pump_scheduled = True
-            self._loop.call_soon(self._pump_scheduled)
+        if not self._is_pump_due:
+            self._is_pump_due = True
+            self._loop.call_soon(self._pump_at_last)
 
-    def _pump_scheduled(self) -> None:
-        self._is_pump_scheduled = False
+    def _pump_at_last(self) -> None:
+        self._is_pump_due = False
         self._pump()
         self._watch_earlier_deadline()
 
     def _flush(self) -> None:
-        session, outflow = self._session, self._outflow
-        assert session is not None and self._channel is not None
-        assert self._stream is not None and outflow is not None
+        session, outflow, stream = self._session, self._outflow, self._stream
+        assert session is not None and self._channel is not None and stream is not None and outflow is not None
         # Left in its queue when the stream closes, a request counts as one that never left.
         outbox = session.outbox
-        if outbox.is_empty or self._stream.is_closing():
+        if outbox.is_empty or stream.is_closing():
             return
         # What the peer is too slow for waits in the session, where control frames overtake it; but a goodbye is the
         # last that is said, so all that is before it has to leave now.
@@ -627,16 +634,22 @@ class SessionConnection:
                     self._fail(PeerUnavailable(f"{self.address} is silent"))
 
     def _on_asked(self, is_alone: bool) -> None:
+        assert self._session is not None
         self.last_used = self._runtime.now()
+        if self._is_pump_due and self._session.outbox.queued_bytes <= MUCH_BYTES:
+            return
         # A call that is alone gains nothing from waiting for others to share its record.
         if is_alone and not self._had_many_events:
             self._flush()
-            self._watch_earlier_deadline()
+            if self._session.has_earlier_deadline:
+                self._watch_the_time()
         else:
             self._pump_when_due()
 
     def _on_served(self) -> None:
         assert self._session is not None and self._outflow is not None
+        if self._session.is_closing:
+            return
         if self._session.calls_served == 0:
             self._pump()
         else:

@@ -11,8 +11,7 @@ import contextlib
 import contextvars
 import functools
 import logging
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from synapse_p2p.background import TaskScope
@@ -43,7 +42,8 @@ class CallServer(Protocol):
     """Who runs the calls that arrive on a connection."""
 
     def mounted(self, endpoint: str) -> MountedHandler | None:
-        """The package's handler for an endpoint: a plain function that returns at once, run without a task.
+        """The package's handler for an endpoint, whose name begins with `_`: a plain function that returns at once, run
+        without a task.
 
         It raises RemoteError for the failure to answer with, and nothing else.
         """
@@ -71,9 +71,8 @@ class ServedCalls:
     """
 
     __slots__ = (
-        "_arrived",
         "_context",
-        "_has_waited",
+        "_is_beginning",
         "_loop",
         "_on_answered",
         "_on_taken",
@@ -85,8 +84,8 @@ class ServedCalls:
         "_sender",
         "_server",
         "_session",
-        "_starters",
         "_tasks",
+        "arrived",
     )
 
     def __init__(
@@ -113,17 +112,16 @@ class ServedCalls:
         self._context = context
         self._on_answered = on_answered
         self._loop = asyncio.get_running_loop()
-        self._arrived: dict[int, Call] = {}  # of which none has begun
-        self._starters: list[asyncio.Task[None]] = []  # in which they will
-        self._has_waited = False  # the last that began; what one does others will do
-        self._tasks: dict[int, asyncio.Task[None]] = {}  # of those that have
+        self.arrived: list[Call] = []  # and have not begun
+        self._is_beginning = False
+        self._tasks: dict[int, asyncio.Task[Any]] = {}  # of those that have begun
         # Of no call: one may start in the very moment in which another ends, and this node in a handler of another.
         self._outer = contextvars.copy_context()
         self._outer.run(take_up, None)
 
     def serve(self, call: Call) -> None:
         """Answer now where the handler is a mounted one; else see that it runs."""
-        handler = self._server.mounted(call.endpoint)
+        handler = self._server.mounted(call.endpoint) if call.endpoint[:1] == "_" else None
         if handler is not None and not call.wants_items:  # asked for a stream it is refused as any function is
             try:
                 value = handler(call.kwargs, self._context)
@@ -131,15 +129,21 @@ class ServedCalls:
                 self._fail(call, error)
             else:
                 self._answer(call, value)
-        elif self._scope.is_closed:
-            # It waited for a place, and the place came free because the node stops.
-            self._session.fail(call.id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
         else:
-            self._arrived[call.id] = call
-            while self._starters and self._starters[0].done():  # cancelled before it began, by the program
-                self._scope.leave(self._starters.pop(0))
-            if self._has_waited or not self._starters:
-                self._start(call.endpoint)
+            self.arrived.append(call)
+
+    def begin_arrived(self) -> None:
+        """Begin the calls that have arrived. One that waits for nothing has ended when this returns.
+
+        Not while the session is still telling what else has happened: a call that came to its end since does not begin.
+        """
+        if self._is_beginning:
+            return  # this is within a handler, and the rest has its turn after that one
+        self._is_beginning = True
+        try:
+            self._scope.begin(self._run, self.arrived, context=self._outer, on_lost=self._on_lost)
+        finally:
+            self._is_beginning = False
 
     def is_run_by_current_task(self) -> bool:
         """Whether the task that asks is one of these calls, as that of a handler which stops its own node."""
@@ -148,8 +152,7 @@ class ServedCalls:
     def end_others(self) -> None:
         """The node stops, and all tasks but the one that asks have been cancelled: end their calls as well."""
         own = asyncio.current_task()
-        self._arrived.clear()
-        for call_id in self._session.running_ids:
+        for call_id in list(self._session.running):
             if self._tasks.get(call_id) is not own:
                 self._session.fail(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": True})
 
@@ -158,7 +161,6 @@ class ServedCalls:
 
         A handler that ends its own session, as one that stops the node does, is left to finish.
         """
-        self._arrived.pop(call_id, None)
         task = self._tasks.pop(call_id, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -188,65 +190,23 @@ class ServedCalls:
             own.peer, own.address, own.listen_address, own.network, call.deadline, traceparent, delegation
         )
 
-    def _start(self, name: str) -> None:
-        task = self._scope.spawn_leaving(self._run_arrived(), name=name, context=self._outer.copy())
-        self._starters.append(task)
-
-    async def _run_arrived(self) -> None:
-        """Run what has arrived, one call after another, as long as each ends without having to wait for anything.
-
-        The first that waits keeps this task as its own, and each of the others gets one. So a call has a task that is
-        no other's whenever that can be seen, and its own context from the beginning; but many end in one step, and a
-        task for each of those would be a ninth of all that a call costs.
-        """
-        own = asyncio.current_task(self._loop)  # named, for to find the loop is a call of the system on 3.11
-        assert own is not None, "a coroutine of the scope's runs in a task"
-        self._starters.remove(own)
-        name = own.get_name()
-        try:
-            # One that cancelled its own task, and ended before that could be felt, leaves it to no other.
-            while self._arrived and not own.cancelling():
-                call_id = next(iter(self._arrived))
-                call = self._arrived.pop(call_id)
-                self._tasks[call_id] = own
-                if call.endpoint != name:
-                    name = call.endpoint
-                    own.set_name(name)
-                in_its_context = self._outer.copy().run
-                running = self._run(call)
-                try:
-                    awaited = in_its_context(running.send, None)
-                except StopIteration:
-                    self._has_waited = False
-                    if self._session.outbox.queued_bytes > MUCH_BYTES:
-                        self._on_answered()  # whoever is next has to see how much
-                else:
-                    self._has_waited = True
-                    self._start_rest(len(self._arrived))
-                    if self._session.has_data_to_send():
-                        self._on_answered()
-                    await _go_on(running, awaited, in_its_context)
-                    break
-        except BaseException:
-            self._scope.leave_failing(own)
-            raise
+    def _on_lost(self, call: Call) -> None:
+        """It never began: the program has cancelled its task, or the node stops, which made the place for it free."""
+        if self._scope.is_closed:
+            self._session.fail(call.id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False})
         else:
-            self._scope.leave(own)
-        finally:
-            self._start_rest(1)
-            for emptied in (self._arrived, self._starters, self._tasks):
-                if not emptied:
-                    emptied.clear()  # else it keeps its room, in each of thousands of idle sessions
-            if not self._session.is_closing:
-                self._on_answered()
+            self._tear_down(call)
+        self._on_answered()
 
-    def _start_rest(self, max_tasks: int) -> None:
-        """Have no fewer tasks than this for what has arrived and not begun, as far as there is that much."""
-        if self._arrived and not self._scope.is_closed:
-            for call in list(self._arrived.values())[len(self._starters) : max_tasks]:
-                self._start(call.endpoint)
+    def _tear_down(self, call: Call) -> None:
+        self._session.fail(call.id, Code.INTERNAL_ERROR, f"{call.endpoint} was torn down")
 
-    async def _run(self, call: Call) -> None:
+    async def _run(self, call: Call, task: asyncio.Task[Any]) -> None:
+        if call.id not in self._session.running:
+            return  # it was withdrawn, or its place was taken away, before it began
+        self._tasks[call.id] = task
+        if task.get_name() != call.endpoint:
+            task.set_name(call.endpoint)
         context = self._context_of(call)
         if context.traceparent is not None:
             take_up(with_new_parent(context.traceparent, self._rng))
@@ -270,14 +230,18 @@ class ServedCalls:
             # SystemExit and its like end the program, maybe, and the program itself may cancel any task; the caller is
             # told all the same. Where the call was withdrawn it has ended, and where the node stops it is about to.
             if not self._scope.is_closed:
-                self._session.fail(call.id, Code.INTERNAL_ERROR, f"{call.endpoint} was torn down")
+                self._tear_down(call)
             raise
         else:
             self._answer(call, value)
         finally:
             self._tasks.pop(call.id, None)  # its own entry, or none: no id is used twice
+            if not self._tasks:
+                self._tasks.clear()  # else it keeps its room, in each of thousands of idle sessions
             if self._readers:
                 self._wake_readers(call.id)
+            if not self._is_beginning or self._session.outbox.queued_bytes > MUCH_BYTES:
+                self._on_answered()  # else all are sent together; but whoever is next has to see how much there is
 
     async def _send_items(self, call: Call, items: Items) -> None:
         """Send what a stream gives, at the pace of its reader, and its end. Raises RemoteError for its failure."""
@@ -354,20 +318,3 @@ class ServedCalls:
             # The handler's own words cannot travel; that it failed, and how, can.
             logger.error("the failure of %.80s cannot be sent: %s", call.endpoint, unsendable)
             self._session.fail(call.id, code, f"{call.endpoint} failed, and its reason cannot be sent")
-
-
-@types.coroutine
-def _go_on(
-    running: Coroutine[Any, Any, None], awaited: Any, in_its_context: Callable[..., Any]
-) -> Generator[Any, Any, None]:
-    """The rest of a coroutine that waits, in the task that awaits this and in the coroutine's own context."""
-    try:
-        while True:
-            try:
-                value = yield awaited
-            except BaseException as error:
-                awaited = in_its_context(running.throw, error)
-            else:
-                awaited = in_its_context(running.send, value)
-    except StopIteration:
-        return

@@ -89,11 +89,17 @@ class End(SessionConnection):
 
     stream: ByteStream
     writes: list[bytes]
+    writes_at_once: list[int]  # how many were made while bytes were received, each time
 
     def connection_made(self, stream: ByteStream) -> None:
         tap: Any = Tap(stream)
-        self.stream, self.writes = tap, tap.writes
+        self.stream, self.writes, self.writes_at_once = tap, tap.writes, []
         super().connection_made(tap)
+
+    def data_received(self, data: bytes) -> None:
+        before = len(self.writes)
+        super().data_received(data)
+        self.writes_at_once.append(len(self.writes) - before)
 
 
 @dataclass
@@ -1417,8 +1423,62 @@ async def test_calls_that_wait_for_nothing_share_a_task_and_no_context(transport
         return found
 
     async with session(transport, listener=Handlers(echo=echo, mark=mark)) as (ours, _):
+        await ours.call("mark", [0], {}, timeout_s=PATIENCE_S)
         assert await at_once(ours, "mark", *range(20)) == [None] * 20
-        assert len(tasks) < 20
+        assert await ours.call("mark", [0], {}, timeout_s=PATIENCE_S) is None
+        assert len(tasks) == 1
+
+
+async def test_what_waits_for_nothing_is_answered_in_the_turn_in_which_it_came_and_so_is_the_answer_taken(
+    transport: Transport,
+):
+    async def name() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        return task.get_name()
+
+    async def call_thrice() -> list[str]:
+        return [await ours.call("name", [], {}, timeout_s=PATIENCE_S) for _ in range(3)]
+
+    async with session(transport, listener=Handlers(name=name)) as (ours, theirs):
+        await asyncio.ensure_future(call_thrice())  # the first of all gets a task of its own
+        tasks = asyncio.all_tasks()
+        ours.writes_at_once.clear()
+        theirs.writes_at_once.clear()
+
+        assert await asyncio.ensure_future(call_thrice()) == ["name"] * 3
+
+        assert theirs.writes_at_once == [1, 1, 1]
+        assert ours.writes_at_once == [1, 1, 0]  # each answer has the next call behind it
+        assert asyncio.all_tasks() == tasks
+
+
+@pytest.mark.parametrize("how", ["returns", "raises", "hangs up", "stops"])
+async def test_what_a_task_does_within_the_turn_of_its_answer_harms_nothing(transport: Transport, how: str):
+    async def call(number: int) -> int:
+        answer = await ours.call("echo", [number], {}, timeout_s=PATIENCE_S)
+        if number == 2:
+            if how == "raises":
+                raise RuntimeError(how)
+            if how == "hangs up":
+                ours.close()
+            elif how == "stops":
+                ours.abort()
+        return answer
+
+    async with session(transport, listener=Handlers(echo=echo)) as (ours, theirs):
+        await ours.call("echo", ["first"], {}, timeout_s=PATIENCE_S)
+
+        ends = await asyncio.gather(*map(call, range(6)), return_exceptions=True)
+
+        # The first leaves alone, and all others in one record, as do their answers: these were here when one was taken.
+        assert ends[:2] == [0, 1] and ends[3:] == [3, 4, 5]
+        assert str(ends[2]) == ("raises" if how == "raises" else "2")
+        if how in ("returns", "raises"):
+            assert await ours.call("echo", ["alive"], {}, timeout_s=PATIENCE_S) == "alive"
+        else:
+            await theirs.wait_closed()
+        assert ours.calls_in_flight == theirs.calls_in_flight == 0
 
 
 async def test_the_task_of_a_handler_has_its_name(transport: Transport):
@@ -1521,19 +1581,21 @@ async def test_a_call_that_is_withdrawn_before_it_begins_never_runs(transport: T
         assert theirs.calls_served == 0
 
 
-async def test_who_stops_all_tasks_before_one_begins_stops_no_later_call():
+async def test_who_stops_all_tasks_before_one_begins_stops_no_later_call_and_its_caller_is_told():
     async with session(MemoryTransport(), listener=Handlers(echo=echo)) as (ours, theirs):
-        call = asyncio.create_task(ours.call("echo", ["lost?"], {}, timeout_s=1))
+        call = asyncio.create_task(ours.call("echo", ["lost"], {}, timeout_s=5))
         mine = {asyncio.current_task(), call}
-        starters: list[asyncio.Task[Any]] = []
+        begun: list[asyncio.Task[Any]] = []
         for _ in range(100):
-            if starters := [task for task in asyncio.all_tasks() - mine if task.get_name() == "echo"]:
+            if begun := list(asyncio.all_tasks() - mine):
                 break
             await asyncio.sleep(0)
-        starters[0].cancel()
+        begun[0].cancel()
 
+        with pytest.raises(RemoteError) as lost:
+            await call
+        assert (lost.value.code, lost.value.message) == ("internal_error", "echo was torn down")
         assert await ours.call("echo", ["served"], {}, timeout_s=5) == "served"
-        assert await call == "lost?"
         assert theirs.calls_served == 0
 
 
