@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from synapse_p2p.exceptions import ConfigError
+from synapse_p2p.prompt_future import PromptFuture
 from synapse_p2p.runtime import Runtime, system_runtime
 from synapse_p2p.spare_task import SPARE, ArgumentT, Begun, SpareTask, waits
 from synapse_p2p.types import BackgroundTask
@@ -397,6 +398,24 @@ def _name_of(error: Exception) -> str:
     return f"{name} at {frame.f_code.co_filename}:{line}"
 
 
+async def result_of(task: asyncio.Task[T]) -> T:
+    """The result of a task, which goes on when the one who waits for it is cancelled. Raises what it raises.
+
+    As `asyncio.shield`, in fewer turns of the loop. A failure that nobody is left to be told of is let go.
+    """
+    try:
+        await wait_at_most(task, None)
+    except asyncio.CancelledError:
+        task.add_done_callback(_let_go)
+        raise
+    return task.result()
+
+
+def _let_go(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
 async def wait_at_most(future: asyncio.Future[Any], timeout_s: float | None) -> bool:
     """Whether `future` was done within `timeout_s` seconds; None waits for as long as it takes.
 
@@ -405,7 +424,7 @@ async def wait_at_most(future: asyncio.Future[Any], timeout_s: float | None) -> 
     if future.done():
         return True
     loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
+    waiter = PromptFuture(loop=loop)
 
     def wake(_: object = None) -> None:
         if not waiter.done():

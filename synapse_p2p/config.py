@@ -39,6 +39,8 @@ class SessionConfig:
 
     def with_messages_of(self, size_bytes: int) -> SessionConfig:
         """The same for messages of at least this size, as far as a frame's length can say it."""
+        if size_bytes <= self.max_task_frame_bytes:
+            return self
         return replace(self, max_task_frame_bytes=min(MAX_U24, max(self.max_task_frame_bytes, size_bytes)))
 
 

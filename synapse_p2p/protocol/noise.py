@@ -29,7 +29,8 @@ KEY_SIZE_BYTES = 32
 TAG_SIZE_BYTES = 16
 MAX_NONCE = 2**64 - 1  # reserved by the specification for rekeying
 
-_BIG_ENDIAN, _LITTLE_ENDIAN = struct.Struct(">4xQ"), struct.Struct("<4xQ")  # of nonces: four zeros and the counter
+# Of nonces: four zeros and the counter, for which section 12 gives each cipher its order.
+_PACK_NONCE = {"AESGCM": struct.Struct(">4xQ").pack, "ChaChaPoly": struct.Struct("<4xQ").pack}
 
 _PATTERN = (("e",), ("e", "ee", "s", "es"), ("s", "se"))
 
@@ -43,8 +44,7 @@ class CipherState:
     __slots__ = ("_aead", "_make_aead", "_pack_nonce", "nonce")
 
     def __init__(self, name: CipherName, key: bytes) -> None:
-        # Section 12: the counter is big-endian for AES-GCM, little-endian for ChaCha20-Poly1305.
-        self._pack_nonce = (_BIG_ENDIAN if name == "AESGCM" else _LITTLE_ENDIAN).pack
+        self._pack_nonce = _PACK_NONCE[name]
         self._make_aead = AESGCM if name == "AESGCM" else ChaCha20Poly1305
         self._aead = self._make_aead(key)
         self.nonce = 0

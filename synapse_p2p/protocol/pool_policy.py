@@ -66,6 +66,11 @@ class SessionLimits:
     max_accepted: int  # of these; the other places are kept for sessions that we dial
     max_idle: int
 
+    @property
+    def fewest(self) -> int:
+        """So many sessions are never too many, whatever they are."""
+        return min(self.max_sessions, self.max_accepted, self.max_idle)
+
     @classmethod
     def of(cls, max_sessions: int, reserved: int, max_idle: int, max_descriptors: int | None) -> SessionLimits:
         """Those of a process that may have `max_descriptors` files open (None: unknown): sessions take a quarter.

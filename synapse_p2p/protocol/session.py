@@ -161,7 +161,7 @@ class Session:
         self._reader = FrameReader(
             max_control_frame_bytes=config.max_control_frame_bytes, max_task_frame_bytes=config.max_task_frame_bytes
         )
-        self._arriving: Iterator[tuple[FrameKind, bytes]] = iter(())  # what has still to be looked at
+        self._arriving: Iterator[tuple[FrameKind, bytes]] = _NOTHING  # what has still to be looked at
         self.is_behind = False  # something that arrived may have to be looked at yet
         self.outbox = Outbox()  # its `queued_bytes` say how much waits to be written
         self.happened: list[Event] = []  # of which `events()` has not told
@@ -313,7 +313,7 @@ class Session:
         if not self.is_behind:
             arriving = self._reader.feed(plaintext)
         else:
-            arriving, self._arriving, self.is_behind = self._arriving, iter(()), False
+            arriving, self._arriving, self.is_behind = self._arriving, _NOTHING, False
             if plaintext:  # else it would be a link more for each look, and every message comes through all of them
                 arriving = itertools.chain(arriving, self._reader.feed(plaintext))
         left = max_messages
@@ -621,7 +621,7 @@ class Session:
         if self.is_closing:
             return
         self.is_closing = True
-        self._arriving, self.is_behind = iter(()), False
+        self._arriving, self.is_behind = _NOTHING, False
         for call_id in list(self._ours):
             never_left = self.outbox.take_back(call_id) is Taken.WHOLE
             self._end_ours(call_id).note(Code.UNAVAILABLE)
@@ -750,6 +750,17 @@ class Session:
         return call_id in self._ours or call_id in self.running or call_id in self._waiting
 
 
+def check_call(endpoint: str, args: list[Any], kwargs: dict[str, Any], config: SessionConfig) -> None:
+    """Raise what `Session.call` raises for a call that cannot travel; where there is no session yet."""
+    body = encode_call(1, endpoint, args, kwargs, {})
+    is_control = endpoint.startswith(CONTROL_PREFIX)
+    max_bytes = config.max_control_frame_bytes if is_control else config.max_task_frame_bytes
+    if len(body) > max_bytes:
+        raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
+    if not is_control:
+        check_readable((*args, *kwargs.values()), body)
+
+
 def _uploads_of(call: Call) -> list[str | int] | None:
     """The arguments that arrive as items; None for what is no such list."""
     uploads = call.options["uploads"]
@@ -763,6 +774,7 @@ def _uploads_of(call: Call) -> list[str | int] | None:
 
 
 _NO_UPLOADS: list[str | int] = []
+_NOTHING: Iterator[tuple[FrameKind, bytes]] = iter(())
 
 
 def _failed(message: Fail) -> CallFailed:

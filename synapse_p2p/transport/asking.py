@@ -12,13 +12,13 @@ from typing import Any
 
 from synapse_p2p.background import TaskScope
 from synapse_p2p.exceptions import ConfigError, FrameTooLarge, PeerUnavailable, SynapseError, Timeout
+from synapse_p2p.prompt_future import PromptFuture
 from synapse_p2p.protocol.session import CONTROL_PREFIX, Session
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
 from synapse_p2p.traceparent import carried, carrying
 from synapse_p2p.transport.asked_stream import AskedStream
 from synapse_p2p.transport.failures import no_endpoint, unsendable, unsendable_item
 from synapse_p2p.transport.outflow import Outflow
-from synapse_p2p.transport.prompt_future import PromptFuture
 from synapse_p2p.transport.sending import ItemSender
 from synapse_p2p.uploads import Place, Uploads
 

@@ -12,11 +12,12 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from synapse_p2p.background import TaskScope
+from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import HandshakeFailed, PeerUnavailable, ProtocolViolation
 from synapse_p2p.metrics import Metrics
+from synapse_p2p.prompt_future import PromptFuture
 from synapse_p2p.protocol.channel import SecureChannel
 from synapse_p2p.protocol.code import Code
 from synapse_p2p.protocol.events import (
@@ -155,7 +156,7 @@ class SessionConnection:
         self._goodbye_when_idle: tuple[str, str] | None = None
         self._is_ending = False  # the stream was told to close, and a timer set for when it does not
         # Made for whoever waits.
-        self._established: asyncio.Future[None] | None = None
+        self._established: PromptFuture | None = None
         self._idle: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
 
@@ -323,7 +324,7 @@ class SessionConnection:
         if not self.is_established:
             if self.failure is not None:
                 raise self.failure
-            self._established = self._loop.create_future()
+            self._established = PromptFuture(loop=self._loop)
             await self._established
 
     async def wait_idle(self) -> None:
@@ -335,7 +336,7 @@ class SessionConnection:
 
     async def wait_closed(self) -> None:
         """Return when the stream is gone."""
-        await asyncio.shield(self._closed)
+        await wait_at_most(self._closed, None)
 
     # What the stream tells us
 

@@ -107,7 +107,8 @@ class SessionDialer:
             raise
         # The name and what it stands for now: a later dial may use either.
         note_encrypted(address)
-        note_encrypted(connection.address)
+        if connection.address != address:
+            note_encrypted(connection.address)
         return connection
 
     def accepted(
@@ -186,12 +187,15 @@ class time_limit:  # noqa: N801 - reads as the statement it is
 
     def __init__(self, seconds: float | None, text: str) -> None:
         self._text = text
-        self._timeout = asyncio.timeout(seconds)
+        self._timeout = None if seconds is None else asyncio.timeout(seconds)
 
     async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
+        if self._timeout is not None:
+            await self._timeout.__aenter__()
 
     async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if self._timeout is None:
+            return
         try:
             await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:

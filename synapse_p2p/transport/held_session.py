@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from synapse_p2p.background import TaskScope
+from synapse_p2p.background import TaskScope, result_of
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.context import CallContext, MountedHandler
 from synapse_p2p.exceptions import FrameTooLarge, HandshakeFailed, PeerUnavailable, RemoteError, Timeout
 from synapse_p2p.identity import NodeID
 from synapse_p2p.messages import Code, Refusal
-from synapse_p2p.protocol.session import Session
+from synapse_p2p.protocol.session import check_call
 from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS, Call
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport.asked_stream import AskedStream
@@ -177,9 +177,8 @@ class HeldSession:
         """Raise ConfigError for arguments that cannot travel, before anybody is dialed for them."""
         if type(endpoint) is not str or not 0 < len(endpoint) <= MAX_ENDPOINT_CHARS:
             raise no_endpoint(endpoint)
-        trial = Session(is_dialer=True, now=0.0, config=self._session_config)
         try:
-            trial.call(endpoint, args, kwargs, now=0.0)
+            check_call(endpoint, args, kwargs, self._session_config)
         except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
             raise unsendable(endpoint, args, kwargs, error) from error
 
@@ -193,7 +192,7 @@ class HeldSession:
         dial.waiting += 1
         try:
             async with asyncio.timeout(self._left_s(deadline)):
-                return await asyncio.shield(dial.task)
+                return await result_of(dial.task)
         except TimeoutError as error:
             if isinstance(error, Timeout):
                 raise

@@ -75,7 +75,7 @@ class OpenConnections:
 
         def on_proved(connection: SessionConnection) -> None:
             # Asked again: others may have proved themselves since it came.
-            if self._accepted.on_proved(connection) and has_place(self._uses(but=connection), self._limits):
+            if self._accepted.on_proved(connection) and self._has_place(but=connection):
                 on_established(connection)
             else:
                 full = HandshakeFailed("refused", "too many sessions", refusal="busy")
@@ -104,6 +104,8 @@ class OpenConnections:
 
     def enforce_limits(self) -> None:
         """Close the idle sessions that are too many."""
+        if len(self._held) <= self._limits.fewest:
+            return
         now = self._now()
         for connection in sessions_to_close(self._uses(), self._limits):
             connection.part("idle")
@@ -154,11 +156,11 @@ class OpenConnections:
         """All but one on which the task that asks is a call: to wait for that one would be to wait for ourselves."""
         return [connection for connection in self._held if not connection.serves_current_task]
 
-    def _has_place(self) -> bool:
+    def _has_place(self, *, but: SessionConnection | None = None) -> bool:
         # With room for all of them nobody has to be looked at, and mostly there is: strangers at the door are cheap.
         if len(self._held) - self._accepted.unproved_count < self._limits.max_accepted:
             return True
-        return has_place(self._uses(), self._limits)
+        return has_place(self._uses(but=but), self._limits)
 
     def _drop_oldest_unproved(self) -> bool:
         if self._drop_stranger():

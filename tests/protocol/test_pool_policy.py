@@ -118,6 +118,11 @@ def test_no_session_goes_that_could_have_stayed(drawn: list[tuple[float, bool, b
 
 
 @given(USES, LIMITS)
+def test_no_session_goes_where_there_are_the_fewest(drawn: list[tuple[float, bool, bool]], limits: SessionLimits):
+    assert sessions_to_close(uses_of(drawn[: limits.fewest]), limits) == []
+
+
+@given(USES, LIMITS)
 def test_there_is_a_place_exactly_when_closing_idle_ones_makes_one(
     drawn: list[tuple[float, bool, bool]], limits: SessionLimits
 ):

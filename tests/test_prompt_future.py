@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from synapse_p2p.transport.prompt_future import PromptFuture
+from synapse_p2p.prompt_future import PromptFuture
 
 WHOSE: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="nobody's")
 
