@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.releases import python_of
-from benchmarks.rpc_targets import BARE, BARE_FAST, GRPC, OUR_CLIENT, OURS, OURS_FAST, TARGETS, Figures, Verdict
+from benchmarks.rpc_targets import BARE, GRPC, OUR_CLIENT, OURS, OURS_FAST, TARGETS, Figures, Verdict
 
 WORKER = Path(__file__).with_name("rpc_worker.py")
 MIB = 2**20
@@ -107,7 +107,7 @@ LASTING = (
     System("2.5.0, a connection for each call", "plain_wire", "2.5.0", rarity=10),  # it has no other way
     *OTHERS,
     System("py-libp2p, streams kept", "libp2p_streams", "0.8.1", "libp2p", rarity=4),
-    System(BARE_FAST, "bare_uvloop"),
+    System("bare Protocol, uvloop", "bare_uvloop"),
     System(BARE, "bare"),
 )
 LARGE = tuple(system for system in LASTING if not system.name.startswith("2.5.0"))  # which takes 4 KiB
