@@ -134,8 +134,7 @@ async def _play(story: Story, workers: list[Worker], network_key: bytes) -> dict
 
 async def _start_all(story: Story, workers: list[Worker], network_key: bytes) -> dict[str, Any]:
     story.step("A first agent starts. Whoever knows its address can join; it is nothing more than the first.")
-    first = await Worker.start(PROCESSES[0], [], network_key)
-    workers.append(first)
+    first = await _start(workers, PROCESSES[0], [], network_key)
     joined_ms = [_tell_joined(story, first.profiles, await first.reports())]
 
     seed = first.addresses[0]
@@ -143,10 +142,20 @@ async def _start_all(story: Story, workers: list[Worker], network_key: bytes) ->
         f"The others join through that one address, {seed}: {len(PROFILES)} agents in {len(PROCESSES)} processes."
     )
     for profiles in PROCESSES[1:]:
-        workers.append(await Worker.start(profiles, [seed], network_key))  # noqa: PERF401 - ended with us from here on
+        await _start(workers, profiles, [seed], network_key)
     joined_ms += [_tell_joined(story, worker.profiles, await worker.reports()) for worker in workers[1:]]
     story.tell("Every connection is encrypted and proves both keys (Noise XX; an id is the hash of a key).")
     return {"joined_ms": round(max(joined_ms), 3)}
+
+
+async def _start(workers: list[Worker], profiles: Sequence[Profile], seeds: list[str], network_key: bytes) -> Worker:
+    """One more, which ends with us from here on: a Ctrl-C while it starts finds it among the others."""
+    starting = asyncio.ensure_future(Worker.start(profiles, seeds, network_key))
+    try:
+        await asyncio.shield(starting)
+    finally:
+        workers.append(await starting)
+    return workers[-1]
 
 
 async def _kill(story: Story, workers: Sequence[Worker]) -> list[str]:
