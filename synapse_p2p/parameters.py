@@ -91,8 +91,6 @@ class Parameters:
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raises InvalidMessageError where a call with these would not fit."""
-        if not kwargs and len(args) == len(self.positional) and not self.needs_names:
-            return  # as most do
         if len(args) > len(self.positional) and self.rest is None:
             raise InvalidMessageError(f"{len(args)} positional arguments given; {self._wanted()}")
         filled = self.positional[: len(args)]

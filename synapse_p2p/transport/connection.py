@@ -433,7 +433,7 @@ class SessionConnection:
             network=self._network,
         )
         assert self._outflow is not None
-        self._sender = ItemSender(self._session, self._outflow, on_queued=self._on_item_queued)
+        self._sender = ItemSender(self._session, self._outflow, on_queued=self._pump_when_due)
         self._asked = AskedCalls(
             self._session,
             self._outflow,
@@ -508,14 +508,22 @@ class SessionConnection:
         """Tell what happened, then send what there is to send."""
         session, served = self._session, self._served
         assert session is not None and served is not None
-        if session.happened:
+        if session.happened or served.arrived:
             # What is told of goes on with its task at once, and what that task has to send leaves with the rest.
             was_due, self._is_pump_due = self._is_pump_due, True
-            while session.happened:
-                events, session.happened = session.happened, []
-                self._dispatch(events)
-                if served.arrived:
-                    served.begin_arrived()
+            try:
+                while True:
+                    events, session.happened = session.happened, []
+                    self._dispatch(events)
+                    if served.arrived:
+                        served.begin_arrived()
+                    if not session.happened:
+                        break
+            except BaseException:
+                # SystemExit and its like, of a handler. Should the loop go on, so does what was left undone.
+                self._is_pump_due = was_due
+                self._pump_soon()
+                raise
             self._is_pump_due = was_due
         self._flush()
         if self._is_counted or self._is_reading_paused:
@@ -532,9 +540,11 @@ class SessionConnection:
             self._loop.call_soon(self._pump_at_last)
 
     def _pump_at_last(self) -> None:
+        assert self._session is not None
         self._is_pump_due = False
         self._pump()
-        self._watch_earlier_deadline()
+        if self._session.has_earlier_deadline:  # mostly not: of calls with like limits the first is due first
+            self._watch_the_time()
 
     def _flush(self) -> None:
         session, outflow, stream = self._session, self._outflow, self._stream
@@ -658,9 +668,6 @@ class SessionConnection:
         if self._outflow.is_full:
             self._note_held()
 
-    def _on_item_queued(self) -> None:
-        self._pump_when_due()
-
     def _on_item_taken(self) -> None:
         assert self._session is not None
         if self._session.has_data_to_send():
@@ -734,12 +741,6 @@ class SessionConnection:
         deadline = self._session.next_deadline()
         if deadline is not None:
             self._alarm.set_no_later(deadline, self._on_time)
-
-    def _watch_earlier_deadline(self) -> None:
-        """The same, for when the alarm is set for what was the next one."""
-        assert self._session is not None
-        if self._session.has_earlier_deadline:  # mostly not: of calls with like limits the first is due first
-            self._watch_the_time()
 
     def _on_time(self) -> None:
         assert self._session is not None

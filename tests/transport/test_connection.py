@@ -1481,6 +1481,30 @@ async def test_what_a_task_does_within_the_turn_of_its_answer_harms_nothing(tran
         assert ours.calls_in_flight == theirs.calls_in_flight == 0
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_where_a_handler_ends_the_program_and_the_loop_goes_on_so_do_the_calls(error: type[BaseException]):
+    async def end_the_program() -> None:
+        raise error
+
+    loop = asyncio.new_event_loop()
+    with contextlib.closing(loop):
+        made = session(MemoryTransport(), listener=Handlers(echo=echo, end=end_the_program))
+        ours, theirs = loop.run_until_complete(made.__aenter__())
+        loop.run_until_complete(ours.call("echo", ["first"], {}, timeout_s=5))
+        ends = [loop.create_task(ours.call(name, [], {}, timeout_s=5)) for name in ("echo", "end", "echo")]
+
+        with pytest.raises(error):
+            loop.run_until_complete(asyncio.wait(ends))
+
+        loop.run_until_complete(asyncio.wait(ends))
+        torn = ends[1].exception()
+        assert isinstance(torn, RemoteError) and torn.message == "end was torn down"
+        assert [end.result() for end in ends[::2]] == [None, None]
+        assert loop.run_until_complete(ours.call("echo", ["alive"], {}, timeout_s=5)) == "alive"
+        assert theirs.calls_served == ours.calls_in_flight == 0
+        loop.run_until_complete(made.__aexit__(None, None, None))
+
+
 async def test_the_task_of_a_handler_has_its_name(transport: Transport):
     async def named() -> str:
         task = asyncio.current_task()
