@@ -76,6 +76,10 @@ class SpareTask:
                 except BaseException as error:
                     on_failure(task.get_name(), error)
                     continue
+                if asyncio.isfuture(awaited):
+                    # What a future says to the task that it is handed to. That is a turn of the loop away, and another
+                    # may come to await the same one before: `_go_on` says it again.
+                    awaited._asyncio_future_blocking = False
                 self._rest = coroutine, awaited, own
                 if not called.done():
                     called.set_result(None)
@@ -131,6 +135,8 @@ def _go_on(
     try:
         if cancelled is not None and not (asyncio.isfuture(awaited) and awaited.cancel()):
             awaited = context.run(running.throw, cancelled)
+        if asyncio.isfuture(awaited):
+            awaited._asyncio_future_blocking = True
         while True:
             try:
                 value = yield awaited

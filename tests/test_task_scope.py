@@ -414,6 +414,33 @@ async def test_what_waits_keeps_its_task_and_holds_up_nobody(begun: Begun):
     assert len(begun.scope) == 1
 
 
+@pytest.mark.parametrize("is_done", [False, True], ids=["that comes", "that has come by then"])
+async def test_what_waits_may_wait_for_the_same_as_others_that_come_to_it_in_the_same_turn(begun: Begun, is_done: bool):
+    shared: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def wait(_: object = None) -> str:
+        return await shared
+
+    def begin() -> None:
+        begun.begin_now(wait)
+        others.append(asyncio.ensure_future(wait()))
+        if is_done:
+            shared.set_result("told")
+
+    others = [asyncio.ensure_future(wait())]
+    asyncio.get_running_loop().call_soon(begin)
+    others.append(asyncio.ensure_future(wait()))  # whose first step comes right after
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    if not is_done:
+        shared.set_result("told")
+
+    assert await asyncio.gather(*others) == ["told"] * 3
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert begun.said == ["told"]
+
+
 async def test_inside_of_a_task_all_begins_in_the_next_turn(begun: Begun):
     begun.begin_now(end_at_once, wait_a_moment)
     assert begun.said == []
