@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.prompt_future import PromptFuture
 from synapse_p2p.runtime import Runtime, system_runtime
-from synapse_p2p.spare_task import SPARE, ArgumentT, Begun, SpareTask, waits
+from synapse_p2p.spare_task import ArgumentT, Begun, SpareTask, waits
 from synapse_p2p.types import BackgroundTask
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class TaskScope:
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None  # that of all its tasks
         self._spare: SpareTask | None = None  # one of them, that has nothing to do
+        self._keeps_spare = True
 
     def spawn(
         self,
@@ -111,8 +112,7 @@ class TaskScope:
         A task that ignores being cancelled is waited for all the same: bound it with a timeout of your own.
         """
         self._is_closed = True
-        if self._spare is not None:
-            self._spare.retire()
+        self._retire_spare()
         own = asyncio.current_task()
         while running := [task for task in self._tasks if task is not own]:
             for task in running:
@@ -124,10 +124,14 @@ class TaskScope:
 
     async def drain(self) -> None:
         """Wait until every task has ended by itself; bound it with a timeout of your own."""
+        self._retire_spare()
         own = asyncio.current_task()
-        while running := [task for task in self._tasks if task is not own and task.get_name() != SPARE]:
-            await wait_at_most(running[0], None)
-            self._tasks.pop(running[0], None)
+        try:
+            while running := [task for task in self._tasks if task is not own]:
+                await wait_at_most(running[0], None)
+                self._tasks.pop(running[0], None)
+        finally:
+            self._keeps_spare = not self._is_closed
 
     async def __aenter__(self) -> TaskScope:
         return self
@@ -176,7 +180,13 @@ class TaskScope:
         self._forget(own)
 
     def _wants_spare(self) -> bool:
-        return not self._is_closed and (self._spare is None or not self._spare.is_free)
+        return self._keeps_spare and (self._spare is None or not self._spare.is_free)
+
+    def _retire_spare(self) -> None:
+        """There is none from here on; whoever waits for all tasks would wait for it for ever."""
+        self._keeps_spare = False
+        if self._spare is not None:
+            self._spare.retire()
 
     def _on_lost(self, tell: Callable[[ArgumentT], None], argument: ArgumentT, task: asyncio.Task[Any]) -> None:
         self._forget(task)

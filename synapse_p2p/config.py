@@ -41,7 +41,7 @@ class SessionConfig:
         """The same for messages of at least this size, as far as a frame's length can say it."""
         if size_bytes <= self.max_task_frame_bytes:
             return self
-        return replace(self, max_task_frame_bytes=min(MAX_U24, max(self.max_task_frame_bytes, size_bytes)))
+        return replace(self, max_task_frame_bytes=min(MAX_U24, size_bytes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -405,7 +405,7 @@ class Server:
         refusal = self._guard.refusal_of(call.endpoint, context)
         if refusal is not None:
             raise refusal.as_error()
-        return self.endpoints.answer(call, context, wants_items="stream" in call.options and call.wants_items)
+        return self.endpoints.answer(call, context, wants_items=call.wants_items)
 
     async def handle_data(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one plain call over asyncio streams, as a callback of `asyncio.start_server`."""

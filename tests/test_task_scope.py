@@ -559,6 +559,18 @@ async def test_a_scope_ends_its_spare_task_and_does_not_wait_for_it_to_end_by_it
     assert begun.said[0].cancelled() and len(begun.scope) == 0
 
 
+async def test_a_scope_that_drains_waits_for_nobody_to_become_the_spare_task_and_has_one_again_afterwards():
+    async with TaskScope() as scope:
+        begun = Begun(scope)
+        begun.begin_now(end_at_once, wait_a_moment)
+        async with asyncio.timeout(1):
+            await scope.drain()
+        assert len(begun.said) == 2 and len(scope) == 0
+        await begun.begin(end_at_once)
+        await asyncio.sleep(0)
+        assert await begun.begin(end_at_once) == 1
+
+
 async def test_a_scope_that_is_closed_by_what_it_runs_in_its_spare_task_closes(begun: Begun):
     async def closes(task: asyncio.Task[Any]) -> str:
         await begun.scope.close()

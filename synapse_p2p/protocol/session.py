@@ -266,9 +266,7 @@ class Session:
         if call_id not in self.streams:
             return
         body = encode_item(call_id, value, part)
-        limit_bytes = min(MAX_ITEM_BYTES, self._config.max_task_frame_bytes)
-        if len(body) > limit_bytes:
-            raise FrameTooLarge(limit_bytes=limit_bytes, actual_bytes=len(body))
+        _check_size(body, min(MAX_ITEM_BYTES, self._max_task_frame_bytes))
         check_readable((value,), body)
         self.streams.writer(call_id, part).spend(len(body))
         self.outbox.put_task(call_id, body)
@@ -503,7 +501,7 @@ class Session:
             self._refuse(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": False}, kind=kind)
             return
         uploads = _uploads_of(call) if "uploads" in options else _NO_UPLOADS
-        has_items = "stream" in options and call.wants_items
+        has_items = "stream" in options and call.wants_items  # mostly it is not there, and nothing is called
         if uploads is None or (is_control and (uploads or has_items)):
             text = f"a call has at most {MAX_UPLOADS} uploads, named by text or position, and one of the overlay none"
             self._refuse(call_id, Code.BAD_REQUEST, text, kind=kind)
@@ -726,13 +724,11 @@ class Session:
             self.outbox.put_task(call_id, body)
 
     def _put_control(self, body: bytes) -> None:
-        if len(body) > (max_bytes := self._config.max_control_frame_bytes):
-            raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
+        _check_size(body, self._config.max_control_frame_bytes)
         self.outbox.put_control(body)
 
     def _check_task(self, body: bytes, values: Sequence[Any]) -> None:
-        if len(body) > (max_bytes := self._max_task_frame_bytes):
-            raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
+        _check_size(body, self._max_task_frame_bytes)
         check_readable(values, body)
 
     def _served(self, kind: FrameKind) -> Ends:
@@ -753,12 +749,16 @@ class Session:
 def check_call(endpoint: str, args: list[Any], kwargs: dict[str, Any], config: SessionConfig) -> None:
     """Raise what `Session.call` raises for a call that cannot travel; where there is no session yet."""
     body = encode_call(1, endpoint, args, kwargs, {})
-    is_control = endpoint.startswith(CONTROL_PREFIX)
-    max_bytes = config.max_control_frame_bytes if is_control else config.max_task_frame_bytes
+    if endpoint.startswith(CONTROL_PREFIX):
+        _check_size(body, config.max_control_frame_bytes)
+    else:
+        _check_size(body, config.max_task_frame_bytes)
+        check_readable((*args, *kwargs.values()), body)
+
+
+def _check_size(body: bytes, max_bytes: int) -> None:
     if len(body) > max_bytes:
         raise FrameTooLarge(limit_bytes=max_bytes, actual_bytes=len(body))
-    if not is_control:
-        check_readable((*args, *kwargs.values()), body)
 
 
 def _uploads_of(call: Call) -> list[str | int] | None:

@@ -187,15 +187,12 @@ class time_limit:  # noqa: N801 - reads as the statement it is
 
     def __init__(self, seconds: float | None, text: str) -> None:
         self._text = text
-        self._timeout = None if seconds is None else asyncio.timeout(seconds)
+        self._timeout = asyncio.timeout(seconds)
 
     async def __aenter__(self) -> None:
-        if self._timeout is not None:
-            await self._timeout.__aenter__()
+        await self._timeout.__aenter__()
 
     async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if self._timeout is None:
-            return
         try:
             await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:

@@ -1505,6 +1505,34 @@ def test_where_a_handler_ends_the_program_and_the_loop_goes_on_so_do_the_calls(e
         loop.run_until_complete(made.__aexit__(None, None, None))
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_where_who_got_an_answer_ends_the_program_and_the_loop_goes_on_the_other_answers_are_taken(
+    error: type[BaseException],
+):
+    async def call_and_end() -> None:
+        await ours.call("echo", [], {}, timeout_s=5)
+        raise error
+
+    loop = asyncio.new_event_loop()
+    with contextlib.closing(loop):
+        made = session(MemoryTransport(), listener=Handlers(echo=echo))
+        ours, theirs = loop.run_until_complete(made.__aenter__())
+        loop.run_until_complete(loop.create_task(ours.call("echo", ["first"], {}, timeout_s=5)))
+        calls = [loop.create_task(ours.call("echo", [number], {}, timeout_s=5)) for number in range(2)]
+        ending = loop.create_task(call_and_end())
+        calls += [loop.create_task(ours.call("echo", [number], {}, timeout_s=5)) for number in range(2, 5)]
+
+        with pytest.raises(error):
+            loop.run_until_complete(asyncio.wait(calls))
+
+        done, _ = loop.run_until_complete(asyncio.wait(calls, timeout=PATIENCE_S))
+        assert sorted(call.result() for call in done) == list(range(5))
+        assert isinstance(ending.exception(), error)
+        assert loop.run_until_complete(ours.call("echo", ["alive"], {}, timeout_s=5)) == "alive"
+        assert theirs.calls_served == ours.calls_in_flight == 0
+        loop.run_until_complete(made.__aexit__(None, None, None))
+
+
 async def test_the_task_of_a_handler_has_its_name(transport: Transport):
     async def named() -> str:
         task = asyncio.current_task()
