@@ -32,7 +32,10 @@ class PromptFuture(asyncio.Future[Any]):
             step, context = self._waiter
         except AttributeError:
             return  # nobody waits yet
-        context.run(step, self)
+        try:
+            context.run(step, self)
+        except (SystemExit, KeyboardInterrupt) as error:
+            end_program(self._loop, error)
 
     def set_exception(self, exception: type | BaseException, /) -> None:
         """As of any future."""
@@ -49,6 +52,19 @@ class PromptFuture(asyncio.Future[Any]):
             step, context = self._waiter
             del self._waiter
             super().add_done_callback(step, context=context)
+
+
+def end_program(loop: asyncio.AbstractEventLoop, error: BaseException) -> None:
+    """Raise SystemExit or KeyboardInterrupt out of the loop, as one does that a task raises in its own turn.
+
+    Not at once: whoever handed us the bytes of a peer has no part in it. A transport of uvloop's would take it for a
+    fault of its connection, and what else the bytes held would be lost.
+    """
+    loop.call_soon(_raise, error)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 _set_result = asyncio.Future.set_result  # by name, for `super()` costs as much as it does

@@ -14,6 +14,8 @@ from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeAlias, TypeVar
 
+from synapse_p2p.prompt_future import end_program
+
 SPARE = "spare task"
 
 ArgumentT = TypeVar("ArgumentT")
@@ -69,8 +71,9 @@ class SpareTask:
                     awaited = own.run(coroutine.send, None)
                 except StopIteration:
                     continue
-                except (SystemExit, KeyboardInterrupt):
-                    raise
+                except (SystemExit, KeyboardInterrupt) as error:
+                    end_program(self._loop, error)
+                    continue
                 except asyncio.CancelledError:
                     continue  # as a task that ends so
                 except BaseException as error:

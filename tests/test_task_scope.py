@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import logging
@@ -475,20 +476,28 @@ async def test_a_failure_is_logged_once_wherever_it_happens_and_the_others_run(
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-async def test_what_ends_the_program_does(begun: Begun, error: type[BaseException]):
+def test_what_ends_the_program_does_and_takes_nothing_else_along(error: type[BaseException]):
     async def exits(task: asyncio.Task[Any]) -> None:
         raise error
 
-    raised = asyncio.get_running_loop().create_future()
+    async def begin_them() -> None:
+        assert await begun.begin(exits, end_at_once) == 1
 
-    def begin() -> None:
-        try:
-            begun.begin_now(exits)
-        except BaseException as error:
-            raised.set_result(type(error))
+    loop = asyncio.new_event_loop()
+    with contextlib.closing(loop):
+        begun = Begun(TaskScope())
+        loop.run_until_complete(begun.begin(end_at_once))
+        loop.run_until_complete(asyncio.sleep(0))
+        beginning = loop.create_task(begin_them())
 
-    asyncio.get_running_loop().call_soon(begin)
-    assert await raised is error
+        running = loop.create_task(for_ever())
+        with pytest.raises(error):
+            loop.run_until_complete(running)
+        running.cancel()
+
+        loop.run_until_complete(asyncio.gather(beginning, running, return_exceptions=True))
+        beginning.result()
+        loop.run_until_complete(begun.scope.close())
 
 
 async def test_who_cancels_the_task_it_was_lent_and_ends_cancels_nobody_else(begun: Begun):

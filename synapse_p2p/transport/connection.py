@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from synapse_p2p.background import TaskScope, wait_at_most
@@ -373,17 +373,15 @@ class SessionConnection:
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        try:
-            self._on_end_of_stream()
-        finally:
-            self._is_ending = True
-            self._alarm.cancel()
-            if self._is_counted:
-                byte_budget.PROCESS.note(self, 0)
-            if not self._closed.done():
-                self._count_end()
-                self._closed.set_result(None)
-                self._on_closed(self)
+        self._on_end_of_stream()
+        self._is_ending = True
+        self._alarm.cancel()
+        if self._is_counted:
+            byte_budget.PROCESS.note(self, 0)
+        if not self._closed.done():
+            self._count_end()
+            self._closed.set_result(None)
+            self._on_closed(self)
 
     def _count_end(self) -> None:
         if self.is_established:
@@ -487,12 +485,12 @@ class SessionConnection:
         finally:
             if data:
                 self._is_flood = session.is_behind
-            if session.is_behind:
-                self._loop.call_soon(self._catch_up)
             # What came before a fault stands; what it caused is sent after all of it was looked at.
             self._pump()
             if session.has_earlier_deadline:
                 self._watch_the_time()
+            if session.is_behind:
+                self._loop.call_soon(self._catch_up)
             if session.is_behind or session.held_bytes or (self._outflow is not None and self._outflow.is_full):
                 self._pause_if_much_is_held()
 
@@ -509,22 +507,13 @@ class SessionConnection:
         """Tell what happened, then send what there is to send."""
         session, served = self._session, self._served
         assert session is not None and served is not None
-        if session.happened or served.arrived:
+        if session.happened:
             # What is told of goes on with its task at once, and what that task has to send leaves with the rest.
             was_due, self._is_pump_due = self._is_pump_due, True
-            try:
-                while True:
-                    self._dispatch(session.events())
-                    if served.arrived:
-                        served.begin_arrived()
-                    if not session.happened:
-                        break
-            except BaseException:
-                # SystemExit and its like, of a handler or of who goes on with an answer. Should the loop go on, so does
-                # what was left undone.
-                self._is_pump_due = was_due
-                self._pump_soon()
-                raise
+            while session.happened:
+                self._dispatch(session.events())
+                if served.arrived:
+                    served.begin_arrived()
             self._is_pump_due = was_due
         self._flush()
         if self._is_counted or self._is_reading_paused:
@@ -608,16 +597,8 @@ class SessionConnection:
 
     def _dispatch(self, events: list[Event]) -> None:
         asked, served = self._asked, self._served
-        assert asked is not None and served is not None and self._session is not None
+        assert asked is not None and served is not None
         self._had_many_events = len(events) > 1
-        left = iter(events)
-        try:
-            self._tell(left, asked, served)
-        except BaseException:
-            self._session.happened[:0] = left  # nothing else would tell of these
-            raise
-
-    def _tell(self, events: Iterator[Event], asked: AskedCalls, served: ServedCalls) -> None:
         for event in events:
             # The two that every call takes are told apart by hand, as in the session.
             if type(event) is CallAnswered:
