@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.prompt_future import PromptFuture
@@ -426,7 +426,17 @@ def _let_go(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-async def wait_at_most(future: asyncio.Future[Any], timeout_s: float | None) -> bool:
+class Awaited(Protocol):
+    """What can be waited for: a Future or a Task, or what is done as one of them is."""
+
+    def done(self) -> bool: ...
+
+    def add_done_callback(self, callback: Callable[[Any], object], /) -> object: ...
+
+    def remove_done_callback(self, callback: Callable[[Any], object], /) -> object: ...
+
+
+async def wait_at_most(future: Awaited, timeout_s: float | None) -> bool:
     """Whether `future` was done within `timeout_s` seconds; None waits for as long as it takes.
 
     It is neither cancelled nor asked how it ended; being cancelled ends the wait and leaves it alone.

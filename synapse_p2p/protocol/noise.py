@@ -33,6 +33,7 @@ MAX_NONCE = 2**64 - 1  # reserved by the specification for rekeying
 _PACK_NONCE = {"AESGCM": struct.Struct(">4xQ").pack, "ChaChaPoly": struct.Struct("<4xQ").pack}
 
 _PATTERN = (("e",), ("e", "ee", "s", "es"), ("s", "se"))
+_STEPS = len(_PATTERN)
 
 
 class CipherState:
@@ -93,11 +94,11 @@ class _SymmetricState:
         self.hash = hashlib.sha256(self.hash + data).digest()
 
     def mix_key(self, material: bytes) -> None:
-        self._chaining_key, key = _hkdf(self._chaining_key, material, 2)
+        self._chaining_key, key = _hkdf(self._chaining_key, material)
         self._cipher = CipherState(self._cipher_name, key)
 
     def mix_key_and_hash(self, material: bytes) -> None:
-        self._chaining_key, extra, key = _hkdf(self._chaining_key, material, 3)
+        self._chaining_key, extra, key = _hkdf3(self._chaining_key, material)
         self.mix_hash(extra)
         self._cipher = CipherState(self._cipher_name, key)
 
@@ -116,18 +117,21 @@ class _SymmetricState:
         return plaintext
 
     def split(self) -> tuple[CipherState, CipherState]:
-        first, second = _hkdf(self._chaining_key, b"", 2)
+        first, second = _hkdf(self._chaining_key, b"")
         return CipherState(self._cipher_name, first), CipherState(self._cipher_name, second)
 
 
-def _hkdf(chaining_key: bytes, material: bytes, count: int) -> list[bytes]:
+def _hkdf(chaining_key: bytes, material: bytes) -> tuple[bytes, bytes]:
     secret = hmac.digest(chaining_key, material, "sha256")
-    outputs: list[bytes] = []
-    previous = b""
-    for index in range(1, count + 1):
-        previous = hmac.digest(secret, previous + bytes((index,)), "sha256")
-        outputs.append(previous)
-    return outputs
+    first = hmac.digest(secret, b"\1", "sha256")
+    return first, hmac.digest(secret, first + b"\2", "sha256")
+
+
+def _hkdf3(chaining_key: bytes, material: bytes) -> tuple[bytes, bytes, bytes]:
+    secret = hmac.digest(chaining_key, material, "sha256")
+    first = hmac.digest(secret, b"\1", "sha256")
+    second = hmac.digest(secret, first + b"\2", "sha256")
+    return first, second, hmac.digest(secret, second + b"\3", "sha256")
 
 
 class NoiseXX:
@@ -172,7 +176,7 @@ class NoiseXX:
     @property
     def is_finished(self) -> bool:
         """Whether all three messages have passed."""
-        return self._step == len(_PATTERN)
+        return self._step == _STEPS
 
     def begin_message(self) -> bytes:
         """The tokens of our next message, before its payload; `finish_message` completes it.
@@ -181,7 +185,7 @@ class NoiseXX:
         """
         assert not self._is_failed and self._is_ours(), "not our turn to write"
         try:
-            return b"".join(self._write_token(token) for token in self._tokens())
+            return b"".join([self._write_token(token) for token in self._tokens()])
         except ValueError as error:
             self._is_failed = True
             raise HandshakeFailed("crypto", "the peer's key is of low order") from error
@@ -225,32 +229,30 @@ class NoiseXX:
         return (first, second) if self._is_initiator else (second, first)
 
     def _is_ours(self) -> bool:
-        return not self.is_finished and (self._step % 2 == 0) == self._is_initiator
+        return self._step < _STEPS and (self._step % 2 == 0) == self._is_initiator
 
     def _tokens(self) -> tuple[str, ...]:
         tokens = _PATTERN[self._step]
         return ("psk", *tokens) if self._psk is not None and self._step == 0 else tokens
 
     def _write_token(self, token: str) -> bytes:
-        match token:
-            case "e":
-                return self._mix_ephemeral(self._ephemeral.public_key().public_bytes_raw())
-            case "s":
-                return self._symmetric.encrypt_and_hash(self._static.public_key().public_bytes_raw())
+        if token == "e":
+            return self._mix_ephemeral(self._ephemeral.public_key().public_bytes_raw())
+        if token == "s":
+            return self._symmetric.encrypt_and_hash(self._static.public_key().public_bytes_raw())
         self._mix_secret(token)
         return b""
 
     def _read_token(self, token: str, message: bytes) -> bytes:
-        match token:
-            case "e":
-                key, message = _cut(message, KEY_SIZE_BYTES)
-                self._remote_ephemeral = X25519PublicKey.from_public_bytes(self._mix_ephemeral(key))
-            case "s":
-                size = KEY_SIZE_BYTES + (TAG_SIZE_BYTES if self._symmetric.has_key else 0)
-                sealed, message = _cut(message, size)
-                self._remote_static = X25519PublicKey.from_public_bytes(self._symmetric.decrypt_and_hash(sealed))
-            case _:
-                self._mix_secret(token)
+        if token == "e":
+            key, message = _cut(message, KEY_SIZE_BYTES)
+            self._remote_ephemeral = X25519PublicKey.from_public_bytes(self._mix_ephemeral(key))
+        elif token == "s":
+            size = KEY_SIZE_BYTES + (TAG_SIZE_BYTES if self._symmetric.has_key else 0)
+            sealed, message = _cut(message, size)
+            self._remote_static = X25519PublicKey.from_public_bytes(self._symmetric.decrypt_and_hash(sealed))
+        else:
+            self._mix_secret(token)
         return message
 
     def _mix_ephemeral(self, key: bytes) -> bytes:
@@ -265,11 +267,11 @@ class NoiseXX:
             self._symmetric.mix_key_and_hash(self._psk)
             return
         # "es": the initiator's ephemeral with the responder's static key; "se": the other way round.
-        ours_is_ephemeral = (token[0] == "e") if self._is_initiator else (token[1] == "e")
-        theirs_is_ephemeral = (token[1] == "e") if self._is_initiator else (token[0] == "e")
-        theirs = self._remote_ephemeral if theirs_is_ephemeral else self._remote_static
-        assert theirs is not None
-        self._symmetric.mix_key((self._ephemeral if ours_is_ephemeral else self._static).exchange(theirs))
+        ours, theirs = token if self._is_initiator else reversed(token)
+        key = self._ephemeral if ours == "e" else self._static
+        remote_key = self._remote_ephemeral if theirs == "e" else self._remote_static
+        assert remote_key is not None
+        self._symmetric.mix_key(key.exchange(remote_key))
 
 
 def _cut(message: bytes, size: int) -> tuple[bytes, bytes]:

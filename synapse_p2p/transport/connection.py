@@ -334,9 +334,9 @@ class SessionConnection:
                 self._idle = self._loop.create_future()
             await asyncio.shield(self._idle)
 
-    async def wait_closed(self) -> None:
-        """Return when the stream is gone."""
-        await wait_at_most(self._closed, None)
+    async def wait_closed(self, timeout_s: float | None = None) -> None:
+        """Return when the stream is gone, or after so many seconds."""
+        await wait_at_most(self._closed, timeout_s)
 
     # What the stream tells us
 

@@ -7,13 +7,11 @@ A pool keeps sessions with many peers (`pool.py`); this keeps one, and knows no 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from synapse_p2p.background import TaskScope, result_of
+from synapse_p2p.background import TaskScope, wait_at_most
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.context import CallContext, MountedHandler
 from synapse_p2p.exceptions import FrameTooLarge, HandshakeFailed, PeerUnavailable, RemoteError, Timeout
@@ -186,42 +184,37 @@ class HeldSession:
         """One dial for all who call at once. It goes on until nobody waits for it."""
         if here.scope.is_closed:
             raise PeerUnavailable(CLOSED)
-        if here.dial is None or here.dial.task.done():
-            here.dial = _Dial(here.scope.spawn_awaited(self._dial(here), name=f"dial {self._address}"))
         dial = here.dial
-        dial.waiting += 1
+        if dial is None:
+            dial = here.dial = _Dial()
+            dial.run(here.scope.spawn_awaited(self._dial(here, dial), name=f"dial {self._address}"))
         try:
-            async with asyncio.timeout(self._left_s(deadline)):
-                return await result_of(dial.task)
-        except TimeoutError as error:
-            if isinstance(error, Timeout):
-                raise
-            text = f"{self._address} took no connection in the time given; {endpoint} was not started"
-            raise Timeout(text) from None
-        except asyncio.CancelledError:
-            own = asyncio.current_task()
-            if dial.task.cancelled() and own is not None and not own.cancelling():
-                raise PeerUnavailable(CLOSED) from None
-            raise
+            is_over = await wait_at_most(dial, self._left_s(deadline))
         finally:
-            dial.waiting -= 1
-            if not dial.waiting:
+            if here.dial is dial and not dial.is_awaited:
+                here.dial = None  # whoever comes while it ends dials anew
                 dial.task.cancel()
-                if here.dial is dial:
-                    here.dial = None  # whoever comes while it ends dials anew
+        if not is_over:
+            raise Timeout(f"{self._address} took no connection in the time given; {endpoint} was not started")
+        if dial.connection is None and dial.task.cancelled():
+            raise PeerUnavailable(CLOSED)
+        return dial.connection or dial.task.result()
 
-    async def _dial(self, here: _OnLoop) -> SessionConnection:
+    async def _dial(self, here: _OnLoop, dial: _Dial) -> SessionConnection:
+        def on_established(connection: SessionConnection) -> None:
+            here.connection = connection
+            here.dial = None
+            self.peer_id = connection.peer.node_id
+            here.scope.spawn(self._keep(connection), name=f"session with {self._address}")
+            dial.on_established(connection)
+
         def on_closed(connection: SessionConnection) -> None:
             if here.connection is connection:
                 here.connection = None
 
-        connection = await self._dialer.dial(
-            self._address, self._expected_id, scope=here.scope, on_established=_ready, on_closed=on_closed
+        return await self._dialer.dial(
+            self._address, self._expected_id, scope=here.scope, on_established=on_established, on_closed=on_closed
         )
-        here.connection = connection
-        self.peer_id = connection.peer.node_id
-        here.scope.spawn(self._keep(connection), name=f"session with {self._address}")
-        return connection
 
     async def _keep(self, connection: SessionConnection) -> None:
         """Until the session ends: close it when it has been idle, and when the loop is about to end."""
@@ -231,9 +224,7 @@ class HeldSession:
                 pause_s = idle_at - self._runtime.now() if not connection.calls_in_flight else self._idle_s
                 if pause_s <= 0:
                     break
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await connection.wait_closed()
+                await connection.wait_closed(pause_s)
             await connection.wait_idle()  # of one that takes no new calls, those in flight go on
         finally:
             connection.close("idle")
@@ -259,12 +250,45 @@ class _OnLoop:
                 connection.abort()  # only when the close itself is cancelled
 
 
-@dataclass(slots=True)
 class _Dial:
-    """A dial under way, and how many calls wait for it."""
+    """A dial under way. To the calls that wait for it, it is done as soon as there is a session: they go on at once."""
 
-    task: asyncio.Task[SessionConnection]
-    waiting: int = 0
+    def __init__(self) -> None:
+        self.connection: SessionConnection | None = None
+        self._callbacks: list[Callable[[object], object]] = []
+
+    def run(self, task: asyncio.Task[SessionConnection]) -> None:
+        """Follow the task that dials, whose failure is let go when nobody is left to be told."""
+        self.task = task
+        task.add_done_callback(self._on_ended)
+
+    def on_established(self, connection: SessionConnection) -> None:
+        self.connection = connection
+        self._tell()
+
+    @property
+    def is_awaited(self) -> bool:
+        return bool(self._callbacks)
+
+    def done(self) -> bool:
+        return self.connection is not None or self.task.done()
+
+    def add_done_callback(self, callback: Callable[[object], object]) -> None:
+        self._callbacks.append(callback)
+
+    def remove_done_callback(self, callback: Callable[[object], object]) -> None:
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+
+    def _on_ended(self, task: asyncio.Task[SessionConnection]) -> None:
+        if not task.cancelled():
+            task.exception()
+        self._tell()
+
+    def _tell(self) -> None:
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
 
 
 class ServesNothing:
@@ -278,7 +302,3 @@ class ServesNothing:
 
     async def serve_session_call(self, call: Call, context: CallContext) -> Any:
         raise RemoteError(Code.NOT_FOUND, "a client offers no functions")
-
-
-def _ready(connection: SessionConnection) -> None:
-    """A client's session is handed to whoever waits for the dial; nobody else is told."""

@@ -7,6 +7,7 @@ kept in memory alone, and bounded.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import threading
 
@@ -68,6 +69,7 @@ def spoke_encrypted(address: str) -> bool:
     return address in SPOKEN
 
 
+@functools.lru_cache(maxsize=256)  # who dials often dials few
 def _canonical(address: str) -> str:
     try:
         host, port = parse_address(address)

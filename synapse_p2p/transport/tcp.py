@@ -24,21 +24,18 @@ RESET_AT_CLOSE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # what th
 class TcpStream:
     """A ByteStream over an asyncio transport."""
 
-    __slots__ = ("_transport", "is_closing", "write")
+    __slots__ = ("_transport", "is_closing", "peer_address", "write")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self.is_closing = transport.is_closing  # asked three times for every call: without a step between
         self.write = transport.write
+        self.peer_address = _address(transport.get_extra_info("peername"))
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
 
     @property
     def local_address(self) -> str:
         return _address(self._transport.get_extra_info("sockname"))
-
-    @property
-    def peer_address(self) -> str:
-        return _address(self._transport.get_extra_info("peername"))
 
     def unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size()
