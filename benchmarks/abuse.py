@@ -226,6 +226,7 @@ class Abuse:
         done = self._attackers.ask(f"{attack.name} {attack.count} {attack.flow_s or 2 * attack.gone_s}")
         done_at = time.monotonic()
         felt_of_flow = Felt(**self._client.ask("next")) if attack.flow_s else None
+        self._node.ask("look")  # once it answers, it has let in whoever stood at the door
         gone_s = self._wait_until_gone(descriptors_before, done_at, 2 * (attack.gone_s + GONE_SLACK_S))
         attacked = felt_of_flow or Felt(**self._client.ask("next"))
         after = self._node.ask("look")
