@@ -408,20 +408,8 @@ def _name_of(error: Exception) -> str:
     return f"{name} at {frame.f_code.co_filename}:{line}"
 
 
-async def result_of(task: asyncio.Task[T]) -> T:
-    """The result of a task, which goes on when the one who waits for it is cancelled. Raises what it raises.
-
-    As `asyncio.shield`, in fewer turns of the loop. A failure that nobody is left to be told of is let go.
-    """
-    try:
-        await wait_at_most(task, None)
-    except asyncio.CancelledError:
-        task.add_done_callback(_let_go)
-        raise
-    return task.result()
-
-
-def _let_go(task: asyncio.Task[Any]) -> None:
+def let_go(task: asyncio.Task[Any]) -> None:
+    """A done callback for a task whose failure nobody may be left to be told of: asyncio logs it else."""
     if not task.cancelled():
         task.exception()
 

@@ -291,6 +291,39 @@ def test_many_first_calls_at_once_dial_once():
     assert run(main()) == (list(range(50)), 1)
 
 
+class NotingTransport(MemoryTransport):
+    """Notes how much a dialer writes at a time, after its first message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written_bytes: list[int] = []
+
+    async def connect(self, host: str, port: int, receiver: Receiver) -> ByteStream:
+        stream: Any = await super().connect(host, port, receiver)
+        write = stream.write
+
+        def noting(data: bytes) -> None:
+            self.written_bytes.append(len(data))
+            write(data)
+
+        stream.write = noting
+        return stream
+
+
+def test_the_first_call_leaves_together_with_the_last_message_of_the_handshake():
+    async def main() -> list[int]:
+        transport = NotingTransport()
+        server = app(transport=transport, runtime=virtual_runtime())
+        await server.start()
+        async with Client(port=server.port, transport=transport, runtime=virtual_runtime()) as client:
+            assert await client.call("add", 1, 2) == 3
+            written_bytes = list(transport.written_bytes)
+        await server.stop()
+        return written_bytes
+
+    assert len(run(main())) == 1
+
+
 def test_a_dial_that_nobody_waits_for_any_more_is_given_up():
     async def main() -> int:
         transport = UnreachableTransport()

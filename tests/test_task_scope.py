@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from simulations.virtual_loop import run
-from synapse_p2p.background import TaskScope, result_of, wait_at_most
+from synapse_p2p.background import TaskScope, let_go, wait_at_most
 from synapse_p2p.spare_task import SPARE
 
 
@@ -280,51 +280,24 @@ async def test_being_cancelled_while_waiting_cancels_nothing_else():
     assert not future.done()
 
 
-# result_of
+# let_go
 
 
-async def test_the_result_of_a_task_is_taken_and_its_failure_raised():
-    async def give() -> str:
-        await asyncio.sleep(0)
-        return "given"
-
-    assert await result_of(asyncio.ensure_future(give())) == "given"
-    with pytest.raises(RuntimeError, match="boom"):
-        await result_of(asyncio.ensure_future(fail()))
-
-
-async def test_who_waits_for_a_result_is_cancelled_alone_and_a_failure_of_the_task_is_let_go():
-    gate = asyncio.Event()
+async def test_a_failure_that_is_let_go_is_not_complained_of():
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
 
-    async def fail_in_the_end() -> None:
-        await gate.wait()
-        raise RuntimeError("boom")
-
-    task = asyncio.ensure_future(fail_in_the_end())
-    waiting = [asyncio.ensure_future(result_of(task)) for _ in range(2)]
+    ended = [asyncio.ensure_future(fail()), asyncio.ensure_future(for_ever()), asyncio.ensure_future(asyncio.sleep(0))]
+    for task in ended:
+        task.add_done_callback(let_go)
     await asyncio.sleep(0)
-    for each in waiting:
-        each.cancel()
-    await asyncio.wait(waiting)
-    assert all(each.cancelled() for each in waiting) and not task.done()
-
-    gate.set()
-    await asyncio.wait([task])
+    ended[1].cancel()
+    await asyncio.wait(ended)
     await asyncio.sleep(0)
     del task
+    ended.clear()
     gc.collect()
     assert complaints == []
-
-
-async def test_the_result_of_a_task_that_was_cancelled_is_that():
-    task = asyncio.ensure_future(for_ever())
-    waiting = asyncio.ensure_future(result_of(task))
-    await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait([waiting])
-    assert waiting.cancelled()
 
 
 # TaskScope.begin: what mostly ends in its first step

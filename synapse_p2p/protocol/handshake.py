@@ -48,7 +48,6 @@ INSTANCE_SIZE_BYTES = 8
 SESSION_VERSIONS = (1, 1)  # the oldest and the newest session protocol that we speak
 
 _PROLOGUE = b"synapse-noise/1"
-_LABEL = b"synapse-noise-id:v1:"
 _PROOF_VERSION = 1
 _LENGTH_BYTES = 2
 _MAGIC_AS_LENGTH = int.from_bytes(MAGIC[:HEADER_SIZE_BYTES], "big")  # what the plain wire takes our first bytes for
@@ -90,6 +89,12 @@ class Parameters:
     unix_ms: int = 0
     seen: str = ""
     versions: tuple[int, int] = SESSION_VERSIONS
+
+    def for_peer_at(self, address: str) -> Parameters:
+        """The same for the other side at this address."""
+        return Parameters(
+            self.mode, self.port, self.instance, self.agent, self.unix_ms, seen=address, versions=self.versions
+        )
 
     def to_map(self) -> dict[str, Any]:
         """As it travels."""
@@ -156,6 +161,9 @@ class Role(Enum):
     LISTENER = b"R"
 
 
+_LABELS = tuple(b"synapse-noise-id:v1:" + role.value for role in Role)  # of the dialer's proof, and of the listener's
+
+
 @dataclass(frozen=True, slots=True)
 class HandshakeKeys:
     """The X25519 private keys of one handshake: `static` is drawn once per process, `ephemeral` for every
@@ -191,6 +199,7 @@ class Handshake:
         `expected_id` is whom a dialer wants; None takes any peer.
         """
         self._role = role
+        self._label, self._peer_label = _LABELS if role is Role.DIALER else reversed(_LABELS)
         self._identity = identity
         self._network_id = network_id
         self._network_key = network_key
@@ -364,7 +373,7 @@ class Handshake:
     def _send_proof(self) -> None:
         noise = self._noise_state
         head = noise.begin_message()
-        signature = self._identity.sign(_LABEL + self._role.value, noise.handshake_hash)
+        signature = self._identity.sign(self._label, noise.handshake_hash)
         proof = [_PROOF_VERSION, self._identity.public_key, signature, self._parameters.to_map()]
         self._send_message(head + noise.finish_message(pack(proof)))
 
@@ -384,8 +393,7 @@ class Handshake:
         if len(public_key) != KEY_SIZE_BYTES or len(pack(values)) > MAX_PARAMETERS_BYTES:
             raise HandshakeFailed("proof", "the peer's identity proof has a wrong size")
         parameters = Parameters.from_map(values)
-        role = Role.LISTENER if self._role is Role.DIALER else Role.DIALER
-        if not verify(public_key, _LABEL + role.value, hash_before_payload, signature):
+        if not verify(public_key, self._peer_label, hash_before_payload, signature):
             raise HandshakeFailed("proof", "the peer's identity proof is not valid")
         node_id = node_id_of(public_key)
         if node_id == self._identity.node_id:

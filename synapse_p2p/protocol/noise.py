@@ -236,23 +236,25 @@ class NoiseXX:
         return ("psk", *tokens) if self._psk is not None and self._step == 0 else tokens
 
     def _write_token(self, token: str) -> bytes:
-        if token == "e":
-            return self._mix_ephemeral(self._ephemeral.public_key().public_bytes_raw())
-        if token == "s":
-            return self._symmetric.encrypt_and_hash(self._static.public_key().public_bytes_raw())
+        match token:
+            case "e":
+                return self._mix_ephemeral(self._ephemeral.public_key().public_bytes_raw())
+            case "s":
+                return self._symmetric.encrypt_and_hash(self._static.public_key().public_bytes_raw())
         self._mix_secret(token)
         return b""
 
     def _read_token(self, token: str, message: bytes) -> bytes:
-        if token == "e":
-            key, message = _cut(message, KEY_SIZE_BYTES)
-            self._remote_ephemeral = X25519PublicKey.from_public_bytes(self._mix_ephemeral(key))
-        elif token == "s":
-            size = KEY_SIZE_BYTES + (TAG_SIZE_BYTES if self._symmetric.has_key else 0)
-            sealed, message = _cut(message, size)
-            self._remote_static = X25519PublicKey.from_public_bytes(self._symmetric.decrypt_and_hash(sealed))
-        else:
-            self._mix_secret(token)
+        match token:
+            case "e":
+                key, message = _cut(message, KEY_SIZE_BYTES)
+                self._remote_ephemeral = X25519PublicKey.from_public_bytes(self._mix_ephemeral(key))
+            case "s":
+                size = KEY_SIZE_BYTES + (TAG_SIZE_BYTES if self._symmetric.has_key else 0)
+                sealed, message = _cut(message, size)
+                self._remote_static = X25519PublicKey.from_public_bytes(self._symmetric.decrypt_and_hash(sealed))
+            case _:
+                self._mix_secret(token)
         return message
 
     def _mix_ephemeral(self, key: bytes) -> bytes:

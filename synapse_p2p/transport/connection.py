@@ -348,18 +348,15 @@ class SessionConnection:
         self._handshake = self._make_handshake(self.address)
         del self._make_handshake  # it holds the keys of this one handshake
         self._handshake.start()
-        self._write_handshake()
+        self._outflow.hold(self._handshake.data_to_send())
+        self._outflow.release()
         self._alarm.set(self._config.handshake_timeout_s, self._on_handshake_timeout)
 
     def data_received(self, data: bytes) -> None:
         self._metrics.counts.received_bytes += len(data)
         try:
             if self._channel is None:
-                established = self._continue_handshake(data)
-                if established is None:
-                    return
-                self._begin_session(established)
-                data = established.surplus
+                data = self._shake_hands(data)
             if data:
                 self._receive(data)
         except ProtocolViolation as error:
@@ -404,17 +401,21 @@ class SessionConnection:
 
     # The handshake
 
-    def _continue_handshake(self, data: bytes) -> Established | None:
-        assert self._handshake is not None
+    def _shake_hands(self, data: bytes) -> bytes:
+        """Go on with the handshake; what came after its end."""
+        handshake, outflow = self._handshake, self._outflow
+        assert handshake is not None and outflow is not None
         try:
-            return self._handshake.receive_data(data)
-        finally:
-            self._write_handshake()  # on a failure too: it may hold a refusal
-
-    def _write_handshake(self) -> None:
-        assert self._handshake is not None and self._outflow is not None
-        if data := self._handshake.data_to_send():
-            self._outflow.write(data)
+            established = handshake.receive_data(data)
+        except HandshakeFailed:
+            outflow.hold(handshake.data_to_send())  # a refusal, where there is one to be told
+            outflow.release()
+            raise
+        outflow.hold(handshake.data_to_send())
+        if established is not None:
+            self._begin_session(established)  # a call that waits for just this leaves with our last message
+        outflow.release()
+        return b"" if established is None else established.surplus
 
     def _begin_session(self, established: Established) -> None:
         self._handshake = None
@@ -718,7 +719,8 @@ class SessionConnection:
         if self._stream is not None and not self._is_ending:
             self._is_ending = True
             self._stream.close()
-            self._alarm.set(self._config.goodbye_timeout_s, self.abort)
+            if self._stream.unsent_bytes():
+                self._alarm.set(self._config.goodbye_timeout_s, self.abort)
 
     def _on_write_stall(self) -> None:
         self._fail(PeerUnavailable(f"{self.address} reads nothing"))

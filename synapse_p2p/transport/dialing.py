@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -160,7 +159,7 @@ class SessionDialer:
                 identity=self._identity,
                 network_id=self._network_id,
                 keys=keys,
-                parameters=replace(parameters, seen=peer_address),
+                parameters=parameters.for_peer_at(peer_address),
                 expected_id=expected_id,
                 network_key=self._network_key,
             )
@@ -187,14 +186,16 @@ class time_limit:  # noqa: N801 - reads as the statement it is
 
     def __init__(self, seconds: float | None, text: str) -> None:
         self._text = text
-        self._timeout = asyncio.timeout(seconds)
+        self._timeout = None if seconds is None else asyncio.timeout(seconds)
 
     async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
+        if self._timeout is not None:
+            await self._timeout.__aenter__()
 
     async def __aexit__(self, kind: Any, error: Any, traceback: Any) -> None:
         try:
-            await self._timeout.__aexit__(kind, error, traceback)
+            if self._timeout is not None:
+                await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:
             raise Timeout(self._text) from None
 

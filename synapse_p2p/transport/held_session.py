@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from synapse_p2p.background import TaskScope, wait_at_most
+from synapse_p2p.background import TaskScope, let_go, wait_at_most
 from synapse_p2p.config import SessionConfig
 from synapse_p2p.context import CallContext, MountedHandler
 from synapse_p2p.exceptions import FrameTooLarge, HandshakeFailed, PeerUnavailable, RemoteError, Timeout
@@ -165,9 +165,10 @@ class HeldSession:
         loop = asyncio.get_running_loop()
         here = self._by_loop.get(loop)
         if here is None:
-            # What a closed loop has left refers to that loop, so that the weak reference alone would keep it.
-            for other in [other for other in self._by_loop if other.is_closed()]:
-                del self._by_loop[other]
+            if self._by_loop:
+                # What a closed loop has left refers to that loop, so that the weak reference alone would keep it.
+                for other in [other for other in self._by_loop if other.is_closed()]:
+                    del self._by_loop[other]
             here = self._by_loop[loop] = _OnLoop()
         return here
 
@@ -185,7 +186,7 @@ class HeldSession:
         if here.scope.is_closed:
             raise PeerUnavailable(CLOSED)
         dial = here.dial
-        if dial is None:
+        if dial is None or dial.done():
             dial = here.dial = _Dial()
             dial.run(here.scope.spawn_awaited(self._dial(here, dial), name=f"dial {self._address}"))
         try:
@@ -202,6 +203,9 @@ class HeldSession:
 
     async def _dial(self, here: _OnLoop, dial: _Dial) -> SessionConnection:
         def on_established(connection: SessionConnection) -> None:
+            if here.dial is not dial:
+                connection.close("closing")  # nobody waits any more: the dial is being cancelled
+                return
             here.connection = connection
             here.dial = None
             self.peer_id = connection.peer.node_id
@@ -240,7 +244,7 @@ class _OnLoop:
         self.dial: _Dial | None = None
 
     async def close(self) -> None:
-        connection = self.connection
+        connection, self.dial = self.connection, None
         if connection is not None:
             connection.close("closing")
         try:
@@ -258,13 +262,14 @@ class _Dial:
         self._callbacks: list[Callable[[object], object]] = []
 
     def run(self, task: asyncio.Task[SessionConnection]) -> None:
-        """Follow the task that dials, whose failure is let go when nobody is left to be told."""
+        """Follow the task that dials."""
         self.task = task
-        task.add_done_callback(self._on_ended)
+        task.add_done_callback(let_go)
+        task.add_done_callback(self._tell)
 
     def on_established(self, connection: SessionConnection) -> None:
         self.connection = connection
-        self._tell()
+        self._tell(self)
 
     @property
     def is_awaited(self) -> bool:
@@ -280,12 +285,7 @@ class _Dial:
         if callback in self._callbacks:
             self._callbacks.remove(callback)
 
-    def _on_ended(self, task: asyncio.Task[SessionConnection]) -> None:
-        if not task.cancelled():
-            task.exception()
-        self._tell()
-
-    def _tell(self) -> None:
+    def _tell(self, _: object) -> None:
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback(self)

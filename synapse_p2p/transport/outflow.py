@@ -23,6 +23,7 @@ class Outflow:
 
     __slots__ = (
         "_counts",
+        "_held",
         "_loop",
         "_on_stall",
         "_room",
@@ -50,9 +51,21 @@ class Outflow:
         self._room: asyncio.Future[None] | None = None  # for all who wait now
         self._written_bytes = 0
         self._counts = counts or SessionCounts()
+        self._held = b""
+
+    def hold(self, data: bytes) -> None:
+        """Have these bytes leave with what is written next, in one packet, or at `release`."""
+        self._held += data
+
+    def release(self) -> None:
+        """Write what is held, where nothing has taken it along."""
+        if self._held and not self._stream.is_closing():
+            self.write(b"")
 
     def write(self, data: bytes) -> None:
         """Queue bytes on the stream."""
+        if self._held:
+            data, self._held = self._held + data, b""
         # Counted first: the write itself may find the queue full and look at the count.
         size_bytes = len(data)
         self._written_bytes += size_bytes

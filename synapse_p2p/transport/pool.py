@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from synapse_p2p.background import TaskScope, result_of
+from synapse_p2p.background import TaskScope, let_go, wait_at_most
 from synapse_p2p.config import PoolConfig, SessionConfig
 from synapse_p2p.exceptions import (
     ConfigError,
@@ -435,10 +435,8 @@ def _proved(connection: SessionConnection) -> ProvedPeer:
 
 async def _result_of(task: asyncio.Task[T]) -> T:
     """The result of a task of ours, which runs on when the one who waits is cancelled."""
-    try:
-        return await result_of(task)
-    except asyncio.CancelledError:
-        own = asyncio.current_task()
-        if task.cancelled() and own is not None and not own.cancelling():
-            raise PeerUnavailable(NODE_IS_STOPPING) from None
-        raise
+    task.add_done_callback(let_go)
+    await wait_at_most(task, None)
+    if task.cancelled():
+        raise PeerUnavailable(NODE_IS_STOPPING)
+    return task.result()

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from simulations.virtual_loop import run
+from synapse_p2p.protocol.counts import SessionCounts
 from synapse_p2p.transport.outflow import Outflow
 
 
@@ -136,3 +137,50 @@ async def test_with_room_nobody_waits():
     await outflow.wait_for_room()
 
     assert not outflow.is_full
+
+
+async def test_what_is_held_leaves_with_the_next_that_is_written():
+    stream = Written()
+    outflow = Outflow(cast(Any, stream), stall_s=10, on_stall=lambda: None)
+    outflow.hold(b"the last of a handshake, ")
+    outflow.hold(b"in two pieces, ")
+    assert stream.written == []
+
+    outflow.write(b"and a call")
+    outflow.release()
+    outflow.write(b"another")
+    assert stream.written == [b"the last of a handshake, in two pieces, and a call", b"another"]
+
+
+async def test_what_nothing_took_along_is_released_once_and_nothing_is_no_write():
+    stream = Written()
+    counts = SessionCounts()
+    outflow = Outflow(cast(Any, stream), stall_s=10, on_stall=lambda: None, counts=counts)
+    outflow.release()
+    outflow.hold(b"")
+    outflow.release()
+    assert stream.written == []
+
+    outflow.hold(b"held")
+    outflow.release()
+    outflow.release()
+    assert (stream.written, counts.sent_bytes) == ([b"held"], 4)
+
+    outflow.hold(b"too late")
+    stream.is_closed = True
+    outflow.release()
+    assert stream.written == [b"held"]
+
+
+class Written:
+    """A stream that notes what is written."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def is_closing(self) -> bool:
+        return self.is_closed
