@@ -133,6 +133,7 @@ class Session:
         "is_behind",
         "is_closing",
         "is_draining",
+        "is_refusing",
         "may_let_wait",
         "outbox",
         "running",
@@ -171,6 +172,12 @@ class Session:
         self.is_closing = False
         self.may_let_wait = True  # else calls without a place are refused: this process holds too much already
         self.is_draining = False  # what runs may finish, what arrives is refused
+        self.is_refusing = False  # the peer is: it takes no new calls of ours
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether calls of ours can be begun now."""
+        return not (self.is_closing or self.is_draining or self.is_refusing)
 
     # What we do
 

@@ -35,7 +35,6 @@ class AskedCalls:
         "_address",
         "_control_places",
         "_in_line",
-        "_is_open",
         "_loop",
         "_max_calls",
         "_now",
@@ -58,7 +57,6 @@ class AskedCalls:
         now: Callable[[], float],
         max_control_calls: int,
         max_calls: int,
-        is_open: Callable[[], bool],
         on_asked: Callable[[bool], None],
         sender: ItemSender,
         on_taken: Callable[[], None],
@@ -72,7 +70,6 @@ class AskedCalls:
         self._outflow = outflow
         self._address = address
         self._now = now
-        self._is_open = is_open
         self._on_asked = on_asked
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, PromptFuture | AskedStream] = {}
@@ -109,10 +106,11 @@ class AskedCalls:
                 await self._wait_for_room(deadline)
                 now = self._now()
         try:
-            if not self._is_open():
+            session = self._session
+            if session.is_closing or session.is_draining or session.is_refusing:  # `takes_calls`, without a step more
                 raise PeerUnavailable(f"the session with {self._address} is closed")
             try:
-                call_id = self._session.call(endpoint, args, kwargs, now=now, deadline=deadline, options=options)
+                call_id = session.call(endpoint, args, kwargs, now=now, deadline=deadline, options=options)
             except (FrameTooLarge, TypeError, ValueError, OverflowError) as error:
                 raise unsendable(endpoint, args, kwargs, error) from error
             answer = self._waiting[call_id] = PromptFuture(loop=self._loop)
@@ -234,7 +232,7 @@ class AskedCalls:
         deadline = None if timeout_s is None else self._now() + timeout_s
         if self._outflow.is_full or len(self._waiting) >= self._max_calls:
             await self._wait_for_room(deadline)
-        if not self._is_open():
+        if not self._session.takes_calls:
             self._call_up()  # its turn was of no use
             raise PeerUnavailable(f"the session with {self._address} is closed")
         return deadline
@@ -323,7 +321,7 @@ class AskedCalls:
         """
         try:
             async with asyncio.timeout(self._left_s(deadline)):
-                while self._outflow.is_full or (len(self._waiting) >= self._max_calls and self._is_open()):
+                while self._outflow.is_full or (len(self._waiting) >= self._max_calls and self._session.takes_calls):
                     if self._outflow.is_full:
                         await self._outflow.wait_for_room()
                     else:

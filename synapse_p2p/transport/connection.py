@@ -81,7 +81,6 @@ class SessionConnection:
         "_is_flood",
         "_is_pump_due",
         "_is_reading_paused",
-        "_is_refused",
         "_loop",
         "_make_handshake",
         "_metrics",
@@ -152,7 +151,6 @@ class SessionConnection:
         self._is_flood = False
         self._is_pump_due = False  # later in this turn of the loop, or it goes on
         self._had_many_events = False  # at the last look: of many answers come many calls
-        self._is_refused = False  # the peer takes no new calls here
         self._goodbye_when_idle: tuple[str, str] | None = None
         self._is_ending = False  # the stream was told to close, and a timer set for when it does not
         # Made for whoever waits.
@@ -172,7 +170,7 @@ class SessionConnection:
     def is_open(self) -> bool:
         """Whether calls can be made now."""
         session, stream = self._session, self._stream
-        if session is None or stream is None or session.is_closing or session.is_draining or self._is_refused:
+        if session is None or stream is None or session.is_closing or session.is_draining or session.is_refusing:
             return False
         # A stream that closes under us says so a turn of the loop before connection_lost does.
         return not stream.is_closing()
@@ -442,7 +440,6 @@ class SessionConnection:
             now=self._runtime.now,
             max_control_calls=self._config.max_control_calls,
             max_calls=self._config.max_calls_served + self._config.max_calls_queued,
-            is_open=lambda: self.is_open,
             on_asked=self._on_asked,
             sender=self._sender,
             on_taken=self._on_item_taken,
@@ -483,6 +480,9 @@ class SessionConnection:
             is_flood = self._is_flood or session.is_behind
             max_messages = MESSAGES_A_TURN_BEHIND if is_flood else MESSAGES_A_TURN
             session.receive_data(self._channel.open(data), now, max_messages=max_messages)
+        except ProtocolViolation:
+            session.is_refusing = True  # to whoever is told of an answer that came before it
+            raise
         finally:
             if data:
                 self._is_flood = session.is_behind
@@ -597,8 +597,8 @@ class SessionConnection:
             byte_budget.PROCESS.note(self, held_bytes)
 
     def _dispatch(self, events: list[Event]) -> None:
-        asked, served = self._asked, self._served
-        assert asked is not None and served is not None
+        session, asked, served = self._session, self._asked, self._served
+        assert session is not None and asked is not None and served is not None
         self._had_many_events = len(events) > 1
         for event in events:
             # The two that every call takes are told apart by hand, as in the session.
@@ -616,7 +616,7 @@ class SessionConnection:
                     asked.expire(id)  # their clock was first
                 case CallFailed(id):
                     if event.code is Code.UNAVAILABLE and not event.may_have_started:
-                        self._is_refused = True
+                        session.is_refusing = True
                     asked.fail(id, error_of(event, self.address))
                 case CallExpired(id):
                     asked.expire(id)
