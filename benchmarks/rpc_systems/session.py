@@ -26,9 +26,10 @@ async def serve() -> str:
 
 async def connect(place: str) -> tuple[Any, Any]:
     server = Server(port=0)  # never started: a client to its peer
-    peer = await server.sessions.connect_address(place)
+    sessions = server.sessions
+    peer = await sessions.connect_address(place)
 
     async def call(value: bytes) -> Any:
-        return await server.sessions.call_with(peer, "echo", [value], {}, timeout_s=TIMEOUT_S)
+        return await sessions.call_with(peer, "echo", [value], {}, timeout_s=TIMEOUT_S)
 
     return call, server.stop
