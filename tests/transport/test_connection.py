@@ -32,7 +32,7 @@ from synapse_p2p.protocol import channel
 from synapse_p2p.protocol.channel import LENGTH_BYTES
 from synapse_p2p.protocol.code import Code
 from synapse_p2p.protocol.handshake import Handshake, HandshakeKeys, Parameters, Role
-from synapse_p2p.protocol.wire import Call
+from synapse_p2p.protocol.wire import Call, FrameKind, encode_frame, encode_result
 from synapse_p2p.runtime import Runtime
 from synapse_p2p.transport import byte_budget
 from synapse_p2p.transport.base import HIGH_WATER_BYTES, ByteStream, Receiver, Transport, parse_address
@@ -1349,6 +1349,31 @@ async def test_garbage_in_an_open_session_ends_that_session_alone(transport: Tra
 
         assert isinstance(theirs.failure, ProtocolViolation)
         assert await other.call("echo", ["alive"], {}, timeout_s=5) == "alive"
+
+
+async def test_who_is_told_of_an_answer_that_came_before_garbage_can_call_no_more(transport: Transport):
+    async with session(transport, listener=Handlers(wait=for_ever)) as (ours, theirs):
+        seen: list[Any] = []
+
+        async def call_twice() -> None:
+            seen.append(await ours.call("wait", [], {}, timeout_s=5))
+            seen.append(ours.is_open)
+            with pytest.raises(PeerUnavailable) as raised:
+                await ours.call("wait", [], {}, timeout_s=5)
+            seen.append(raised.value.may_have_started)
+
+        calling = asyncio.create_task(call_twice())
+        await until(lambda: ours.calls_asked)
+        answer_and_garbage = encode_frame(FrameKind.TASK, encode_result(2, "good")) + encode_frame(
+            FrameKind.TASK, b"\xc1"
+        )
+        assert theirs._channel is not None
+        # From the loop, as a transport does: within a task the one that waits would go on a turn later.
+        asyncio.get_running_loop().call_soon(ours.data_received, theirs._channel.seal(answer_and_garbage))
+        await calling
+
+        assert seen == ["good", False, False]
+        assert isinstance(ours.failure, ProtocolViolation)
 
 
 @pytest.mark.parametrize("role", Role)
