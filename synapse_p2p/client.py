@@ -274,8 +274,9 @@ class Client:
         )
 
     def _is_known_to_be_plain(self) -> bool:
+        until = self._memory.plain_until
         # Another client may have met it encrypted since.
-        return self._runtime.now() < self._memory.plain_until and not spoke_encrypted(self._name)
+        return until is not None and self._runtime.now() < until and not spoke_encrypted(self._name)
 
     async def _call_plain(
         self, endpoint: str, args: list[Any], kwargs: Mapping[str, Any], deadline: float | None
@@ -287,7 +288,7 @@ class Client:
             return await self._plain.call(request, timeout_s=left_s, idempotent=self.idempotent)
         except PeerUnavailable:
             # It is away, so it may come back as another release: the next call asks.
-            self._memory.plain_until = 0.0
+            self._memory.plain_until = None
             raise
 
     def _take_plain_or_raise(self, error: HandshakeFailed) -> None:
@@ -337,7 +338,7 @@ class Client:
 class _Memory:
     """What a client and those made of it with other options know of their server."""
 
-    plain_until = 0.0  # on the runtime's clock: until then it is taken to speak the plain wire alone
+    plain_until: float | None = None  # on the runtime's clock: until then it is taken to speak the plain wire alone
 
 
 def _place_of(address: str, port: int) -> tuple[str, int, NodeID | None]:

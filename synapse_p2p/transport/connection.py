@@ -474,11 +474,11 @@ class SessionConnection:
     def _receive(self, data: bytes) -> None:
         assert self._channel is not None and self._session is not None
         session = self._session
+        now = self._received_at = self._runtime.now()
+        session.may_let_wait = not byte_budget.PROCESS.is_over
+        is_flood = self._is_flood or session.is_behind
+        max_messages = MESSAGES_A_TURN_BEHIND if is_flood else MESSAGES_A_TURN
         try:
-            now = self._received_at = self._runtime.now()
-            session.may_let_wait = not byte_budget.PROCESS.is_over
-            is_flood = self._is_flood or session.is_behind
-            max_messages = MESSAGES_A_TURN_BEHIND if is_flood else MESSAGES_A_TURN
             session.receive_data(self._channel.open(data), now, max_messages=max_messages)
         except ProtocolViolation:
             session.is_refusing = True  # to whoever is told of an answer that came before it
@@ -486,6 +486,8 @@ class SessionConnection:
         finally:
             if data:
                 self._is_flood = session.is_behind
+            if session.happened:
+                self.last_used = now
             # What came before a fault stands; what it caused is sent after all of it was looked at.
             self._pump()
             if session.has_earlier_deadline:
@@ -606,7 +608,6 @@ class SessionConnection:
                 asked.end(event.id, event.value)
                 continue
             if type(event) is CallArrived:
-                self.last_used = self._received_at
                 served.serve(event)
                 continue
             match event:
@@ -619,9 +620,9 @@ class SessionConnection:
                         session.is_refusing = True
                     asked.fail(id, error_of(event, self.address))
                 case CallExpired(id):
+                    self.last_used = self._runtime.now()
                     asked.expire(id)
                 case StreamEnded(id):
-                    self.last_used = self._received_at
                     asked.end_stream(id)
                 case ItemsArrived(id, part):
                     asked.on_items(id)

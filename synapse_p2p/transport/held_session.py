@@ -54,6 +54,7 @@ class HeldSession:
         self._idle_s = idle_s
         self.peer_id: NodeID | None = None  # of who answered last
         self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _OnLoop] = weakref.WeakKeyDictionary()
+        self._latest: tuple[weakref.ref[asyncio.AbstractEventLoop], _OnLoop] | None = None  # one of these
 
     async def call(
         self,
@@ -87,7 +88,7 @@ class HeldSession:
                     if is_last_try:
                         raise PeerUnavailable(str(error), may_have_started=was_sent) from error
                     continue  # nothing was sent on it
-            left_s = self._left_s(deadline)
+            left_s = None if deadline is None else deadline - self._runtime.now()  # by hand: a step less for every call
             try:
                 return await connection.call(endpoint, args, kwargs, timeout_s=left_s, options=options)
             except PeerUnavailable as error:
@@ -95,8 +96,6 @@ class HeldSession:
                 error.may_have_started = was_sent
                 if is_last_try or (was_sent and not idempotent):
                     raise
-            finally:
-                connection.last_used = self._runtime.now()
         raise AssertionError("unreachable")
 
     async def call_uploading(
@@ -111,12 +110,9 @@ class HeldSession:
     ) -> Any:
         """The same for a call with uploads, of which none is read before there is a session. It is never sent twice."""
         connection = await self._ready(endpoint, args, kwargs, deadline)
-        try:
-            return await connection.call_uploading(
-                endpoint, args, kwargs, uploads=uploads, timeout_s=self._left_s(deadline), options=options
-            )
-        finally:
-            connection.last_used = self._runtime.now()
+        return await connection.call_uploading(
+            endpoint, args, kwargs, uploads=uploads, timeout_s=self._left_s(deadline), options=options
+        )
 
     async def open_stream(
         self,
@@ -158,11 +154,15 @@ class HeldSession:
     async def close(self) -> None:
         """Say goodbye to the running loop's session and wait until its socket is gone. Calls in flight end."""
         here = self._by_loop.pop(asyncio.get_running_loop(), None)
+        self._latest = None
         if here is not None:
             await here.close()
 
     def _here(self) -> _OnLoop:
         loop = asyncio.get_running_loop()
+        latest = self._latest
+        if latest is not None and latest[0]() is loop:
+            return latest[1]  # as mostly: to look into a weak dictionary takes ten times as long
         here = self._by_loop.get(loop)
         if here is None:
             if self._by_loop:
@@ -170,6 +170,7 @@ class HeldSession:
                 for other in [other for other in self._by_loop if other.is_closed()]:
                     del self._by_loop[other]
             here = self._by_loop[loop] = _OnLoop()
+        self._latest = weakref.ref(loop), here
         return here
 
     def _check_arguments(self, endpoint: str, args: list[Any], kwargs: dict[str, Any]) -> None:
