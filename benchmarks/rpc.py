@@ -1,12 +1,10 @@
 """What a call costs: this package beside earlier releases, gRPC, NATS, A2A, py-libp2p and a bare Protocol.
 
-    python -m benchmarks.rpc [--rounds 7] [--systems NAME ...] [--json]
+    python -m benchmarks.rpc [--rounds 7] [--systems NAME ...] [--random-addresses] [--json]
 
 Every server and every client is a process of its own, and a new one in each round; all are pinned to one core and take
-turns on it, so that a slow moment of the machine meets all of them. Their code lies at the same addresses wherever the
-system can do that (Linux, with util-linux): two processes on one core share then what it has learned of their branches,
-as they would with a core each; with addresses drawn at random all cost up to a fifth more, and no two pairs the same.
-Costs are the CPU seconds of both ends, divided by
+turns on it, so that a slow moment of the machine meets all of them. Their code lies at the same addresses, where the
+system can do that and `--random-addresses` does not say otherwise. Costs are the CPU seconds of both ends, divided by
 the calls; a ratio is the median of the ratios of the rounds. The exit status is 1 when a target was missed.
 """
 
@@ -20,9 +18,9 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -126,13 +124,13 @@ LOADS = (
 
 
 class Pair:
-    """A server and a client of one system, on one core, until it is closed."""
+    """A server and a client of one system, on one core, until it is closed. Their commands begin with `layout`."""
 
-    def __init__(self, system: System, core: int) -> None:
+    def __init__(self, system: System, core: int, layout: Sequence[str] = ()) -> None:
         self._rarity = system.rarity
-        python = _python_of(system)
-        self._server = _spawn(python, "server", system.module, str(core))
-        self._client = _spawn(python, "client", system.module, str(core), _line_of(self._server))
+        worker = [*layout, _python_of(system), "-I", str(WORKER)]
+        self._server = _spawn(worker, "server", system.module, str(core))
+        self._client = _spawn(worker, "client", system.module, str(core), _line_of(self._server))
 
     def measure(self, load: Load) -> Sample:
         """Make the calls of one round."""
@@ -179,11 +177,11 @@ class Comparison:
             except (subprocess.CalledProcessError, OSError) as error:
                 self.absent[system.name] = f"not installed: {error}"
 
-    def measure(self, rounds: int, core: int) -> None:
+    def measure(self, rounds: int, core: int, layout: Sequence[str]) -> None:
         """Let all take turns, so many times."""
         for _ in range(rounds):
             with contextlib.ExitStack() as stack:
-                pairs = {system: Pair(system, core) for system in self._systems}
+                pairs = {system: Pair(system, core, layout) for system in self._systems}
                 for pair in pairs.values():
                     stack.callback(pair.close)
                 for load in LOADS:
@@ -192,7 +190,7 @@ class Comparison:
                         pairs[system].measure(_warm_up(load))
                     for system in playing:
                         self.samples[load.name].setdefault(system.name, []).append(pairs[system].measure(load))
-            with contextlib.closing(Pair(LASTING[0], core)) as pair:
+            with contextlib.closing(Pair(LASTING[0], core, layout)) as pair:
                 pair.measure(_warm_up(LOADS[1]))
                 self.bytes_per_session.append(pair.bytes_per_session(SESSIONS_HELD))
 
@@ -235,17 +233,15 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
-        "addresses": "fixed" if fixed_layout() else "random",
         "python": platform.python_version(),
         "msgpack": version("msgpack"),
         "cryptography": version("cryptography"),
     }
 
 
-@cache
 def fixed_layout() -> tuple[str, ...]:
-    """What to write before a command to have its code at the same addresses as any other's; nothing where that fails,
-    as it does in most containers.
+    """What a command begins with to have its code at the same addresses as all others; nothing where the system has no
+    such thing, or does not allow it, as in most containers.
     """
     command = ("setarch", "-R")
     if shutil.which(command[0]) is None or subprocess.run([*command, "true"], check=False).returncode != 0:
@@ -285,10 +281,10 @@ def verdicts(rows: list[dict[str, Any]], bytes_per_session: float) -> list[Verdi
     return [verdict for target in TARGETS if (verdict := target.judge(figures)) is not None]
 
 
-def _spawn(python: str, *args: str) -> subprocess.Popen[str]:
+def _spawn(worker: Sequence[str], *args: str) -> subprocess.Popen[str]:
     # Release 1.3.1 logs every call to stderr, as it does where it is used.
     return subprocess.Popen(
-        [*fixed_layout(), python, "-I", str(WORKER), *args],
+        [*worker, *args],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -322,22 +318,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What a call costs, beside other systems and a bare Protocol.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--systems", nargs="+", metavar="NAME", help="only these of the others, by a part of the name")
+    parser.add_argument("--random-addresses", action="store_true", help="where the code of each process lies is chance")
     parser.add_argument("--json", action="store_true", help="samples and medians as JSON, not as tables")
     options = parser.parse_args()
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    layout = () if options.random_addresses else fixed_layout()
     comparison = Comparison(options.systems)
-    comparison.measure(options.rounds, core)
+    comparison.measure(options.rounds, core, layout)
     rows = summary(comparison.samples)
+    about = machine() | {"addresses of code": "the same for all" if layout else "random"}
     told = verdicts(rows, median(comparison.bytes_per_session))
     if options.json:
         all_samples = {
             load: {system: [asdict(sample) for sample in own] for system, own in by_system.items()}
             for load, by_system in comparison.samples.items()
         }
-        said = {"machine": machine(), "rows": rows, "verdicts": [asdict(each) for each in told]}
+        said = {"machine": about, "rows": rows, "verdicts": [asdict(each) for each in told]}
         print(json.dumps(said | {"absent": comparison.absent, "samples": all_samples}, indent=1))
     else:
-        print(", ".join(f"{key} {value}" for key, value in machine().items()))
+        print(", ".join(f"{key} {value}" for key, value in about.items()))
         print_table(rows)
         print()
         for name, why in comparison.absent.items():
