@@ -89,6 +89,27 @@ class _Bridge(asyncio.Protocol):
         self._receiver.resume_writing()
 
 
+class _DialingBridge(_Bridge):
+    """That of a connection that we open."""
+
+    __slots__ = ("_is_lost",)
+
+    def __init__(self, receiver: Receiver) -> None:
+        super().__init__(receiver)
+        self._is_lost = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
+        super().connection_lost(exc)
+
+    def see_that_it_is_lost(self) -> None:
+        """The dial was cancelled when the connection was there already. The loop has closed it, and asyncio's has told
+        the receiver by now; uvloop's never does.
+        """
+        if not self._is_lost:
+            self.connection_lost(None)
+
+
 class TcpListener:
     """An open TCP port. `server` is the asyncio server, for those who want to wait on it.
 
@@ -120,11 +141,17 @@ class TcpTransport:
         self._make_room = make_room
 
     async def connect(self, host: str, port: int, receiver: Receiver) -> ByteStream:
+        loop = asyncio.get_running_loop()
+        bridge = _DialingBridge(receiver)
         try:
-            _, bridge = await asyncio.get_running_loop().create_connection(lambda: _Bridge(receiver), host, port)
+            await loop.create_connection(lambda: bridge, host, port)
         except UnicodeError as error:
             # A name with an empty or too long label, of which no resolver is even asked.
             raise OSError(errno.EINVAL, f"{host!r:.80} is not the name of a host") from error
+        except asyncio.CancelledError:
+            if bridge.stream is not None:
+                loop.call_soon(bridge.see_that_it_is_lost)
+            raise
         return cast(TcpStream, bridge.stream)
 
     async def listen(self, host: str, port: int, accept: Callable[[], Receiver]) -> TcpListener:

@@ -299,3 +299,28 @@ async def test_a_server_that_stops_at_any_moment_of_a_call_leaves_its_caller_wai
         await until(lambda: len(asyncio.all_tasks()) == 1)
 
     assert set(outcomes) == {"unavailable", "pong"}
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_client_closes_soon_wherever_its_dial_was_cancelled(loop: str):
+    """In the turn in which the connection was there and nobody had been told, uvloop tells of no end of it."""
+
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async def main() -> None:
+        server = Server(port=0)
+        server.endpoint("add")(add)
+        await server.start()
+        for turns in range(300):
+            client = Client(port=server.port)
+            call = asyncio.ensure_future(client.call("add", 1, 2))
+            for _ in range(turns % 30):
+                await asyncio.sleep(0)
+            call.cancel()
+            async with asyncio.timeout(5):
+                await client.close()
+            await asyncio.wait([call])
+        await server.stop()
+
+    pytest.importorskip(loop).run(main())
