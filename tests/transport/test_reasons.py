@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 
@@ -35,7 +36,7 @@ async def test_a_name_of_several_addresses_where_nobody_listens_is_told_as_one()
         port = probe.getsockname()[1]
 
     with pytest.raises(OSError, match=r".") as refused:
-        await TcpTransport().connect("localhost", port, None)  # type: ignore[arg-type] - nobody is told anything
+        await TcpTransport().connect("localhost", port, asyncio.Protocol())  # type: ignore[arg-type] - it is told nothing
 
     assert why_unreachable(refused.value).startswith("nothing listens there")
 
