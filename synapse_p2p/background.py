@@ -409,7 +409,7 @@ def _name_of(error: Exception) -> str:
 
 
 def let_go(task: asyncio.Task[Any]) -> None:
-    """A done callback for a task whose failure nobody may be left to be told of: asyncio logs it else."""
+    """A done callback for a task whose failure nobody may be left to be told of; else asyncio logs it."""
     if not task.cancelled():
         task.exception()
 

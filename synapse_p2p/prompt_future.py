@@ -19,8 +19,14 @@ class PromptFuture(asyncio.Future[Any]):
     def add_done_callback(
         self, callback: Callable[[PromptFuture], object], /, *, context: contextvars.Context | None = None
     ) -> None:
-        """Where a task awaits a future, the callback is its next step."""
-        self._waiter = callback, context or contextvars.copy_context()
+        """Where a task awaits a future, the callback is its next step.
+
+        It may be done by then: what the first step of a coroutine awaits is handed to its task in the next turn.
+        """
+        if self.done():
+            super().add_done_callback(callback, context=context)
+        else:
+            self._waiter = callback, context or contextvars.copy_context()
 
     def set_result(self, result: Any, /) -> None:
         """As of any future; then the task that waits goes on. Inside of another task that is left to the loop."""

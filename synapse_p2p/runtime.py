@@ -5,7 +5,6 @@ Everything else is handed a Runtime, so that a simulation can hand it another.
 
 from __future__ import annotations
 
-import functools
 import random
 import secrets
 import time
@@ -31,9 +30,8 @@ class Runtime:
     watch_loop: Callable[[float], LoopWitness] | None = None
 
 
-@functools.cache
 def system_runtime() -> Runtime:
-    """The real clock and the operating system's randomness, one for all of this process."""
+    """The real clock and the operating system's randomness."""
     return Runtime(
         now=time.monotonic,
         unix_now=time.time,

@@ -430,6 +430,29 @@ def test_a_call_after_a_dial_that_took_too_long_dials_anew():
     assert run(main()) == ["127.0.0.1:9999 took no connection in the time given; add was not started"] * 2
 
 
+async def test_those_who_wait_for_one_dial_are_each_told_whether_their_own_call_may_have_run():
+    server = app()
+    has_begun = asyncio.Event()
+
+    @server.endpoint()
+    async def wait_long() -> None:
+        has_begun.set()
+        await asyncio.sleep(60)
+
+    async with serving(server) as client, client:
+        sent_once = asyncio.ensure_future(client.with_options(idempotent=True).call("wait_long"))
+        await has_begun.wait()
+        server._listener.close()  # type: ignore[union-attr]
+        next(iter(server.sessions._connections)).abort()
+        while client._session._here().dial is None:  # noqa: ASYNC110 - there is nothing to wait for but time
+            await asyncio.sleep(0)
+        never_sent = asyncio.ensure_future(client.call("add", 1))
+        errors = await asyncio.gather(sent_once, never_sent, return_exceptions=True)
+
+    assert [type(error) for error in errors] == [PeerUnavailable] * 2
+    assert [error.may_have_started for error in errors if isinstance(error, PeerUnavailable)] == [True, False]
+
+
 async def test_a_second_try_that_reaches_nobody_does_not_hide_that_the_first_may_have_run():
     server = app()
 

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
+from synapse_p2p.background import TaskScope
 from synapse_p2p.prompt_future import PromptFuture
 
 WHOSE: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="nobody's")
@@ -125,3 +126,36 @@ async def test_what_goes_on_may_raise_and_nobody_else_feels_it():
     await asyncio.sleep(0)
     await outside_of_tasks(lambda: future.set_result(None))
     assert isinstance(task.exception(), ValueError)
+
+
+@pytest.mark.parametrize("end", ["set_result", "set_exception", "cancel"])
+async def test_one_that_ends_between_a_first_step_and_its_task_ends_the_wait(end: str):
+    """The first step of a coroutine may be run before the task, as that of a handler, which is told a turn later."""
+    loop = asyncio.get_running_loop()
+    future = PromptFuture(loop=loop)
+    scope = TaskScope("first steps")
+    seen: list[Any] = []
+
+    async def nothing() -> None:
+        """Its task is spare from then on."""
+
+    async def wait() -> None:
+        try:
+            seen.append(await future)
+        except BaseException as error:
+            seen.append(type(error))
+
+    def begin(coroutine: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        scope.begin(lambda _, task: coroutine(), [1], context=contextvars.copy_context(), on_lost=seen.append)
+
+    loop.call_soon(begin, nothing)
+    await asyncio.sleep(0.01)
+    loop.call_soon(begin, wait)
+    arguments = {"set_result": ["a value"], "set_exception": [ValueError()], "cancel": []}[end]
+    loop.call_soon(getattr(future, end), *arguments)
+    async with asyncio.timeout(5):
+        while not seen:  # noqa: ASYNC110 - there is nothing to wait for but time
+            await asyncio.sleep(0.001)
+    await scope.close()
+
+    assert seen == [{"set_result": "a value", "set_exception": ValueError, "cancel": asyncio.CancelledError}[end]]

@@ -172,7 +172,7 @@ class Session:
         self.is_closing = False
         self.may_let_wait = True  # else calls without a place are refused: this process holds too much already
         self.is_draining = False  # what runs may finish, what arrives is refused
-        self.is_refusing = False  # the peer is: it takes no new calls of ours
+        self.is_refusing = False  # the peer takes no new calls of ours, or has broken the rules
 
     @property
     def takes_calls(self) -> bool:

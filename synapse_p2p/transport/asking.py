@@ -26,9 +26,8 @@ from synapse_p2p.uploads import Place, Uploads
 class AskedCalls:
     """Our calls to one peer. Each ends once: with its answer, an error, or by being cancelled.
 
-    `is_open()` says whether calls can be made now. `on_asked` is told when a call was queued or withdrawn, so that
-    this is sent, and whether it is a call and the only one in flight; `on_taken` when an item of a stream was taken.
-    The tasks that upload run in `scope`.
+    `on_asked` is told when a call was queued or withdrawn, so that this is sent, and whether it is a call and the only
+    one in flight; `on_taken` when an item of a stream was taken. The tasks that upload run in `scope`.
     """
 
     __slots__ = (

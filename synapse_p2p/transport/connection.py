@@ -152,7 +152,7 @@ class SessionConnection:
         self._is_pump_due = False  # later in this turn of the loop, or it goes on
         self._had_many_events = False  # at the last look: of many answers come many calls
         self._goodbye_when_idle: tuple[str, str] | None = None
-        self._is_ending = False  # the stream was told to close, and a timer set for when it does not
+        self._is_ending = False  # the stream was told to close
         # Made for whoever waits.
         self._established: PromptFuture | None = None
         self._idle: asyncio.Future[None] | None = None
@@ -170,7 +170,7 @@ class SessionConnection:
     def is_open(self) -> bool:
         """Whether calls can be made now."""
         session, stream = self._session, self._stream
-        if session is None or stream is None or session.is_closing or session.is_draining or session.is_refusing:
+        if session is None or stream is None or not session.takes_calls:
             return False
         # A stream that closes under us says so a turn of the loop before connection_lost does.
         return not stream.is_closing()
@@ -481,7 +481,7 @@ class SessionConnection:
         try:
             session.receive_data(self._channel.open(data), now, max_messages=max_messages)
         except ProtocolViolation:
-            session.is_refusing = True  # to whoever is told of an answer that came before it
+            session.is_refusing = True  # whoever is told, below, of an answer that came before it must not call again
             raise
         finally:
             if data:
@@ -716,7 +716,8 @@ class SessionConnection:
             self.part(code, text)
 
     def _close_stream(self) -> None:
-        # Not abort: a refusal or an answer may be on its way. The timer sees to it that the wait is short.
+        # Not abort: a refusal or an answer may be on its way. With nothing unsent `connection_lost` is about to come;
+        # else the timer sees to it that the wait is short.
         if self._stream is not None and not self._is_ending:
             self._is_ending = True
             self._stream.close()

@@ -7,6 +7,7 @@ A pool keeps sessions with many peers (`pool.py`); this keeps one, and knows no 
 from __future__ import annotations
 
 import asyncio
+import copy
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -88,7 +89,7 @@ class HeldSession:
                     if is_last_try:
                         raise PeerUnavailable(str(error), may_have_started=was_sent) from error
                     continue  # nothing was sent on it
-            left_s = None if deadline is None else deadline - self._runtime.now()  # by hand: a step less for every call
+            left_s = None if deadline is None else deadline - self._runtime.now()  # as `_left_s`, a step less a call
             try:
                 return await connection.call(endpoint, args, kwargs, timeout_s=left_s, options=options)
             except PeerUnavailable as error:
@@ -165,10 +166,11 @@ class HeldSession:
             return latest[1]  # as mostly: to look into a weak dictionary takes ten times as long
         here = self._by_loop.get(loop)
         if here is None:
-            if self._by_loop:
-                # What a closed loop has left refers to that loop, so that the weak reference alone would keep it.
-                for other in [other for other in self._by_loop if other.is_closed()]:
-                    del self._by_loop[other]
+            # What a closed loop has left refers to that loop, so that the weak reference alone would keep it. In one
+            # step of the interpreter, for loops of other threads do this too.
+            for reference in self._by_loop.keyrefs():
+                if (other := reference()) is not None and other.is_closed():
+                    self._by_loop.pop(other, None)
             here = self._by_loop[loop] = _OnLoop()
         self._latest = weakref.ref(loop), here
         return here
@@ -189,7 +191,7 @@ class HeldSession:
         dial = here.dial
         if dial is None or dial.done():
             dial = here.dial = _Dial()
-            dial.run(here.scope.spawn_awaited(self._dial(here, dial), name=f"dial {self._address}"))
+            dial.follow(here.scope.spawn_awaited(self._dial(here, dial), name=f"dial {self._address}"))
         try:
             is_over = await wait_at_most(dial, self._left_s(deadline))
         finally:
@@ -198,11 +200,15 @@ class HeldSession:
                 dial.task.cancel()
         if not is_over:
             raise Timeout(f"{self._address} took no connection in the time given; {endpoint} was not started")
-        if dial.connection is None and dial.task.cancelled():
+        if dial.connection is not None:
+            return dial.connection
+        if dial.task.cancelled():
             raise PeerUnavailable(CLOSED)
-        return dial.connection or dial.task.result()
+        error = dial.task.exception()
+        assert error is not None, "a dial ends with a session or a failure"
+        raise copy.copy(error) from error  # to each its own: what it says of whether the call started differs
 
-    async def _dial(self, here: _OnLoop, dial: _Dial) -> SessionConnection:
+    async def _dial(self, here: _OnLoop, dial: _Dial) -> None:
         def on_established(connection: SessionConnection) -> None:
             if here.dial is not dial:
                 connection.close("closing")  # nobody waits any more: the dial is being cancelled
@@ -217,7 +223,7 @@ class HeldSession:
             if here.connection is connection:
                 here.connection = None
 
-        return await self._dialer.dial(
+        await self._dialer.dial(
             self._address, self._expected_id, scope=here.scope, on_established=on_established, on_closed=on_closed
         )
 
@@ -262,8 +268,8 @@ class _Dial:
         self.connection: SessionConnection | None = None
         self._callbacks: list[Callable[[object], object]] = []
 
-    def run(self, task: asyncio.Task[SessionConnection]) -> None:
-        """Follow the task that dials."""
+    def follow(self, task: asyncio.Task[None]) -> None:
+        """The task that dials; without a session, its end is that of the dial."""
         self.task = task
         task.add_done_callback(let_go)
         task.add_done_callback(self._tell)
