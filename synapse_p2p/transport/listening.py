@@ -77,11 +77,19 @@ class ListeningSocket(socket.socket):
         raise BlockingIOError
 
     def close(self) -> None:
+        self._let_go()
+        super().close()
+
+    def detach(self) -> int:
+        """As of any socket; so uvloop ends a server's, whose descriptor it closes itself."""
+        self._let_go()
+        return super().detach()
+
+    def _let_go(self) -> None:
         for caller in self._just_accepted:
             caller.close()
         self._just_accepted.clear()
         self._close_spare()
-        super().close()
 
     def _is_somebody_waiting(self) -> bool:
         if not hasattr(select, "poll"):  # Windows, which has no such limit either

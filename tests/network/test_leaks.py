@@ -324,3 +324,16 @@ def test_a_client_closes_soon_wherever_its_dial_was_cancelled(loop: str):
         await server.stop()
 
     pytest.importorskip(loop).run(main())
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_server_that_stops_leaves_no_descriptor(loop: str):
+    async def main() -> None:
+        before = open_descriptors()
+        for _ in range(20):
+            server = Server(port=0)
+            await server.start()
+            await server.stop()
+        await until(lambda: open_descriptors() <= before + 5)  # some are the loop's, as it needs them
+
+    pytest.importorskip(loop).run(main())
