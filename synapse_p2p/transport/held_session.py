@@ -7,7 +7,6 @@ A pool keeps sessions with many peers (`pool.py`); this keeps one, and knows no 
 from __future__ import annotations
 
 import asyncio
-import copy
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -206,7 +205,9 @@ class HeldSession:
             raise PeerUnavailable(CLOSED)
         error = dial.task.exception()
         assert error is not None, "a dial ends with a session or a failure"
-        raise copy.copy(error) from error  # to each its own: what it says of whether the call started differs
+        if isinstance(error, PeerUnavailable):  # to each its own: whether the call may have started differs
+            raise PeerUnavailable(str(error), was_tried=error.was_tried) from error.__cause__
+        raise error
 
     async def _dial(self, here: _OnLoop, dial: _Dial) -> None:
         def on_established(connection: SessionConnection) -> None:
