@@ -169,12 +169,14 @@ async def test_a_handler_that_blocked_the_loop_is_named(swarm: Swarm, operator: 
         time.sleep(3)  # noqa: ASYNC251 - what handlers must not do
 
     await operator.call("block")
+    stall = None
     async with asyncio.timeout(20):
-        while (stall := (await operator.call("_swarm.status"))["last_stall"]) is None:  # noqa: ASYNC110 - another process would poll too
+        # A busy machine may have stalled before, with nobody to blame.
+        while stall is None or "block" not in stall["blocked_by"]:
             await asyncio.sleep(0.05)
+            stall = (await operator.call("_swarm.status"))["last_stall"]
 
     assert 1 < stall["stalled_s"] < 20
-    assert "block" in stall["blocked_by"]
     assert 0 <= stall["ago_s"] < 20
 
 
