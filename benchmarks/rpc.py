@@ -239,7 +239,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def fixed_layout() -> tuple[str, ...]:
+def _fixed_layout() -> tuple[str, ...]:
     """What a command begins with to have its code at the same addresses as all others; nothing where the system has no
     such thing, or does not allow it, as in most containers.
     """
@@ -322,7 +322,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="samples and medians as JSON, not as tables")
     options = parser.parse_args()
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    layout = () if options.random_addresses else fixed_layout()
+    layout = () if options.random_addresses else _fixed_layout()
     comparison = Comparison(options.systems)
     comparison.measure(options.rounds, core, layout)
     rows = summary(comparison.samples)

@@ -41,7 +41,6 @@ IDLE_S = 30.0  # a session on which nothing happens this long is closed
 MAX_TIMEOUT_S = MAX_DEADLINE_MS / 1000
 PLAIN_MEMORY_S = 300.0  # how long a server that proved to speak the plain wire alone is not asked anew
 REQUEST_ID_SIZE_BYTES = 16
-_SESSION_CONFIG = SessionConfig()
 
 
 class Keep(Enum):
@@ -102,7 +101,7 @@ class Client:
         self._is_legacy_allowed = address.startswith(LEGACY_SCHEME)
         self._speaks_plain_alone = serializer_class is not MessagePackRPCSerializer
         self._check_settings()
-        self._session_config = _SESSION_CONFIG.with_messages_of(max(max_upload_size, max_download_size))
+        self._session_config = SessionConfig().with_messages_of(max(max_upload_size, max_download_size))
         self._session = self._make_session(identity, transport)
         self._plain = PlainCaller(
             self.address,

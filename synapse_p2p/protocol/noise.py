@@ -33,7 +33,6 @@ MAX_NONCE = 2**64 - 1  # reserved by the specification for rekeying
 _PACK_NONCE = {"AESGCM": struct.Struct(">4xQ").pack, "ChaChaPoly": struct.Struct("<4xQ").pack}
 
 _PATTERN = (("e",), ("e", "ee", "s", "es"), ("s", "se"))
-_STEPS = len(_PATTERN)
 
 
 class CipherState:
@@ -94,11 +93,11 @@ class _SymmetricState:
         self.hash = hashlib.sha256(self.hash + data).digest()
 
     def mix_key(self, material: bytes) -> None:
-        self._chaining_key, key = _hkdf(self._chaining_key, material)
+        self._chaining_key, key = _hkdf(self._chaining_key, material, 2)
         self._cipher = CipherState(self._cipher_name, key)
 
     def mix_key_and_hash(self, material: bytes) -> None:
-        self._chaining_key, extra, key = _hkdf3(self._chaining_key, material)
+        self._chaining_key, extra, key = _hkdf(self._chaining_key, material, 3)
         self.mix_hash(extra)
         self._cipher = CipherState(self._cipher_name, key)
 
@@ -117,21 +116,18 @@ class _SymmetricState:
         return plaintext
 
     def split(self) -> tuple[CipherState, CipherState]:
-        first, second = _hkdf(self._chaining_key, b"")
+        first, second = _hkdf(self._chaining_key, b"", 2)
         return CipherState(self._cipher_name, first), CipherState(self._cipher_name, second)
 
 
-def _hkdf(chaining_key: bytes, material: bytes) -> tuple[bytes, bytes]:
+def _hkdf(chaining_key: bytes, material: bytes, count: int) -> list[bytes]:
     secret = hmac.digest(chaining_key, material, "sha256")
-    first = hmac.digest(secret, b"\1", "sha256")
-    return first, hmac.digest(secret, first + b"\2", "sha256")
-
-
-def _hkdf3(chaining_key: bytes, material: bytes) -> tuple[bytes, bytes, bytes]:
-    secret = hmac.digest(chaining_key, material, "sha256")
-    first = hmac.digest(secret, b"\1", "sha256")
-    second = hmac.digest(secret, first + b"\2", "sha256")
-    return first, second, hmac.digest(secret, second + b"\3", "sha256")
+    outputs: list[bytes] = []
+    previous = b""
+    for index in range(1, count + 1):
+        previous = hmac.digest(secret, previous + bytes((index,)), "sha256")
+        outputs.append(previous)
+    return outputs
 
 
 class NoiseXX:
@@ -176,7 +172,7 @@ class NoiseXX:
     @property
     def is_finished(self) -> bool:
         """Whether all three messages have passed."""
-        return self._step == _STEPS
+        return self._step == len(_PATTERN)
 
     def begin_message(self) -> bytes:
         """The tokens of our next message, before its payload; `finish_message` completes it.
@@ -229,7 +225,7 @@ class NoiseXX:
         return (first, second) if self._is_initiator else (second, first)
 
     def _is_ours(self) -> bool:
-        return self._step < _STEPS and (self._step % 2 == 0) == self._is_initiator
+        return not self.is_finished and (self._step % 2 == 0) == self._is_initiator
 
     def _tokens(self) -> tuple[str, ...]:
         tokens = _PATTERN[self._step]

@@ -77,7 +77,6 @@ QUESTION_PREFIX = "_synapse."  # calls to these take no place from a user's func
 QUESTIONS = frozenset({"_agent.load", "_node.load"})  # nor do these: how busy it is, is asked of a busy agent
 # Read for every call; in Python 3.11 finding a member in its class takes ten times as long as reading a name.
 _CONTROL, _TASK, _PART = FrameKind.CONTROL, FrameKind.TASK, FrameKind.PART
-_FRAME_KINDS = len(FrameKind)
 NODE_IS_STOPPING = "the node is stopping"
 MIN_KEPT_DEADLINES = 64  # of calls that may have ended, before they are looked through
 MIN_SILENCE_S = 1.0  # with not one byte for so long, a call that expires makes us ask whether the peer is there
@@ -147,7 +146,7 @@ class Session:
         self._config = config
         self._counts = counts or SessionCounts()
         self._next_id = 2 if is_dialer else 1  # even for the dialer, odd for the listener; 0 belongs to no call
-        self._last_peer_ids = [0] * _FRAME_KINDS
+        self._last_peer_ids = [0] * len(FrameKind)
         self._ours: dict[int, Ends] = {}  # and where the end of each is counted
         self.running: dict[int, Place] = {}  # calls of theirs, by id
         self._free_places = self._all_places()

@@ -54,7 +54,6 @@ class HeldSession:
         self._idle_s = idle_s
         self.peer_id: NodeID | None = None  # of who answered last
         self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _OnLoop] = weakref.WeakKeyDictionary()
-        self._latest: tuple[weakref.ref[asyncio.AbstractEventLoop], _OnLoop] | None = None  # one of these
 
     async def call(
         self,
@@ -154,15 +153,11 @@ class HeldSession:
     async def close(self) -> None:
         """Say goodbye to the running loop's session and wait until its socket is gone. Calls in flight end."""
         here = self._by_loop.pop(asyncio.get_running_loop(), None)
-        self._latest = None
         if here is not None:
             await here.close()
 
     def _here(self) -> _OnLoop:
         loop = asyncio.get_running_loop()
-        latest = self._latest
-        if latest is not None and latest[0]() is loop:
-            return latest[1]  # as mostly: to look into a weak dictionary takes ten times as long
         here = self._by_loop.get(loop)
         if here is None:
             # What a closed loop has left refers to that loop, so that the weak reference alone would keep it. In one
@@ -171,7 +166,6 @@ class HeldSession:
                 if (other := reference()) is not None and other.is_closed():
                     self._by_loop.pop(other, None)
             here = self._by_loop[loop] = _OnLoop()
-        self._latest = weakref.ref(loop), here
         return here
 
     def _check_arguments(self, endpoint: str, args: list[Any], kwargs: dict[str, Any]) -> None:

@@ -117,6 +117,7 @@ class SessionPool:
         timeout_s = self._config.check_dial_timeout_s
         async with time_limit(timeout_s, f"{peer.addresses[0]} was not proved within {timeout_s:g} s"):
             check = self._spawn(self._check(peer.addresses[0], peer.id), name=f"check {peer.addresses[0]}")
+            check.add_done_callback(let_go)  # who waits may be cancelled just when it fails
             try:
                 await _result_of(check)
             finally:
@@ -435,7 +436,6 @@ def _proved(connection: SessionConnection) -> ProvedPeer:
 
 async def _result_of(task: asyncio.Task[T]) -> T:
     """The result of a task of ours, which runs on when the one who waits is cancelled."""
-    task.add_done_callback(let_go)
     await wait_at_most(task, None)
     if task.cancelled():
         raise PeerUnavailable(NODE_IS_STOPPING)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections import Counter
 from contextvars import ContextVar
@@ -188,6 +189,30 @@ def test_a_failed_dial_fails_for_all_who_wait_for_it():
         assert [type(error) for error in errors] == [PeerUnavailable] * 5
         assert [error.may_have_started for error in errors] == [False] * 5
         assert a.network.dialed == [b.address]
+
+    virtually(main())
+
+
+def test_a_dial_that_fails_when_all_who_waited_for_it_have_given_up_is_not_complained_of():
+    async def main() -> None:
+        complaints: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        a, b = await two_nodes()
+        await b.stop()
+        callers = [asyncio.create_task(a.echo(b, number)) for number in range(2)]
+        await asyncio.sleep(0.005)
+        for caller in callers:
+            caller.cancel()
+        answers = await asyncio.gather(*callers, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [asyncio.CancelledError] * 2
+        assert a.network.dialed == [b.address] and a.pool._dials  # it goes on
+        await asyncio.sleep(1)
+        assert not a.pool._dials
+        await a.stop()
+        del caller, callers, answers
+        gc.collect()
+
+        assert complaints == []
 
     virtually(main())
 
