@@ -392,8 +392,11 @@ class SessionConnection:
     def resume_writing(self) -> None:
         assert self._outflow is not None and self._stream is not None
         self._outflow.resume()
-        if self._session is not None:
+        if self._session is not None and self._served is not None:
             self._flush()
+            if self._served.arrived:
+                self._served.begin_arrived()
+                self._flush()
             self._note_held()
             self._read_on()
 

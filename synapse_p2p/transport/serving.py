@@ -66,13 +66,13 @@ class ServedCalls:
     """The calls of one peer that run here. Each ends with an answer, a failure, or by being withdrawn.
 
     `on_answered` is told when a task has queued an answer that is still to be sent, `on_taken` when a handler took an
-    item of an upload. No call starts while the peer reads too little; results of those that run by then are queued, as
-    long as the byte budget of the process lasts.
+    item of an upload. No call begins while the peer reads too little; each waits as what it is, without a task. Results
+    of those that run by then are queued, as long as the byte budget of the process lasts.
     """
 
     __slots__ = (
+        "_beginning",
         "_context",
-        "_is_beginning",
         "_loop",
         "_on_answered",
         "_on_taken",
@@ -112,8 +112,8 @@ class ServedCalls:
         self._context = context
         self._on_answered = on_answered
         self._loop = asyncio.get_running_loop()
-        self.arrived: list[Call] = []  # and have not begun
-        self._is_beginning = False
+        self.arrived: dict[int, Call] = {}  # and have not begun
+        self._beginning: list[Call] | None = None  # what is left of those that begin right now
         self._tasks: dict[int, asyncio.Task[Any]] = {}  # of those that have begun
         # Of no call: one may start in the very moment in which another ends, and this node in a handler of another.
         self._outer = contextvars.copy_context()
@@ -130,20 +130,23 @@ class ServedCalls:
             else:
                 self._answer(call, value)
         else:
-            self.arrived.append(call)
+            self.arrived[call.id] = call
 
     def begin_arrived(self) -> None:
-        """Begin the calls that have arrived. One that waits for nothing has ended when this returns.
+        """Begin the calls that have arrived, as far as there is room for their answers. One that waits for nothing has
+        ended when this returns.
 
         Not while the session is still telling what else has happened: a call that came to its end since does not begin.
         """
-        if self._is_beginning:
+        if self._beginning is not None:
             return  # this is within a handler, and the rest has its turn after that one
-        self._is_beginning = True
         try:
-            self._scope.begin(self._run, self.arrived, context=self._outer, on_lost=self._on_lost)
+            while self.arrived and not self._outflow.is_full:
+                self._beginning = list(self.arrived.values())
+                self.arrived.clear()
+                self._scope.begin(self._run, self._beginning, context=self._outer, on_lost=self._on_lost)
         finally:
-            self._is_beginning = False
+            self._beginning = None
 
     def is_run_by_current_task(self) -> bool:
         """Whether the task that asks is one of these calls, as that of a handler which stops its own node."""
@@ -164,6 +167,8 @@ class ServedCalls:
         task = self._tasks.pop(call_id, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
+        if self.arrived:
+            self.arrived.pop(call_id, None)
         self._wake_readers(call_id)
 
     def on_items(self, call_id: int, part: int) -> None:
@@ -204,6 +209,9 @@ class ServedCalls:
     async def _run(self, call: Call, task: asyncio.Task[Any]) -> None:
         if call.id not in self._session.running:
             return  # it was withdrawn, or its place was taken away, before it began
+        if self._outflow.is_full:
+            self._put_off(call)
+            return
         self._tasks[call.id] = task
         if task.get_name() != call.endpoint:
             task.set_name(call.endpoint)
@@ -211,10 +219,6 @@ class ServedCalls:
         if context.traceparent is not None:
             take_up(with_new_parent(context.traceparent, self._rng))
         try:
-            # A peer that reads too little of what it asked for waits with the rest: results of calls that run are held
-            # here until it does.
-            while self._outflow.is_full:
-                await self._outflow.wait_for_room()
             if "uploads" in call.options:
                 for reader in self._session.streams.readers(call.id):
                     self._put_upload(call, reader)
@@ -240,8 +244,15 @@ class ServedCalls:
                 self._tasks.clear()  # else it keeps its room, in each of thousands of idle sessions
             if self._readers:
                 self._wake_readers(call.id)
-            if not self._is_beginning or self._session.outbox.queued_bytes > MUCH_BYTES:
+            if self._beginning is None or self._session.outbox.queued_bytes > MUCH_BYTES:
                 self._on_answered()  # else all are sent together; but whoever is next has to see how much there is
+
+    def _put_off(self, call: Call) -> None:
+        """This call, and those that would begin after it, wait until the peer reads more of what it asked for."""
+        self.arrived[call.id] = call
+        if self._beginning:
+            self.arrived.update((later.id, later) for later in self._beginning)
+            self._beginning.clear()
 
     async def _send_items(self, call: Call, items: Items) -> None:
         """Send what a stream gives, at the pace of its reader, and its end. Raises RemoteError for its failure."""

@@ -794,6 +794,57 @@ def test_calls_of_a_peer_that_reads_nothing_start_when_it_reads():
     assert virtually(main()) <= 3  # a queue of 256 KiB is full with the second
 
 
+def test_calls_that_wait_until_the_peer_reads_take_no_task_and_keep_their_order():
+    begun: list[int] = []
+
+    async def large(number: int) -> bytes:
+        begun.append(number)
+        if number % 7 == 3:
+            await asyncio.sleep(0)  # and so keeps its task, and who comes next has one of its own
+        return b"x" * 200_000
+
+    async def main() -> int:
+        async with session(MemoryTransport(), listener=Handlers(large=large)) as (ours, _):
+            ours.stream.pause_reading()
+            calls = [asyncio.create_task(ours.call("large", [number], {}, timeout_s=None)) for number in range(60)]
+            await asyncio.sleep(5)
+            others = asyncio.all_tasks() - {*calls, asyncio.current_task()}
+            ours.stream.resume_reading()
+            assert [len(answer) for answer in await asyncio.gather(*calls)] == [200_000] * 60
+            return len(others)
+
+    assert virtually(main()) <= 2  # the spare ones of both ends
+    assert begun == list(range(60))
+
+
+def test_a_call_withdrawn_while_it_waits_until_the_peer_reads_is_forgotten():
+    begun: list[int] = []
+
+    async def large(number: int) -> bytes:
+        begun.append(number)
+        return b"x" * 200_000
+
+    async def main() -> int:
+        async with session(MemoryTransport(), listener=Handlers(large=large)) as (ours, theirs):
+            ours.stream.pause_reading()
+            calls = [asyncio.create_task(ours.call("large", [number], {}, timeout_s=None)) for number in range(2)]
+            await asyncio.sleep(1)
+            for number in range(2, 500):
+                withdrawn = asyncio.create_task(ours.call("large", [number], {}, timeout_s=None))
+                await asyncio.sleep(0.01)
+                withdrawn.cancel()
+            await asyncio.sleep(1)
+            assert theirs._served is not None
+            held = len(theirs._served.arrived)
+            ours.stream.resume_reading()
+            await asyncio.gather(*calls)
+            await asyncio.sleep(1)
+            return held
+
+    assert virtually(main()) == 0
+    assert begun == [0, 1]
+
+
 def test_results_that_nobody_reads_are_dropped_when_the_process_holds_too_much(monkeypatch: pytest.MonkeyPatch):
     budget = byte_budget.ByteBudget(max_bytes=2_000_000)
     monkeypatch.setattr(byte_budget, "PROCESS", budget)
