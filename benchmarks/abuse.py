@@ -7,9 +7,8 @@ and the attackers, each on an address of its own below 127; no address is exempt
 between two stretches in which the client is alone, and compared with these. The exit status is 1 when a limit was
 missed. Linux alone.
 
-The node has a core of its own where there are two. Else the client would often be left on the node's, and get the
-answer that is there already only when the node next has nothing to do: a client elsewhere does not wait for that. The
-attackers are on the client's core and yield to it: who attacks from elsewhere takes no core from anybody here. In the
+The node and its client share a core, and the attackers have another, where there are two: who attacks from elsewhere
+takes no time from whom it attacks, nor what a core has learned of its code. They yield where there is but one. In the
 short form, which the tests play beside others, nobody is bound to a core, and attackers that yield would never have
 their turn; the client's figures do not count.
 """
@@ -18,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks.abuse_attacks import SLOW_BODY_BYTES
 from benchmarks.abuse_ends import DESCRIPTORS, config_of
+from benchmarks.placing import fixed_layout
 from synapse_p2p.config import MIB
 from synapse_p2p.transport.byte_budget import FREE_BYTES, MAX_PROCESS_BYTES
 
@@ -67,7 +68,7 @@ class Form:
     scale: float = 1.0
     connects_s: float = 20.0
     full_speed_s: float = 10.0
-    alone_s: float = 4.0  # that the client is alone, before and after
+    alone_s: float = 8.0  # that the client is alone, before and after
     is_judged_by_costs: bool = True  # cores are shared out, and the attackers yield: the client's own figures count
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -208,14 +209,16 @@ class Abuse:
     def __init__(self, form: Form) -> None:
         self._form = form
         cores = sorted(os.sched_getaffinity(0)) if form.is_judged_by_costs else []
-        own, others = cores[:1], cores[1:2]
+        one, other = (cores[:1], cores[1:2]) if len(cores) > 1 else ((), ())
+        layout = fixed_layout() if form.is_judged_by_costs else ()
+        worker = functools.partial(Worker, layout=layout)
         with contextlib.ExitStack() as stack:
             node_config = json.dumps(dict(form.config))
-            self._node = stack.enter_context(Worker("benchmarks.abuse_ends", "victim", node_config, cores=own))
+            self._node = stack.enter_context(worker("benchmarks.abuse_ends", "victim", node_config, cores=one))
             place = self._node.answer()["place"]
-            self._client = stack.enter_context(Worker("benchmarks.abuse_ends", "client", place, cores=others))
+            self._client = stack.enter_context(worker("benchmarks.abuse_ends", "client", place, cores=one))
             manner = "yielding" if form.is_judged_by_costs else "nice"
-            self._attackers = stack.enter_context(Worker("benchmarks.abuse_attacks", place, manner, cores=others))
+            self._attackers = stack.enter_context(worker("benchmarks.abuse_attacks", place, manner, cores=other))
             self._client.answer()
             self._attackers.answer()
             self.close = stack.pop_all().close
@@ -275,12 +278,14 @@ class Abuse:
 
 
 class Worker:
-    """A process that answers a line of JSON for each line that it is asked; bound to these cores, if there are any."""
+    """A process that answers a line of JSON for each line that it is asked; bound to these cores, if there are any.
 
-    def __init__(self, module: str, *args: str, cores: Collection[int] = ()) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    `layout` is what its command begins with.
+    """
+
+    def __init__(self, module: str, *args: str, cores: Collection[int] = (), layout: Sequence[str] = ()) -> None:
+        command = [*layout, sys.executable, "-m", module, *args]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if cores:
             os.sched_setaffinity(self._process.pid, cores)
 

@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.placing import fixed_layout
 from benchmarks.releases import python_of
 from benchmarks.rpc_targets import BARE, GRPC, OUR_CLIENT, OURS, OURS_FAST, TARGETS, Figures, Verdict
 
@@ -239,16 +239,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _fixed_layout() -> tuple[str, ...]:
-    """What a command begins with to have its code at the same addresses as all others; nothing where the system has no
-    such thing, or does not allow it, as in most containers.
-    """
-    command = ("setarch", "-R")
-    if shutil.which(command[0]) is None or subprocess.run([*command, "true"], check=False).returncode != 0:
-        return ()
-    return command
-
-
 def _cpu_name() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -322,7 +312,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="samples and medians as JSON, not as tables")
     options = parser.parse_args()
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    layout = () if options.random_addresses else _fixed_layout()
+    layout = () if options.random_addresses else fixed_layout()
     comparison = Comparison(options.systems)
     comparison.measure(options.rounds, core, layout)
     rows = summary(comparison.samples)
