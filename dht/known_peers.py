@@ -1,27 +1,23 @@
 """Peers remembered from one run to the next, so that a node comes back when all its seeds are gone.
 
 On disk is one file of text: `synapse-peers-1 CHECK` (the first 16 hexadecimal digits of the SHA-256 of the rest), then
-a line for each peer, best first: its id as 64 hexadecimal digits, and its addresses. A file is written under another
-name, brought to the disk, and then given its own: a process killed at any moment leaves the old one or the new one.
-Nothing in it is secret. `encoded_peers` and `decoded_peers` are pure.
+a line for each peer, best first: its id as 64 hexadecimal digits, and its addresses. Nothing in it is secret.
+`encoded_peers` and `decoded_peers` are pure.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import logging
 import os
 import re
-import stat
 from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 
 from dht.contact import MAX_ADDRESSES, Contact, decode_contacts
 from dht.routing import RoutingTable
 from synapse_p2p.exceptions import InvalidMessageError, SynapseError
+from synapse_p2p.kept_file import read_file, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +28,8 @@ MAX_PEERS = 16
 MAX_FILE_BYTES = 8192
 """16 peers with 4 addresses of the longest kind take 5.3 KiB; nothing past this is read."""
 CHECK_HEX_DIGITS = 16
-NEW_SUFFIX = ".new"
 
 _HEAD = re.compile(rb"synapse-peers-([0-9]{1,9}) ")
-_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe is not waited for
 
 
 class PeersFault(StrEnum):
@@ -46,7 +40,6 @@ class PeersFault(StrEnum):
     FOREIGN = f"it does not begin with `synapse-peers-{FORMAT}`"
     NEWER = f"it was written by a later release, and this one reads format {FORMAT} alone"
     TOO_LARGE = f"it has more than {MAX_FILE_BYTES} bytes"
-    NO_FILE = "it is no regular file"
 
 
 class PeersUnreadable(SynapseError):
@@ -72,7 +65,7 @@ def load(path: str | os.PathLike[str]) -> list[Contact]:
     Their addresses were proved by dials of an earlier run. Without a file there are none, and no warning.
     """
     try:
-        return decoded_peers(_read(path))
+        return decoded_peers(read_file(path, max_bytes=MAX_FILE_BYTES))
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
@@ -95,21 +88,12 @@ def save(path: str | os.PathLike[str], contacts: Sequence[Contact]) -> bool:
     """
     if not contacts:
         return True
-    target = Path(path)
-    new_path = target.with_name(target.name + NEW_SUFFIX)
     try:
-        with open(new_path, "wb") as file:
-            file.write(encoded_peers(contacts))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new_path, target)
-        _sync_folder(target.parent)
+        replace_file(path, encoded_peers(contacts))
     except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError, ValueError):
-            new_path.unlink(missing_ok=True)
         logger.warning(
             "peers are not remembered in %s: %s. Make room there, or let this user write in its folder",
-            target,
+            os.fspath(path),
             getattr(error, "strerror", None) or error,
         )
         return False
@@ -151,27 +135,3 @@ def decoded_peers(content: bytes) -> list[Contact]:
 
 def _check_of(body: bytes) -> bytes:
     return hashlib.sha256(body).hexdigest()[:CHECK_HEX_DIGITS].encode()
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
-    descriptor = os.open(path, _READ)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise PeersUnreadable(PeersFault.NO_FILE)
-        return os.read(descriptor, MAX_FILE_BYTES + 1)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, where that can be asked for."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # what some file systems say to it
-            raise
-    finally:
-        os.close(descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeAlias
 
 from dht.agents.claim import claims_of
@@ -12,6 +13,7 @@ from dht.agents.record import MAX_DESCRIPTION_CHARS, AgentRecord, Reach
 from dht.agents.renewal import Renewal, can_be_renewed, with_renewal
 from dht.announcing import PublishReport
 from dht.config import DHTConfig
+from dht.kept_record import KeptRecord
 from dht.node import DHTNode
 from dht.publishing import Offer, Publishing
 from dht.records import next_seq
@@ -49,10 +51,22 @@ class Publisher:
         self._published: _Published | None = None
         self._revoked_key = b""  # the public one; the agent may have another when it is started again
         self._tombstone: tuple[bytes, AgentRecord] | None = None  # with which we revoked that
+        self._left: AgentRecord | None = None  # by a life that ended without a word
         self.begin()
 
-    def begin(self) -> None:
-        """Nothing is published: the swarm starts. `reports` are those of the latest publication that has ended."""
+    def begin(self, folder: Path | None = None) -> None:
+        """Nothing is published: the swarm starts, with this data directory. `reports` are those of the latest
+        publication that has ended.
+        """
+        agent = self._agent
+        self._kept = KeptRecord(folder)
+        self._left, self._published = self.published or self._left, None
+        if self._left is None or self._left.public_key != agent.identity.public_key:
+            self._left = self._kept.load(
+                agent.identity, network_id=agent.network_id, unix_ms=self._unix_ms(), config=self._config.records
+            )
+        if self._left is not None:
+            self._seq = max(self._seq, self._left.seq)
         self.reports: tuple[PublishReport, ...] = ()
         self._publishing = Publishing(
             retry_min_s=self._config.join_retry_min_s, retry_max_s=self._config.join_retry_max_s
@@ -106,9 +120,11 @@ class Publisher:
             record = self._record_of(offer)
             envelope = record.seal(self._agent.identity)
             self._published = _Published(envelope, record)
-            return await _publish(node, envelope, record)
+            self._remember(envelope)
+            return await _publish(node, envelope, record, record.indexed_names())
 
         await self._keep(node, offer, store)
+        await self._take_back_left(node, offer)
 
     async def renew(self, node: DHTNode) -> None:
         """Have what is stored live on: by a word of 195 bytes to each storer where nothing but the time is new, else by
@@ -124,8 +140,10 @@ class Publisher:
         renewal = Renewal.of(
             published.signed, seq=record.seq, issued_ms=record.issued_ms, expires_ms=record.expires_ms
         ).seal(self._agent.identity)
+        envelope = with_renewal(published.signed, renewal)
         self._published = _Published(published.signed, record)
-        await self._keep(node, offer, lambda: node.renew(renewal, with_renewal(published.signed, renewal), record))
+        self._remember(envelope)
+        await self._keep(node, offer, lambda: node.renew(renewal, envelope, record))
 
     async def publish_if_due(self, node: DHTNode) -> None:
         """The same where the offer has changed, or nobody keeps some part of it."""
@@ -140,6 +158,8 @@ class Publisher:
             async with TaskScope("withdraw") as scope:
                 task = scope.spawn_awaited(self._withdraw(node, record, record.indexed_names()))
                 await wait_at_most(task, self._config.leave_timeout_s)
+                if task.done() and self._left is None:
+                    self._kept.forget()
 
     @property
     def published(self) -> AgentRecord | None:
@@ -154,7 +174,10 @@ class Publisher:
         return Offer(addresses, claims_of(self._agent.capabilities))
 
     async def _bring_tombstone(self, node: DHTNode) -> Reports:
-        return await _publish(node, *self._tombstone) if self.is_revoked and self._tombstone is not None else []
+        if not self.is_revoked or self._tombstone is None:
+            return []
+        envelope, tombstone = self._tombstone
+        return await _publish(node, envelope, tombstone, tombstone.indexed_names())
 
     async def _keep(self, node: DHTNode, offer: Offer, store: Callable[[], Awaitable[Reports]]) -> None:
         """Store what tells of this offer, and remember whether others can find all of it."""
@@ -204,8 +227,29 @@ class Publisher:
         if self._published is None:
             return
         record = self._published.record
-        still = {name for claim in offer.claims for name in (claim.name, *ancestors(claim.name))}
-        await self._withdraw(node, record, [name for name in record.indexed_names() if name not in still])
+        await self._withdraw(node, record, _dropped(record, offer))
+
+    async def _take_back_left(self, node: DHTNode, offer: Offer) -> None:
+        """Take back what an earlier life of this agent said and this one does not. Who keeps it is not known any more,
+        so its tombstone goes where the record would. Tried again with the next publication where nobody took it.
+        """
+        left = self._left
+        if left is None or self.is_revoked:
+            return
+        names, now_ms = _dropped(left, offer), self._unix_ms()
+        if names and left.expires_ms > now_ms:
+            tombstone = left.withdrawn(seq=self._next_seq(), issued_ms=now_ms)
+            reports = await _publish(node, tombstone.seal(self._agent.identity), tombstone, names)
+            if not all(report.stored > report.kept_here for report in reports):
+                return  # we are alone, or as good as that
+        self._left = None
+        if self._published is not None:
+            self._remember(self._published.signed)
+
+    def _remember(self, envelope: bytes) -> None:
+        """For the next life; not while something older is left to be taken back."""
+        if self._left is None:
+            self._kept.save(envelope)
 
     async def _withdraw(self, node: DHTNode, published: AgentRecord, names: Iterable[str]) -> None:
         names = list(names)
@@ -225,8 +269,14 @@ class Publisher:
         return round(self._agent.runtime.unix_now() * 1000)
 
 
-async def _publish(node: DHTNode, envelope: bytes, record: AgentRecord) -> Reports:
-    """Under all names of the record, at once."""
+def _dropped(record: AgentRecord, offer: Offer) -> list[str]:
+    """The names that a record is found under, and that are not offered any more."""
+    still = {name for claim in offer.claims for name in (claim.name, *ancestors(claim.name))}
+    return [name for name in record.indexed_names() if name not in still]
+
+
+async def _publish(node: DHTNode, envelope: bytes, record: AgentRecord, names: Iterable[str]) -> Reports:
+    """Under these of its names, at once."""
     async with TaskScope("publish") as scope:
-        tasks = [scope.spawn_awaited(node.publish(envelope, record, name)) for name in record.indexed_names()]
+        tasks = [scope.spawn_awaited(node.publish(envelope, record, name)) for name in names]
         return [await task for task in tasks]

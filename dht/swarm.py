@@ -215,7 +215,7 @@ class Swarm:
             await self._kept.take()
         if self._publisher is not None:
             self._check_not_revoked()
-            self._publisher.begin()
+            self._publisher.begin(self.data_dir)
             self._publisher.check()  # refuse here what no record can tell of, not in a task
         self._server.sessions.open()
         if self._is_node:

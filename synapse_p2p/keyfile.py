@@ -28,6 +28,7 @@ from types import TracebackType
 from synapse_p2p.exceptions import ConfigError
 from synapse_p2p.file_lock import FileLock, LockHeld
 from synapse_p2p.identity import SEED_SIZE_BYTES, Identity
+from synapse_p2p.kept_file import sync_folder
 from synapse_p2p.runtime import system_runtime
 
 logger = logging.getLogger(__name__)
@@ -257,7 +258,7 @@ def _create(path: Path, token_bytes: Callable[[int], bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         _give_name(new_path, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         new_path.unlink(missing_ok=True)
 
@@ -270,20 +271,6 @@ def _give_name(new_path: Path, path: Path) -> None:
     except OSError:
         # Some file systems have no second names. Renaming replaces what is there, and nothing was a moment ago.
         os.rename(new_path, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, where that can be asked for."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # what some file systems say to it
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _clear_leftovers(path: Path) -> None:
