@@ -74,7 +74,7 @@ class SessionOwner(Protocol):
         ...
 
     def on_used(self, session: VirtualSession) -> None:
-        """A call goes over it, either way."""
+        """A call goes over it, either way, or the answer to one of ours."""
         ...
 
     def on_busy(self, session: VirtualSession) -> None:
@@ -277,7 +277,7 @@ class VirtualSession:
         network.deadlines.add(deadline_us, answer, expire, self.context.address)
         try:
             return await answer
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Timeout):
             owner.on_used(self)  # in the real session the peer is told
             raise
         finally:
@@ -395,6 +395,7 @@ class VirtualSession:
         answer = self._calls.get(message.id)
         if answer is None or answer.done():
             return  # too late, or nobody waits any more
+        self._host.sessions.on_used(self)
         self._end_call(message.id)
         if isinstance(message, Result):
             answer.set_result(message.value)

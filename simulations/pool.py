@@ -177,7 +177,7 @@ class VirtualPool:
         self._enforce_limits()
 
     def on_used(self, session: VirtualSession) -> None:
-        """A call goes over it, either way."""
+        """A call goes over it, either way, or the answer to one of ours."""
         session.last_used_us = self._loop.now_us
         if self._sessions.get(session.peer_id) is session:
             self._sessions.move_to_end(session.peer_id)

@@ -17,7 +17,6 @@ from synapse_p2p.config import SessionConfig
 from synapse_p2p.context import CallContext
 from synapse_p2p.exceptions import HandshakeFailed, PeerUnavailable, ProtocolViolation
 from synapse_p2p.metrics import Metrics
-from synapse_p2p.prompt_future import PromptFuture
 from synapse_p2p.protocol.channel import SecureChannel
 from synapse_p2p.protocol.code import Code
 from synapse_p2p.protocol.events import (
@@ -154,7 +153,7 @@ class SessionConnection:
         self._goodbye_when_idle: tuple[str, str] | None = None
         self._is_ending = False  # the stream was told to close
         # Made for whoever waits.
-        self._established: PromptFuture | None = None
+        self._established: asyncio.Future[None] | None = None
         self._idle: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
 
@@ -322,7 +321,7 @@ class SessionConnection:
         if not self.is_established:
             if self.failure is not None:
                 raise self.failure
-            self._established = PromptFuture(loop=self._loop)
+            self._established = self._loop.create_future()
             await self._established
 
     async def wait_idle(self) -> None:

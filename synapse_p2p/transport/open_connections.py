@@ -104,11 +104,11 @@ class OpenConnections:
 
     def enforce_limits(self) -> None:
         """Close the idle sessions that are too many."""
-        if len(self._held) <= self._limits.fewest:
-            return
         now = self._now()
-        for connection in sessions_to_close(self._uses(), self._limits):
-            connection.part("idle")
+        if len(self._held) > self._limits.fewest:
+            for connection in sessions_to_close(self._uses(), self._limits):
+                connection.part("idle")
+        # Set where there are few as well: the simulator's pool looks at the same moments.
         if self._limits_timer is None and any(_is_fresh(connection, now) for connection in self._held):
             self._limits_timer = asyncio.get_running_loop().call_later(SETTLE_S, self._on_settled)
 

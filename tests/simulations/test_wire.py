@@ -32,6 +32,7 @@ from synapse_p2p.identity import NodeID
 
 LEASE_MS = 600_000
 FEW_SESSIONS = PoolConfig(max_sessions=16, reserved_sessions=4, max_idle_sessions=6)
+SOME_SESSIONS = PoolConfig(max_sessions=24, reserved_sessions=4, max_idle_sessions=12)  # at first they are enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +136,19 @@ def test_over_the_wire_the_same_is_found_held_and_admitted_in_the_same_time(
 
 @pytest.mark.gates
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("start", Start)
-def test_of_a_hundred_nodes_the_same_is_found_held_and_admitted_over_the_wire(start: Start, seed: int):
-    assert_the_same(Recipe(100, start, seed))
+def test_of_a_hundred_nodes_the_same_is_found_held_and_admitted_over_the_wire(seed: int):
+    assert_the_same(Recipe(100, Start.ORACLE, seed))
 
 
-@pytest.mark.gates
-def test_of_a_hundred_nodes_far_and_near_all_is_the_same_to_the_microsecond():
-    recipe = Recipe(100, Start.PROTOCOL, 4, latency=lambda: CoordinateLatency(4, jitter=0))
+@pytest.mark.parametrize(
+    ("nodes", "pool", "seed"),
+    [(24, SOME_SESSIONS, 1), *(pytest.param(100, None, seed, marks=pytest.mark.gates) for seed in (1, 2, 3, 4))],
+)
+def test_far_and_near_all_is_the_same_to_the_microsecond(nodes: int, pool: PoolConfig | None, seed: int):
+    """With latencies that all differ. Where they are all the same, many things happen at one instant, and the order of
+    those is the order of turns of the loop, of which the wire takes more.
+    """
+    recipe = Recipe(nodes, Start.PROTOCOL, seed, pool, latency=lambda: CoordinateLatency(seed, jitter=0))
 
     plain, wire = (run(lived(recipe, wire=wire)) for wire in (False, True))
 
