@@ -27,8 +27,8 @@ test: check
 # The proofs that take minutes, which `make test` leaves out; what is finished is kept in build/gates and not played again.
 # First what is judged by time and wants the machine for itself.
 gates: $(VENV)/.dev
-	$(PY) -m pytest -n 0 -m gates tests/network/test_abuse.py
-	$(PY) -m pytest -n 2 -m gates --ignore tests/network/test_abuse.py
+	$(PY) -m pytest -n 0 -m gates tests/network
+	$(PY) -m pytest -n 2 -m gates --ignore tests/network
 	$(PY) -m simulations.gates --page docs/explanation/simulation_results.md
 	$(PY) -m simulations.agent_gates
 

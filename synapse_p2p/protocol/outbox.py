@@ -115,6 +115,11 @@ class Outbox:
         """Whether something waits that nothing holds up."""
         return bool(self._control)
 
+    def call_bytes(self) -> int:
+        """Bytes of calls of ours that have not left. Cost: a step for each of them."""
+        long_bytes = sum(len(long.body) - long.position for long in self._long.values() if long.is_call)
+        return sum(map(_size_of, self._calls.values())) + long_bytes
+
     def take(self) -> bytes:
         """The frames to send next, 64 KiB of task messages or a little more; empty when there is nothing."""
         if self._long or self.queued_bytes > MAX_BLOCK_BYTES:

@@ -18,7 +18,7 @@ from synapse_p2p.protocol.wire import MAX_ENDPOINT_CHARS
 from synapse_p2p.traceparent import carried, carrying
 from synapse_p2p.transport.asked_stream import AskedStream
 from synapse_p2p.transport.failures import no_endpoint, unsendable, unsendable_item
-from synapse_p2p.transport.outflow import Outflow
+from synapse_p2p.transport.outflow import MUCH_BYTES, Outflow
 from synapse_p2p.transport.sending import ItemSender
 from synapse_p2p.uploads import Place, Uploads
 
@@ -101,7 +101,7 @@ class AskedCalls:
             # The overlay's calls carry none: they ask strangers, who could tell by it which lookups are of one task.
             if (traceparent := carried()) is not None:
                 options = carrying(options, traceparent)
-            if self._outflow.is_full or len(self._waiting) >= self._max_calls:
+            if (self._outflow.is_full and self._is_much_unsent()) or len(self._waiting) >= self._max_calls:
                 await self._wait_for_room(deadline)
                 now = self._now()
         try:
@@ -229,7 +229,7 @@ class AskedCalls:
         if endpoint.startswith(CONTROL_PREFIX):
             raise ConfigError(f"{endpoint} is of the overlay, which has no streams")
         deadline = None if timeout_s is None else self._now() + timeout_s
-        if self._outflow.is_full or len(self._waiting) >= self._max_calls:
+        if (self._outflow.is_full and self._is_much_unsent()) or len(self._waiting) >= self._max_calls:
             await self._wait_for_room(deadline)
         if not self._session.takes_calls:
             self._call_up()  # its turn was of no use
@@ -314,19 +314,25 @@ class AskedCalls:
             raise Timeout(f"too many calls to {self._address} were waiting; this one was not started") from None
 
     async def _wait_for_room(self, deadline: float | None) -> None:
-        """Return when one more call may be written, or the stream has ended. Raises Timeout.
+        """Return when one more call may be queued, or the stream has ended. Raises Timeout.
 
         A burst of calls stands in line here instead of being refused there.
         """
         try:
             async with asyncio.timeout(self._left_s(deadline)):
-                while self._outflow.is_full or (len(self._waiting) >= self._max_calls and self._session.takes_calls):
-                    if self._outflow.is_full:
+                while True:
+                    if self._outflow.is_full and self._is_much_unsent():
                         await self._outflow.wait_for_room()
-                    else:
+                    elif len(self._waiting) >= self._max_calls and self._session.takes_calls:
                         await self._stand_in_line()
+                    else:
+                        return
         except TimeoutError:
             raise Timeout(f"{self._address} takes no more calls now; this one was not started") from None
+
+    def _is_much_unsent(self) -> bool:
+        """Whether calls of ours are held back already. Items are not counted: calls leave before these."""
+        return self._session.outbox.call_bytes() > MUCH_BYTES
 
     async def _stand_in_line(self) -> None:
         place: asyncio.Future[None] = self._loop.create_future()

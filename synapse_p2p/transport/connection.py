@@ -42,9 +42,9 @@ from synapse_p2p.transport.asking import AskedCalls
 from synapse_p2p.transport.base import ByteStream, format_address, parse_address
 from synapse_p2p.transport.failures import error_of
 from synapse_p2p.transport.large_blocks import keep_large_blocks
-from synapse_p2p.transport.outflow import Outflow
+from synapse_p2p.transport.outflow import MUCH_BYTES, Outflow
 from synapse_p2p.transport.sending import ItemSender
-from synapse_p2p.transport.serving import MUCH_BYTES, CallServer, ServedCalls
+from synapse_p2p.transport.serving import CallServer, ServedCalls
 from synapse_p2p.uploads import Uploads
 
 logger = logging.getLogger(__name__)

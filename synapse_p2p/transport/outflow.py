@@ -11,6 +11,7 @@ from collections.abc import Callable
 from synapse_p2p.protocol.counts import SessionCounts
 from synapse_p2p.transport.base import ByteStream
 
+MUCH_BYTES = 64 * 1024  # that are queued, before they are written at once: about one record
 LOOKS_A_STALL = 4  # in each stall's time: who stops reading just after a look has a quarter of it more, not all of it
 
 

@@ -27,15 +27,13 @@ from synapse_p2p.schema import dump
 from synapse_p2p.traceparent import is_traceparent, take_up, with_new_parent
 from synapse_p2p.transport import byte_budget
 from synapse_p2p.transport.failures import unsendable_result
-from synapse_p2p.transport.outflow import Outflow
+from synapse_p2p.transport.outflow import MUCH_BYTES, Outflow
 from synapse_p2p.transport.sending import ItemSender
 from synapse_p2p.uploads import Upload
 
 logger = logging.getLogger(__name__)
 
 _NO_READERS: dict[tuple[int, int], asyncio.Future[None]] = {}
-
-MUCH_BYTES = 64 * 1024  # that are queued, before they are written at once: about one record
 
 
 class CallServer(Protocol):

@@ -906,6 +906,41 @@ def test_calls_wait_their_turn_while_the_peer_reads_too_slowly():
     virtually(main())
 
 
+def test_a_call_beside_an_upload_that_never_leaves_room_is_next():
+    async def take(items: AsyncIterator[bytes]) -> None:
+        async for _ in items:
+            await asyncio.sleep(0)
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 16_384
+
+    async def read_a_little(reader: SessionConnection) -> None:
+        """As over a slow link: now and then there is room again, and the upload has had its turn by then."""
+        while True:
+            reader.stream.pause_reading()
+            await asyncio.sleep(1)
+            reader.stream.resume_reading()
+            await asyncio.sleep(0)
+
+    async def main() -> float:
+        async with session(MemoryTransport(), listener=Handlers(echo=echo, take=take)) as (ours, theirs):
+            upload = asyncio.create_task(
+                ours.call_uploading("take", [None], {}, uploads={0: endless()}, timeout_s=None)
+            )
+            slow = asyncio.create_task(read_a_little(theirs))
+            await asyncio.sleep(10)
+            began_at = asyncio.get_running_loop().time()
+            assert await ours.call("echo", [b"x"], {}, timeout_s=60) == b"x"
+            took_s = asyncio.get_running_loop().time() - began_at
+            for task in (slow, upload):
+                task.cancel()
+            await asyncio.gather(slow, upload, return_exceptions=True)
+            return took_s
+
+    assert virtually(main()) <= 3
+
+
 def test_a_call_that_waits_for_room_when_the_peer_dies_has_not_started():
     async def main() -> None:
         async with session(MemoryTransport(), listener=Handlers(echo=echo)) as (ours, theirs):
