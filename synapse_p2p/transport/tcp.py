@@ -21,17 +21,26 @@ LISTEN_BACKLOG = 1024
 RESET_AT_CLOSE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # what the system holds of ours is dropped
 
 
+MAX_NOT_SENT_BYTES = 128 * 1024
+"""Held by the system beyond what is on its way. What waits there is overtaken by nothing, be it a ping or a call, and
+without a limit that is megabytes: a second of a slow link. Linux and macOS."""
+
+
 class TcpStream:
     """A ByteStream over an asyncio transport."""
 
-    __slots__ = ("_transport", "is_closing", "peer_address", "write")
+    __slots__ = ("_transport", "is_closing", "is_lost", "peer_address", "write")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self.is_lost = False  # the receiver was told of its end
         self.is_closing = transport.is_closing  # asked three times for every call: without a step between
         self.write = transport.write
         self.peer_address = _address(transport.get_extra_info("peername"))
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        with contextlib.suppress(OSError, AttributeError):
+            connected = transport.get_extra_info("socket")
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_NOT_SENT_BYTES)
 
     @property
     def local_address(self) -> str:
@@ -44,6 +53,8 @@ class TcpStream:
         self._transport.close()
 
     def abort(self) -> None:
+        if self.is_lost:
+            return  # asyncio fails then, where the last bytes left after `close`
         if self.unsent_bytes():
             # Else the system would go on to offer what it has taken from us, megabytes, to a peer that does not read.
             with contextlib.suppress(OSError):  # closed already
@@ -80,6 +91,8 @@ class _Bridge(asyncio.Protocol):
         return self._receiver.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.stream is not None:
+            self.stream.is_lost = True
         self._receiver.connection_lost(exc)
 
     def pause_writing(self) -> None:

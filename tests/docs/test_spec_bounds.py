@@ -36,7 +36,7 @@ from dht.config import DHTConfig, DialConfig, HealthConfig, LookupConfig, Record
 from synapse_p2p import capability
 from synapse_p2p.config import PoolConfig, ServerConfig, SessionConfig
 from synapse_p2p.protocol import channel, handshake, outbox, session, streams, wire
-from synapse_p2p.transport import base, byte_budget, spoken
+from synapse_p2p.transport import base, byte_budget, outflow, spoken, tcp
 
 DOCS = Path(__file__).parents[2] / "docs"
 MODULES = (
@@ -59,6 +59,7 @@ MODULES = (
     node,
     operations,
     outbox,
+    outflow,
     placement,
     query,
     quotas,
@@ -78,6 +79,7 @@ MODULES = (
     spoken,
     sqlite_store,
     streams,
+    tcp,
     values,
     versions,
     where,

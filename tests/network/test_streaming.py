@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import logging
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -21,10 +23,13 @@ from synapse_p2p import Client, RemoteError, Server
 from synapse_p2p.config import KIB, MIB
 from synapse_p2p.exceptions import CallError, PeerUnavailable
 from synapse_p2p.protocol.streams import FIRST_CREDIT_BYTES
+from synapse_p2p.transport.base import format_address
 from tests.network.cancellation import until
 
 LENGTH = 5  # of the short stream
 PATIENCE_S = 120.0
+HOST = "127.0.0.1"
+LINK_BYTES = 16 * KIB
 
 
 @pytest.fixture(autouse=True)
@@ -451,6 +456,83 @@ async def upload_beside_lookups(size_bytes: int) -> tuple[int, list[NodeStatus]]
 
 def assert_nobody_is_suspected(statuses: list[NodeStatus]) -> None:
     assert [(status.contacts, status.suspects, status.is_connected) for status in statuses] == [(1, 0, True)] * 2
+
+
+class SlowLink:
+    """Listens, and goes on to a place with whoever connects: so fast and no faster on the way there.
+
+    It takes in what it passes on, and hardly more: the rest stays with who sends, as before a slow link.
+    """
+
+    def __init__(self, port: int, bytes_per_s: int) -> None:
+        self.carried_bytes = 0
+        self._port = port
+        self._pause_s = LINK_BYTES / bytes_per_s
+        self._listening = socket.create_server((HOST, 0))
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LINK_BYTES)
+        self._ends = [self._listening]
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> SlowLink:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        for end in self._ends:
+            end.close()
+
+    @property
+    def place(self) -> str:
+        return format_address(*self._listening.getsockname())
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            self._ends.append(self._listening.accept()[0])
+            self._ends.append(socket.create_connection((HOST, self._port)))
+            _, near, far = self._ends
+            back = threading.Thread(target=self._carry_back, args=(far, near))
+            back.start()
+            while data := near.recv(LINK_BYTES):
+                far.sendall(data)
+                self.carried_bytes += len(data)
+                time.sleep(self._pause_s)
+            far.shutdown(socket.SHUT_WR)
+            back.join()
+
+    def _carry_back(self, far: socket.socket, near: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := far.recv(LINK_BYTES):
+                near.sendall(data)
+            near.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the system cannot be told how much to hold")
+async def test_over_a_slow_link_a_call_does_not_wait_for_all_that_the_system_would_hold_of_uploads():
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(16 * KIB)
+
+    async with serving() as (tail, _):
+        with SlowLink(tail.server.port, bytes_per_s=4 * MIB) as link:
+            async with Client(link.place, timeout=60) as client:
+                uploads = [asyncio.create_task(client.call("swallow", endless())) for _ in range(8)]
+                await until(lambda: tail.received > 100)
+                waited_bytes = []
+                for _ in range(5):
+                    before = link.carried_bytes
+                    assert await client.call("echo", "short") == "short"
+                    waited_bytes.append(link.carried_bytes - before)
+                for upload in uploads:
+                    upload.cancel()
+                await asyncio.gather(*uploads, return_exceptions=True)
+        await tail.settled()
+
+    # The queue of the stream and that of the system are 384 KiB; without a limit the system takes 2.5 MiB and more.
+    assert max(waited_bytes) < 700 * KIB
 
 
 async def test_a_peer_to_which_an_upload_goes_answers_lookups_and_is_not_suspected():

@@ -17,7 +17,7 @@ import pytest
 from synapse_p2p.transport import memory
 from synapse_p2p.transport.base import HIGH_WATER_BYTES, ByteStream, Listener, Transport, parse_address
 from synapse_p2p.transport.memory import MemoryTransport
-from synapse_p2p.transport.tcp import TcpTransport
+from synapse_p2p.transport.tcp import MAX_NOT_SENT_BYTES, TcpTransport
 
 HOST = "127.0.0.1"
 PATIENCE_S = 10.0  # a test that waits longer has failed
@@ -428,6 +428,30 @@ async def test_what_a_tcp_peer_has_not_read_is_dropped_by_the_system_too_when_it
 
         # An end in good order would come behind all that the system had taken from us, and kept.
         assert isinstance(theirs.error, ConnectionResetError)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the system cannot be told how much to hold")
+async def test_the_system_holds_little_of_what_has_still_to_be_sent():
+    async with listening(TcpTransport()) as place:
+        ours, theirs = await place.pair()
+
+        for end in (ours, theirs):
+            connected = end.stream._transport.get_extra_info("socket")
+            assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == MAX_NOT_SENT_BYTES
+
+
+async def test_a_tcp_stream_whose_last_bytes_left_after_its_close_can_be_aborted_still():
+    async with listening(TcpTransport()) as place:
+        ours, theirs = await place.pair()
+        theirs.stream.pause_reading()
+        ours.stream.write(b"x" * 16 * 1024 * 1024)
+        ours.stream.close()
+        theirs.stream.resume_reading()
+        await ours.until("lost")
+
+        ours.stream.abort()
+
+        assert ours.error is None
 
 
 async def test_a_tcp_peer_that_closes_only_its_half_still_gets_an_answer():
