@@ -906,6 +906,45 @@ def test_calls_wait_their_turn_while_the_peer_reads_too_slowly():
     virtually(main())
 
 
+async def read_a_little(reader: End) -> None:
+    """As over a slow link: now and then there is room again, for a moment."""
+    while True:
+        reader.stream.pause_reading()
+        await asyncio.sleep(1)
+        reader.stream.resume_reading()
+        await asyncio.sleep(0)
+
+
+def test_streams_that_wait_for_room_take_turns():
+    sent = [0] * 5
+
+    async def items(number: int) -> AsyncIterator[bytes]:
+        while True:
+            sent[number] += 1
+            yield b"x" * 16_384
+
+    async def take(items: AsyncIterator[bytes]) -> None:
+        async for _ in items:
+            pass
+
+    async def main() -> None:
+        async with session(MemoryTransport(), listener=Handlers(take=take)) as (ours, theirs):
+            slow = asyncio.create_task(read_a_little(theirs))
+            uploads = [
+                asyncio.create_task(ours.call_uploading("take", [None], {}, uploads={0: items(number)}, timeout_s=None))
+                for number in range(len(sent))
+            ]
+            await asyncio.sleep(300)
+            for task in (slow, *uploads):
+                task.cancel()
+            await asyncio.gather(slow, *uploads, return_exceptions=True)
+
+    virtually(main())
+
+    assert min(sent) > 100
+    assert min(sent) > 0.7 * max(sent)
+
+
 def test_a_call_beside_an_upload_that_never_leaves_room_is_next():
     async def take(items: AsyncIterator[bytes]) -> None:
         async for _ in items:
@@ -914,14 +953,6 @@ def test_a_call_beside_an_upload_that_never_leaves_room_is_next():
     async def endless() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * 16_384
-
-    async def read_a_little(reader: SessionConnection) -> None:
-        """As over a slow link: now and then there is room again, and the upload has had its turn by then."""
-        while True:
-            reader.stream.pause_reading()
-            await asyncio.sleep(1)
-            reader.stream.resume_reading()
-            await asyncio.sleep(0)
 
     async def main() -> float:
         async with session(MemoryTransport(), listener=Handlers(echo=echo, take=take)) as (ours, theirs):
