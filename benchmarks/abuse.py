@@ -41,6 +41,7 @@ MAX_GROWTH_BYTES = 32 * MIB  # of the node, beside what its byte budgets allow
 GONE_SLACK_S = 1.5  # not all of them are there at once, nor is it looked at all the time
 MIN_SHARE_MADE = 0.9  # of an attack: less, and it was none of this size
 LOOK_EVERY_S = 0.1
+LONGER_S = 5.0  # for the client to have done something, on a busy machine
 OWN_DESCRIPTORS = 3  # by which the client's connects make the count sway
 HEADER_S = 3.0  # in which four bytes are sent, one a second
 
@@ -234,10 +235,10 @@ class Abuse:
         began_at = time.monotonic()
         done = self._attackers.ask(f"{attack.name} {attack.count} {attack.flow_s or 2 * attack.gone_s}")
         done_at = time.monotonic()
-        felt_of_flow = Felt(**self._client.ask("next")) if attack.flow_s else None
+        felt_of_flow = self._felt() if attack.flow_s else None
         self._node.ask("look")  # once it answers, it has let in whoever stood at the door
         gone_s = self._wait_until_gone(descriptors_before, done_at, 2 * (attack.gone_s + GONE_SLACK_S))
-        attacked = felt_of_flow or Felt(**self._client.ask("next"))
+        attacked = felt_of_flow or self._felt()
         after = self._node.ask("look")
         took_s = time.monotonic() - began_at
         self._attackers.ask("leave")
@@ -258,12 +259,23 @@ class Abuse:
             gone_s=gone_s,
         )
 
+    def _felt(self) -> Felt:
+        """What the client has seen since it was asked last; where that is too short for a call and a connect, a little
+        longer.
+        """
+        felt, until = Felt(), time.monotonic() + LONGER_S
+        while True:
+            felt += Felt(**self._client.ask("next"))
+            if (felt.calls_s and felt.connects_s) or time.monotonic() > until:
+                return felt
+            time.sleep(LOOK_EVERY_S)
+
     def _alone(self) -> tuple[Felt, float]:
         """What the client feels without anybody, and what share of a core the node takes for it."""
         cpu_s, began_at = self._node.ask("look")["cpu_s"], time.monotonic()
         time.sleep(self._form.alone_s)
         share = (self._node.ask("look")["cpu_s"] - cpu_s) / (time.monotonic() - began_at)
-        return Felt(**self._client.ask("next")), share
+        return self._felt(), share
 
     def _wait_until_gone(self, descriptors: int, since: float, within_s: float) -> float | None:
         """Seconds from `since` until the node has no more open than before; None when it takes longer."""
