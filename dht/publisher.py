@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
@@ -60,7 +61,9 @@ class Publisher:
         """
         agent = self._agent
         self._kept = KeptRecord(folder)
-        self._left, self._published = self.published or self._left, None
+        if self._published is not None:
+            self._left = _both(self._published.record, self._left)
+        self._published, self._take_back_at = None, 0.0
         if self._left is None or self._left.public_key != agent.identity.public_key:
             self._left = self._kept.load(
                 agent.identity, network_id=agent.network_id, unix_ms=self._unix_ms(), config=self._config.records
@@ -91,7 +94,7 @@ class Publisher:
             record = self._record_of(self._offer_at(node)) if self._published is None else self._published.record
             if not record.capabilities:
                 raise ConfigError("this agent offers nothing, so nobody keeps a record of it that could be revoked")
-            tombstone = record.revoked(issued_ms=self._unix_ms())
+            tombstone = _both(record, self._left).revoked(issued_ms=self._unix_ms())
             self._tombstone = tombstone.seal(self._agent.identity), tombstone
             self._revoked_key, self._published = record.public_key, None
         reports = await self._bring_tombstone(node)
@@ -124,7 +127,7 @@ class Publisher:
             return await _publish(node, envelope, record, record.indexed_names())
 
         await self._keep(node, offer, store)
-        await self._take_back_left(node, offer)
+        await self._take_back_left(node)
 
     async def renew(self, node: DHTNode) -> None:
         """Have what is stored live on: by a word of 195 bytes to each storer where nothing but the time is new, else by
@@ -144,11 +147,19 @@ class Publisher:
         self._published = _Published(published.signed, record)
         self._remember(envelope)
         await self._keep(node, offer, lambda: node.renew(renewal, envelope, record))
+        await self._take_back_left(node)
 
     async def publish_if_due(self, node: DHTNode) -> None:
-        """The same where the offer has changed, or nobody keeps some part of it."""
-        if not self.is_revoked and self._publishing.is_due(self._offer_at(node), self._agent.runtime.now()):
+        """The same where the offer has changed, or nobody keeps some part of it; and what an earlier life left is taken
+        back now and then until somebody has heard of it.
+        """
+        now = self._agent.runtime.now()
+        if self.is_revoked:
+            return
+        if self._publishing.is_due(self._offer_at(node), now):
             await self.publish(node)
+        elif self._left is not None and now >= self._take_back_at:
+            await self._take_back_left(node)
 
     async def withdraw_all(self, node: DHTNode) -> None:
         """Before we go: who does not hear of it in the time there is finds out by asking us."""
@@ -229,14 +240,16 @@ class Publisher:
         record = self._published.record
         await self._withdraw(node, record, _dropped(record, offer))
 
-    async def _take_back_left(self, node: DHTNode, offer: Offer) -> None:
+    async def _take_back_left(self, node: DHTNode) -> None:
         """Take back what an earlier life of this agent said and this one does not. Who keeps it is not known any more,
-        so its tombstone goes where the record would. Tried again with the next publication where nobody took it.
+        so its tombstone goes where the record would.
         """
-        left = self._left
+        left, now_ms = self._left, self._unix_ms()
         if left is None or self.is_revoked:
             return
-        names, now_ms = _dropped(left, offer), self._unix_ms()
+        self._take_back_at = self._agent.runtime.now() + self._config.join_retry_max_s
+        # Of what is offered now, and numbered at once: whatever comes to be offered later has a larger number.
+        names = _dropped(left, self._offer_at(node))
         if names and left.expires_ms > now_ms:
             tombstone = left.withdrawn(seq=self._next_seq(), issued_ms=now_ms)
             reports = await _publish(node, tombstone.seal(self._agent.identity), tombstone, names)
@@ -247,9 +260,11 @@ class Publisher:
             self._remember(self._published.signed)
 
     def _remember(self, envelope: bytes) -> None:
-        """For the next life; not while something older is left to be taken back."""
-        if self._left is None:
-            self._kept.save(envelope)
+        """For the next life: what is published, and what is left of the one before."""
+        if self._left is not None and self._published is not None:
+            with contextlib.suppress(ConfigError):  # more than one record has room for
+                envelope = _both(self._published.record, self._left).seal(self._agent.identity)
+        self._kept.save(envelope)
 
     async def _withdraw(self, node: DHTNode, published: AgentRecord, names: Iterable[str]) -> None:
         names = list(names)
@@ -267,6 +282,17 @@ class Publisher:
 
     def _unix_ms(self) -> int:
         return round(self._agent.runtime.unix_now() * 1000)
+
+
+def _both(record: AgentRecord, left: AgentRecord | None) -> AgentRecord:
+    """A record found wherever one of these two of an agent is; the first, where that is more than one may be."""
+    if left is None or left.public_key != record.public_key:
+        return record
+    names = {claim.name for claim in record.capabilities}
+    others = tuple(claim for claim in left.capabilities if claim.name not in names)
+    with contextlib.suppress(ConfigError):
+        return replace(record, capabilities=record.capabilities + others)
+    return record
 
 
 def _dropped(record: AgentRecord, offer: Offer) -> list[str]:

@@ -395,7 +395,7 @@ class SessionConnection:
             self._flush()
             if self._served.arrived:
                 self._served.begin_arrived()
-                self._flush()
+                self._pump()  # places are free again, and perhaps nothing is in flight any more
             self._note_held()
             self._read_on()
 

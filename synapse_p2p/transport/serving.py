@@ -155,7 +155,8 @@ class ServedCalls:
         own = asyncio.current_task()
         for call_id in list(self._session.running):
             if self._tasks.get(call_id) is not own:
-                self._session.fail(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, {"may_have_started": True})
+                details = {"may_have_started": call_id not in self.arrived}
+                self._session.fail(call_id, Code.UNAVAILABLE, NODE_IS_STOPPING, details)
 
     def withdraw(self, call_id: int) -> None:
         """Nobody waits for this call any more: cancel its task.

@@ -68,7 +68,9 @@ class TcpStream:
         self._transport.resume_reading()
 
     def set_receiver(self, receiver: Receiver) -> None:
-        self._transport.set_protocol(cast(asyncio.BaseProtocol, _Bridge(receiver)))
+        bridge = _Bridge(receiver)
+        bridge.stream = self
+        self._transport.set_protocol(cast(asyncio.BaseProtocol, bridge))
 
 
 class _Bridge(asyncio.Protocol):

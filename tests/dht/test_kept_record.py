@@ -10,8 +10,12 @@ import pytest
 
 from dht.agents.record import AgentRecord, CapabilityClaim, Reach
 from dht.agents.renewal import Renewal, with_renewal
-from dht.config import RecordConfig
+from dht.announcing import PublishReport
+from dht.config import DHTConfig, RecordConfig
 from dht.kept_record import FILE_NAME, KeptRecord
+from dht.publisher import Publisher
+from dht.records import Gone
+from synapse_p2p.agent import AgentNode
 from synapse_p2p.identity import Identity, network_id_of
 from tests.dht.test_swarm import World, seed_of, simulated
 
@@ -185,3 +189,77 @@ async def test_what_is_left_behind_is_remembered_until_somebody_has_heard_that_i
 
     # In this order: who has met the newer version takes no older one for true.
     assert [len(await first.find(name, probe=False)) for name in ("nlp", "python")] == [0, 1]
+
+
+@simulated
+@pytest.mark.parametrize("after_s", [0.02 * step for step in range(3, 12)])
+async def test_what_is_offered_again_while_it_is_taken_back_is_found(world: World, tmp_path: Path, after_s: float):
+    first = await world.start(world.agent("first"))
+    seeds = [seed_of(first)]
+    await (await world.start(world.keeping_agent("rita", "nlp"), bootstrap=seeds, data_dir=tmp_path)).stop(grace=0)
+    agent = world.keeping_agent("rita", "python")
+    starting = asyncio.ensure_future(world.start(agent, bootstrap=seeds, data_dir=tmp_path))
+
+    await asyncio.sleep(after_s)
+    await agent.set_capabilities(["python", "nlp"])
+    await starting
+    await asyncio.sleep(5)
+
+    assert [len(await first.find(name, probe=False)) for name in ("nlp", "python")] == [1, 1]
+
+
+class Storers:
+    """What the nodes of a swarm keep, where some names are not taken: as by nodes that are busy."""
+
+    addresses = ("127.0.0.1:7",)
+
+    def __init__(self) -> None:
+        self.kept: dict[str, AgentRecord] = {}
+        self.refused: set[str] = set()
+
+    async def publish(self, envelope: bytes, record: AgentRecord, name: str) -> PublishReport:
+        is_kept = name not in self.refused and (name not in self.kept or record.seq > self.kept[name].seq)
+        if is_kept:
+            self.kept[name] = record
+        return PublishReport(name, asked=3, stored=2 * is_kept, refusals=())
+
+    def gone(self) -> dict[str, Gone | None]:
+        return {name: record.gone for name, record in sorted(self.kept.items())}
+
+
+def publisher(folder: Path, *capabilities: str) -> Publisher:
+    agent = AgentNode(name="Rita", role="worker", capabilities=list(capabilities), identity=OWN)
+    made = Publisher(agent, DHTConfig())
+    made.begin(folder)
+    return made
+
+
+async def test_who_was_busy_hears_later_and_a_life_that_ends_before_leaves_both_to_the_next(tmp_path: Path):
+    storers = Storers()
+    await publisher(tmp_path, "python", "nlp").publish(storers)
+    second = publisher(tmp_path, "python", "vision")
+    storers.refused = {"nlp"}
+    await second.publish(storers)
+    assert storers.gone() == {"nlp": None, "python": None, "vision": None}
+
+    third = publisher(tmp_path, "python")
+    await third.publish(storers)
+    assert storers.gone() == {"nlp": None, "python": None, "vision": Gone.NOW}
+    storers.refused = set()
+    await third._take_back_left(storers)
+
+    assert storers.gone() == {"nlp": Gone.NOW, "python": None, "vision": Gone.NOW}
+    assert publisher(tmp_path, "python")._left.indexed_names() == ("python",)
+
+
+async def test_a_revocation_is_of_what_an_earlier_life_left_as_well(tmp_path: Path):
+    storers = Storers()
+    await publisher(tmp_path, "python", "nlp").publish(storers)
+    second = publisher(tmp_path, "python")
+    storers.refused = {"nlp"}
+    await second.publish(storers)
+    storers.refused = set()
+
+    await second.revoke(storers)
+
+    assert storers.gone() == {"nlp": Gone.FINAL, "python": Gone.FINAL}

@@ -817,6 +817,33 @@ def test_calls_that_wait_until_the_peer_reads_take_no_task_and_keep_their_order(
     assert begun == list(range(60))
 
 
+def test_calls_that_begin_when_the_peer_reads_again_make_place_for_others_and_the_session_idle():
+    async def large() -> bytes:
+        return b"x" * 400_000
+
+    async def main() -> tuple[float, float]:
+        loop = asyncio.get_running_loop()
+        config = SessionConfig(max_calls_served=2)
+        listener = Handlers(echo=echo, large=large)
+        async with session(MemoryTransport(), listener=listener, listener_config=config) as (ours, theirs):
+            await ours.call("echo", [0], {}, timeout_s=None)  # a task is kept from now on
+            ours.stream.pause_reading()
+            calls = [asyncio.create_task(ours.call("large", [], {}, timeout_s=None))]
+            await asyncio.sleep(1)
+            calls += [asyncio.create_task(ours.call("echo", [number], {}, timeout_s=None)) for number in range(6)]
+            await asyncio.sleep(1)
+            began_at = loop.time()
+            ours.stream.resume_reading()
+            theirs_idle = asyncio.create_task(theirs.wait_idle())
+            assert (await asyncio.gather(*calls))[1:] == list(range(6))
+            answered_s = loop.time() - began_at
+            await theirs_idle
+            return answered_s, loop.time() - began_at
+
+    answered_s, idle_s = virtually(main())
+    assert answered_s <= idle_s < 1
+
+
 def test_a_call_withdrawn_while_it_waits_until_the_peer_reads_is_forgotten():
     begun: list[int] = []
 

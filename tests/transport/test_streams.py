@@ -440,9 +440,12 @@ async def test_the_system_holds_little_of_what_has_still_to_be_sent():
             assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == MAX_NOT_SENT_BYTES
 
 
-async def test_a_tcp_stream_whose_last_bytes_left_after_its_close_can_be_aborted_still():
+@pytest.mark.parametrize("is_handed_over", [False, True])
+async def test_a_tcp_stream_whose_last_bytes_left_after_its_close_can_be_aborted_still(is_handed_over: bool):
     async with listening(TcpTransport()) as place:
         ours, theirs = await place.pair()
+        if is_handed_over:
+            ours.stream.set_receiver(ours)
         theirs.stream.pause_reading()
         ours.stream.write(b"x" * 16 * 1024 * 1024)
         ours.stream.close()
