@@ -145,8 +145,11 @@ class Felt:
 
     @property
     def call_cpu_us(self) -> float:
-        """The client's CPU for a call, the median of the batches."""
-        return median(self.cpu_us or (0.0,))
+        """The client's CPU for a call, that of the cheaper batches: of four, three take as much or more.
+
+        A guest's speed sways by a fifth for seconds, and what an attack costs is there in all of them.
+        """
+        return quantiles(self.cpu_us, n=4)[0] if len(self.cpu_us) > 1 else sum(self.cpu_us)
 
 
 @dataclass(frozen=True, slots=True)
