@@ -123,7 +123,7 @@ class Publisher:
             record = self._record_of(offer)
             envelope = record.seal(self._agent.identity)
             self._published = _Published(envelope, record)
-            self._remember(envelope)
+            self._remember()
             return await _publish(node, envelope, record, record.indexed_names())
 
         await self._keep(node, offer, store)
@@ -143,10 +143,9 @@ class Publisher:
         renewal = Renewal.of(
             published.signed, seq=record.seq, issued_ms=record.issued_ms, expires_ms=record.expires_ms
         ).seal(self._agent.identity)
-        envelope = with_renewal(published.signed, renewal)
         self._published = _Published(published.signed, record)
-        self._remember(envelope)
-        await self._keep(node, offer, lambda: node.renew(renewal, envelope, record))
+        self._remember()
+        await self._keep(node, offer, lambda: node.renew(renewal, with_renewal(published.signed, renewal), record))
         await self._take_back_left(node)
 
     async def publish_if_due(self, node: DHTNode) -> None:
@@ -256,14 +255,17 @@ class Publisher:
             if not all(report.stored > report.kept_here for report in reports):
                 return  # we are alone, or as good as that
         self._left = None
-        if self._published is not None:
-            self._remember(self._published.signed)
+        self._remember()
 
-    def _remember(self, envelope: bytes) -> None:
-        """For the next life: what is published, and what is left of the one before."""
-        if self._left is not None and self._published is not None:
-            with contextlib.suppress(ConfigError):  # more than one record has room for
-                envelope = _both(self._published.record, self._left).seal(self._agent.identity)
+    def _remember(self) -> None:
+        """For the next life: what is published, as it was renewed last, and what is left of the life before."""
+        record, identity = self.published, self._agent.identity
+        if record is None:
+            return
+        try:
+            envelope = _both(record, self._left).seal(identity)
+        except ConfigError:  # more than one record has room for
+            envelope = record.seal(identity)
         self._kept.save(envelope)
 
     async def _withdraw(self, node: DHTNode, published: AgentRecord, names: Iterable[str]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from dht.publisher import Publisher
 from dht.records import Gone
 from synapse_p2p.agent import AgentNode
 from synapse_p2p.identity import Identity, network_id_of
+from synapse_p2p.runtime import system_runtime
 from tests.dht.test_swarm import World, seed_of, simulated
 
 OWN = Identity.from_seed(b"\x01" * 32)
@@ -223,12 +227,16 @@ class Storers:
             self.kept[name] = record
         return PublishReport(name, asked=3, stored=2 * is_kept, refusals=())
 
+    async def renew(self, renewal: bytes, envelope: bytes, record: AgentRecord) -> list[PublishReport]:
+        return [await self.publish(envelope, record, name) for name in record.indexed_names()]
+
     def gone(self) -> dict[str, Gone | None]:
         return {name: record.gone for name, record in sorted(self.kept.items())}
 
 
-def publisher(folder: Path, *capabilities: str) -> Publisher:
-    agent = AgentNode(name="Rita", role="worker", capabilities=list(capabilities), identity=OWN)
+def publisher(folder: Path, *capabilities: str, unix_now: Callable[[], float] = time.time) -> Publisher:
+    runtime = dataclasses.replace(system_runtime(), unix_now=unix_now)
+    agent = AgentNode(name="Rita", role="worker", capabilities=list(capabilities), identity=OWN, runtime=runtime)
     made = Publisher(agent, DHTConfig())
     made.begin(folder)
     return made
@@ -250,6 +258,24 @@ async def test_who_was_busy_hears_later_and_a_life_that_ends_before_leaves_both_
 
     assert storers.gone() == {"nlp": Gone.NOW, "python": None, "vision": Gone.NOW}
     assert publisher(tmp_path, "python")._left.indexed_names() == ("python",)
+
+
+async def test_what_was_renewed_while_something_was_left_is_known_to_the_next_life_as_long_as_to_storers(
+    tmp_path: Path,
+):
+    storers, clock = Storers(), [NOW_MS / 1000]
+    await publisher(tmp_path, "python", "nlp", unix_now=lambda: clock[0]).publish(storers)
+    second = publisher(tmp_path, "python", "vision", unix_now=lambda: clock[0])
+    storers.refused = {"nlp"}
+    await second.publish(storers)
+    storers.refused = set()
+    clock[0] += 450
+    await second.renew(storers)
+    clock[0] += 600  # the record as it was signed is over, the renewed one is not
+
+    await publisher(tmp_path, "python", unix_now=lambda: clock[0]).publish(storers)
+
+    assert storers.gone() == {"nlp": Gone.NOW, "python": None, "vision": Gone.NOW}
 
 
 async def test_a_revocation_is_of_what_an_earlier_life_left_as_well(tmp_path: Path):
