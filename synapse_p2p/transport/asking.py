@@ -229,8 +229,7 @@ class AskedCalls:
         if endpoint.startswith(CONTROL_PREFIX):
             raise ConfigError(f"{endpoint} is of the overlay, which has no streams")
         deadline = None if timeout_s is None else self._now() + timeout_s
-        if (self._outflow.is_full and self._is_much_unsent()) or len(self._waiting) >= self._max_calls:
-            await self._wait_for_room(deadline)
+        await self._wait_for_room(deadline)
         if not self._session.takes_calls:
             self._call_up()  # its turn was of no use
             raise PeerUnavailable(f"the session with {self._address} is closed")

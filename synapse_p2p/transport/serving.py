@@ -166,8 +166,7 @@ class ServedCalls:
         task = self._tasks.pop(call_id, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
-        if self.arrived:
-            self.arrived.pop(call_id, None)
+        self.arrived.pop(call_id, None)
         self._wake_readers(call_id)
 
     def on_items(self, call_id: int, part: int) -> None:

@@ -38,9 +38,10 @@ class TcpStream:
         self.write = transport.write
         self.peer_address = _address(transport.get_extra_info("peername"))
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        with contextlib.suppress(OSError, AttributeError):
-            connected = transport.get_extra_info("socket")
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_NOT_SENT_BYTES)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            with contextlib.suppress(OSError):  # it is gone already
+                connected = transport.get_extra_info("socket")
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_NOT_SENT_BYTES)
 
     @property
     def local_address(self) -> str:
@@ -103,25 +104,11 @@ class _Bridge(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._receiver.resume_writing()
 
-
-class _DialingBridge(_Bridge):
-    """That of a connection that we open."""
-
-    __slots__ = ("_is_lost",)
-
-    def __init__(self, receiver: Receiver) -> None:
-        super().__init__(receiver)
-        self._is_lost = False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._is_lost = True
-        super().connection_lost(exc)
-
     def see_that_it_is_lost(self) -> None:
-        """The dial was cancelled when the connection was there already. The loop has closed it, and asyncio's has told
+        """A dial was cancelled when the connection was there already. The loop has closed it, and asyncio's has told
         the receiver by now; uvloop's never does.
         """
-        if not self._is_lost:
+        if self.stream is not None and not self.stream.is_lost:
             self.connection_lost(None)
 
 
@@ -157,7 +144,7 @@ class TcpTransport:
 
     async def connect(self, host: str, port: int, receiver: Receiver) -> ByteStream:
         loop = asyncio.get_running_loop()
-        bridge = _DialingBridge(receiver)
+        bridge = _Bridge(receiver)
         try:
             await loop.create_connection(lambda: bridge, host, port)
         except UnicodeError as error:
